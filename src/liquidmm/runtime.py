@@ -1,0 +1,260 @@
+"""The machine: devices, number types, random generators, optional packages, safe writing, logging.
+
+Contract: the only place that asks what hardware there is and the only way files reach the disk whole or
+not at all. torch is imported inside the functions that need it, so importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from liquidmm.errors import ConfigError, LiquidError, MissingExtraError, suggest
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def device_of(name: str | None) -> torch.device:
+    """Choose the device to compute on.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps"; None takes cuda, else mps, else cpu.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: The name is no device, or this machine or this build of torch doesn't have it.
+    """
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name is None:
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in available:
+        raise ConfigError(f"device: '{name}' is no device.{suggest(name, available)}")
+    there = available[device.type]
+    if device.type == "cuda" and there:
+        there = device.index is None or device.index < torch.cuda.device_count()
+    if not there:
+        found = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"device: '{name}' is not available here. Choose one of: {found}.")
+    return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """Choose the number type to compute in.
+
+    Args:
+        name: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the device has it in
+            hardware and float32 elsewhere (on a CPU bfloat16 is often many times slower).
+        device: Where the computation runs.
+
+    Returns:
+        The type.
+
+    Raises:
+        ConfigError: The name is none of the four.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: '{name}' is unknown.{suggest(name, DTYPES)}")
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    fast = device.type == "mps" or (
+        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return torch.bfloat16 if fast else torch.float32
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a random generator of its own, independent of torch's global state.
+
+    Args:
+        seed: 0 or more, below 2**63.
+        device: Where the numbers are drawn.
+
+    Returns:
+        The seeded generator.
+
+    Raises:
+        ConfigError: The seed is out of range.
+    """
+    import torch
+
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed: must be from 0 to 2**63 - 1 ({seed}). Give another seed.")
+    return torch.Generator(device).manual_seed(seed)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or say which extra brings it.
+
+    Args:
+        module: Dotted name to import.
+        extra: The extra of this distribution that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingExtraError: The package isn't installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f'{module}: is not installed. Install it with: pip install "liquidmm[{extra}]"'
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder so that it appears whole or not at all.
+
+    Args:
+        path: Where the folder shall stand; missing parents are made.
+        overwrite: Replace what stands there; otherwise only a missing or empty folder is accepted.
+
+    Yields:
+        A new empty folder beside ``path``; when the block ends well it becomes ``path``, and when it
+        raises it is removed.
+
+    Raises:
+        LiquidError: Something is there already, or the disk refused (full, read-only, not permitted).
+    """
+    path = Path(path)
+    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if occupied and not overwrite:
+        raise LiquidError(f"{path}: exists already. Choose another place or remove it first.")
+    with _written_beside(
+        path, lambda: Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    ) as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if not occupied:
+            temporary.replace(path)
+            return
+        old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)) / path.name
+        path.replace(old)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            old.replace(path)
+            raise
+        finally:
+            shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all; an existing file is replaced.
+
+    Args:
+        path: Where the file shall stand; missing parents are made.
+
+    Yields:
+        The path to write to, beside ``path`` and with its suffix; when the block ends well it becomes
+        ``path``, and when it raises it is removed.
+
+    Raises:
+        LiquidError: A folder is there already, or the disk refused (full, read-only, not permitted).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise LiquidError(f"{path}: is a folder. Name a file.")
+    with _written_beside(path, lambda: _new_file(path)) as temporary:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Give a logger that writes plain lines to stderr, from level INFO up.
+
+    Args:
+        name: ``__name__`` of the caller.
+
+    Returns:
+        The logger; an application that set up logging itself keeps its own handlers and gets no second copy.
+    """
+    package = logging.getLogger("liquidmm")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(lambda record: not logging.getLogger().handlers)
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+    return logging.getLogger(name)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = make()
+        yield temporary
+    except Exception as error:
+        reason = _refusal(error, path.parent)
+        if reason is None:
+            raise
+        raise LiquidError(
+            f"{path}: can't be written ({reason}). Make room or choose another place; nothing was left behind."
+        ) from error
+    finally:
+        if temporary is not None and temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: Exception, folder: Path) -> str | None:
+    """Return the disk's reason when ``error`` is about writing below ``folder``, else None."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = error.filename
+        if named is None or Path(os.fsdecode(named)).is_relative_to(folder):
+            return error.strerror or str(error)
+    # safetensors reports a full disk with an exception of its own, without an errno.
+    if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
+        return str(error)
+    return None
+
+
+def _new_file(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
