@@ -1,7 +1,7 @@
 """Liquid: one language model that reads and writes text and images as one stream of ids.
 
-Contract: the names below are the public interface. They are loaded on first use, so that `import liquidmm`
-costs milliseconds and imports neither torch nor transformers.
+Contract: the names below are the public interface. They are loaded on first use, so that
+`import liquidmm` costs milliseconds and imports neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Run files: TOML (or any mapping) into frozen dataclasses and back.
 
 Contract: a schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the only
-default. Unknown, missing and ill-typed keys raise `ConfigError` naming the file and the dotted key. An int
-is taken where a float is asked for; a bool is never a number. Paths stay as written.
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the
+only default. Unknown, missing and ill-typed keys raise `ConfigError` naming the file and the dotted
+key. An int is taken where a float is asked for; a bool is never a number. Paths stay as written.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from liquidmm.errors import ConfigError, suggest
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 
 def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
@@ -34,8 +37,8 @@ def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
         The checked configuration.
 
     Raises:
-        ConfigError: A key is unknown or missing, a value has the wrong type, or a check of the dataclass
-            itself failed.
+        ConfigError: A key is unknown or missing, a value has the wrong type, or a check of the
+            dataclass itself failed.
     """
     return _Reader(where).table(schema, data, "")
 
@@ -46,14 +49,15 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     Args:
         schema: The dataclass to build.
         path: The run file.
-        overrides: "a.b=1" each; the value is TOML, and what isn't TOML is taken as a string. A number in
-            the key is a place in a list ("sources.0.weight=2").
+        overrides: "a.b=1" each; the value is TOML, and what isn't TOML is taken as a string. A
+            number in the key is a place in a list ("sources.0.weight=2").
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: The file can't be read or isn't TOML, an override has no "=", or `from_dict` refused.
+        ConfigError: The file can't be read or isn't TOML, an override has no "=", or `from_dict`
+            refused.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,13 +71,13 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         key, equals, text = override.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
             raise ConfigError(
-                f"--set {override}: has no key and value. Write it as key=value, for instance lr=1e-4."
+                f"--set {override}: has no key and value. Write key=value, for instance lr=1e-4."
             )
         _assign(data, [part.strip() for part in key.split(".")], _parse_value(text), override)
     return from_dict(schema, data, str(path))
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """Turn a configuration into JSON-able values; `from_dict` reads them back.
 
     Args:
@@ -163,7 +167,7 @@ class _Reader:
     def table(self, schema: type[S], data: Any, prefix: str) -> S:
         if not isinstance(data, Mapping):
             raise self.wrong(schema, data, prefix)
-        fields = {field.name: field for field in dataclasses.fields(schema) if field.init}  # type: ignore[arg-type]
+        fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
         for key in data:
             if key not in fields:
                 raise self.error(
@@ -173,7 +177,7 @@ class _Reader:
         for name, field in fields.items():
             key = _join(prefix, name)
             if name in data:
-                values[name] = self.value(_hints(schema)[name], data[name], key)
+                values[name] = self.value(_hints(typing.cast(Any, schema))[name], data[name], key)
             elif field.default is field.default_factory is dataclasses.MISSING:
                 raise self.error(key, "is missing. Add it to the run file or give it with --set.")
         try:

@@ -1,8 +1,8 @@
 """What may go wrong through no fault of this package, as one small family of exceptions.
 
-Contract: everything a user can cause is raised as a `LiquidError` whose text is one line, "where: what
-(value). What to do."; the command line prints that line and exits with 1. Any other exception is a bug and
-keeps its traceback.
+Contract: everything a user can cause is raised as a `LiquidError` whose text is one line,
+"where: what (value). What to do."; the command line prints that line and exits with 1. Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def suggest(name: str, choices: Iterable[str]) -> str:
         choices: What may be written, in any order.
 
     Returns:
-        " Did you mean 'x'?" when one choice is close, otherwise " Known: a, b, c.", or "" without choices;
-        it starts with a blank so that it can follow a sentence.
+        " Did you mean 'x'?" when one choice is close, otherwise " Known: a, b, c.", or "" without
+        choices; it starts with a blank so that it can follow a sentence.
     """
     known = sorted(set(choices))
     if not known:

@@ -1,7 +1,8 @@
 """The machine: devices, number types, random generators, optional packages, safe writing, logging.
 
-Contract: the only place that asks what hardware there is and the only way files reach the disk whole or
-not at all. torch is imported inside the functions that need it, so importing this module is cheap.
+Contract: the only place that asks what hardware there is, and the only way files reach the disk:
+whole or not at all. torch is imported inside the functions that need it, so that importing this
+module is cheap.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """Choose the number type to compute in.
 
     Args:
-        name: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the device has it in
-            hardware and float32 elsewhere (on a CPU bfloat16 is often many times slower).
+        name: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the device has it
+            in hardware and float32 elsewhere (on a CPU bfloat16 is often many times slower).
         device: Where the computation runs.
 
     Returns:
@@ -124,7 +125,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        if error.name is None or error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
             raise
         raise MissingExtraError(
             f'{module}: is not installed. Install it with: pip install "liquidmm[{extra}]"'
@@ -140,11 +141,12 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: Replace what stands there; otherwise only a missing or empty folder is accepted.
 
     Yields:
-        A new empty folder beside ``path``; when the block ends well it becomes ``path``, and when it
-        raises it is removed.
+        A new empty folder beside ``path``; when the block ends well it becomes ``path``, and when
+        it raises it is removed.
 
     Raises:
-        LiquidError: Something is there already, or the disk refused (full, read-only, not permitted).
+        LiquidError: Something is there already, or the disk refused (full, read-only, not
+            permitted).
     """
     path = Path(path)
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
@@ -177,11 +179,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         path: Where the file shall stand; missing parents are made.
 
     Yields:
-        The path to write to, beside ``path`` and with its suffix; when the block ends well it becomes
-        ``path``, and when it raises it is removed.
+        The path to write to, beside ``path`` and with its suffix; when the block ends well it
+        becomes ``path``, and when it raises it is removed.
 
     Raises:
-        LiquidError: A folder is there already, or the disk refused (full, read-only, not permitted).
+        LiquidError: A folder is there already, or the disk refused (full, read-only, not
+            permitted).
     """
     path = Path(path)
     if path.is_dir():
@@ -199,13 +202,14 @@ def get_logger(name: str) -> logging.Logger:
         name: ``__name__`` of the caller.
 
     Returns:
-        The logger; an application that set up logging itself keeps its own handlers and gets no second copy.
+        The logger; an application that set up logging itself keeps its own handlers and gets no
+        second copy.
     """
     package = logging.getLogger("liquidmm")
     if not package.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(lambda record: not logging.getLogger().handlers)
+        handler.addFilter(lambda _: not logging.getLogger().handlers)
         package.addHandler(handler)
         package.setLevel(logging.INFO)
     return logging.getLogger(name)
@@ -223,7 +227,8 @@ def _written_beside(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
         if reason is None:
             raise
         raise LiquidError(
-            f"{path}: can't be written ({reason}). Make room or choose another place; nothing was left behind."
+            f"{path}: can't be written ({reason}). Make room or choose another place; "
+            "nothing was left behind."
         ) from error
     finally:
         if temporary is not None and temporary.is_dir():
