@@ -1,0 +1,74 @@
+"""The command `liquid`: one file per subcommand, each imported only when it is needed.
+
+Contract: this is the only place that turns errors into exit codes. A `LiquidError` becomes one line
+on stderr and exit 1, wrong usage exits with 2, Ctrl-C with 130; a bug keeps its traceback. stdout
+carries results, stderr progress. `liquid --help` imports no subcommand: the one-line help stands in
+the table below, and a test keeps it equal to the command's own.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+import click
+
+from liquidmm import __version__
+from liquidmm.errors import LiquidError, suggest
+
+# Name -> where the click command is ("module:attribute") and its one-line help, in the order shown.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is called or its own help is shown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or suggest one."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command '{args[0]}'.{suggest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing what it names."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command inside the error boundary."""
+        try:
+            return super().invoke(ctx)
+        except LiquidError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="liquid")
+def main() -> None:
+    """Draw pictures, read pictures and chat with one language model.
+
+    Every command works with the model that comes with this package unless it is given another.
+    """
+    # transformers' advice is for programmers; what a user must know is said by the commands.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

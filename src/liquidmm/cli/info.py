@@ -1,0 +1,88 @@
+"""`liquid info`: what is installed, where it would run, and what a checkpoint is made of.
+
+Contract: reads configuration files only, no weights; a folder that is no checkpoint is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from liquidmm import __version__
+from liquidmm.errors import CheckpointError
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "grain")
+_MODEL_KEYS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+
+
+@click.command("info")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(checkpoint: Path | None, as_json: bool) -> None:
+    """Show versions, the device and a checkpoint's layout.
+
+    CHECKPOINT is the folder of a Liquid model; without it only the installation is shown.
+    """
+    report = {"installation": _installation()}
+    if checkpoint is not None:
+        report["checkpoint"] = _layout(checkpoint)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    for title, rows in report.items():
+        click.echo(title)
+        for name, value in rows.items():
+            click.echo(f"  {name:24} {value}")
+
+
+def _installation() -> dict[str, Any]:
+    from liquidmm.runtime import device_of, dtype_of
+
+    device = device_of(None)
+    found: dict[str, Any] = {"liquidmm": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found["device"] = str(device)
+    found["dtype"] = str(dtype_of("auto", device)).removeprefix("torch.")
+    return found
+
+
+def _layout(folder: Path) -> dict[str, Any]:
+    from liquidmm.model.checkpoint import read_vocabulary
+
+    vocabulary = read_vocabulary(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: can't be read ({error}). Name the folder of a model."
+        ) from error
+    rows: dict[str, Any] = {"folder": str(folder)}
+    rows["architecture"] = ", ".join(config.get("architectures") or ["unknown"])
+    rows.update({key: config[key] for key in _MODEL_KEYS if key in config})
+    rows.update(vocabulary.to_dict())
+    rows["weights_mib"] = round(_size_of(folder, "*.safetensors") / 2**20, 1)
+    rows["image_tokenizer_mib"] = round(
+        _size_of(folder / "image_tokenizer", "*.safetensors") / 2**20, 1
+    )
+    return rows
+
+
+def _size_of(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(pattern))
