@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+import liquidmm
+
+HEAVY = ("torch", "transformers", "numpy", "PIL", "click", "grain", "pyarrow")
+
+
+def loaded_after(statement):
+    script = f"import sys\n{statement}\nprint(*(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import liquidmm",
+        "import liquidmm; liquidmm.LiquidError",
+        "import liquidmm.config, liquidmm.errors, liquidmm.prompts, liquidmm.runtime",
+    ],
+)
+def test_light_parts_import_nothing_heavy(statement):
+    assert loaded_after(statement) == set()
+
+
+def test_the_command_line_imports_only_click():
+    assert loaded_after("import liquidmm.cli") == {"click"}
+
+
+def test_public_names_are_there():
+    assert set(liquidmm.__all__) <= set(dir(liquidmm))
+    for name in liquidmm.__all__:
+        assert getattr(liquidmm, name) is not None
+    assert liquidmm.load is liquidmm.load
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="module 'liquidmm' has no attribute 'lode'"):
+        liquidmm.lode  # noqa: B018
