@@ -1,0 +1,52 @@
+# Every target sets up what it needs: only git, make and Python 3.11 or 3.12 must be there.
+# Choose another Python with `make venv PYTHON=python3.12`.
+PYTHON ?=
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help venv demo test check format docs icons clean
+
+help:
+	@echo "make demo    draw, describe, answer and chat with the model of this repository"
+	@echo "make test    run all tests"
+	@echo "make check   lint, types, layers, and whether docs/cli.md is up to date"
+	@echo "make format  format the code"
+	@echo "make docs    write docs/cli.md anew"
+	@echo "make icons   fetch the icon sets into data/"
+	@echo "make venv    only set up .venv"
+	@echo "make clean   remove .venv, caches and outputs (data/ and runs/ stay)"
+
+venv: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON="$(PYTHON)" bash scripts/setup.sh
+	@touch $@
+
+demo: .venv/.ready
+	bash scripts/demo.sh
+
+# One thread per worker: the tests' models are tiny, and workers must not fight for the cores.
+test: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m liquidmm.cli.docs | diff docs/cli.md - || { echo "run: make docs"; exit 1; }
+
+format: .venv/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/.ready
+	$(BIN)/python -m liquidmm.cli.docs > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+icons:
+	bash scripts/icons.sh
+
+clean:
+	rm -rf .venv build outputs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

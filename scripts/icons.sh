@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Fetches the icon sets and the emoji's official names into data/ as npm's own archives (110 MB).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v npm >/dev/null; then
+    echo "icons: npm is missing. Install it (Debian: sudo apt-get install npm) and run make icons again." >&2
+    exit 1
+fi
+mkdir -p data
+for package in @iconify/json@2.2.535 emojibase-data@17.0.0; do
+    # npm names the archive scope-name-version.tgz.
+    name=${package#@}
+    archive=${name//\//-}
+    archive=data/${archive//@/-}.tgz
+    if [ -s "$archive" ]; then
+        echo "icons: $archive is there already" >&2
+        continue
+    fi
+    folder=$(mktemp -d data/.fetch.XXXXXX)
+    trap 'rm -rf "$folder"' EXIT
+    npm pack --silent --pack-destination "$folder" "$package" >/dev/null
+    mv "$folder"/*.tgz "$archive"
+    rmdir "$folder"
+    echo "$archive"
+done
