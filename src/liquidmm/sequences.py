@@ -10,12 +10,12 @@ chat            the tokenizer's chat template; ``<image>`` is a picture and a ne
 
 ``bos`` and ``eos`` are left out where the tokenizer has none. A picture is ``[boi]``, the codes row
 by row, ``[eoi]``. Data and model code both use this module, so training and inference can't drift
-apart: the ids of a chat with ``add_generation_prompt`` are a prefix of the ids of the same chat with
-the answer.
+apart: the ids of a chat with ``add_generation_prompt`` are a prefix of the ids of the same chat
+with the answer.
 
-Text that comes from outside is tokenized without looking for special tokens: a caption that contains
-``<eoi>`` or ``<|im_end|>`` becomes the letters of that word, never the marker. Only the chat template
-itself may write special tokens.
+Text that comes from outside is tokenized without looking for special tokens: a caption that
+contains ``<eoi>`` or ``<|im_end|>`` becomes the letters of that word, never the marker. Only the
+chat template itself may write special tokens.
 """
 
 from __future__ import annotations
