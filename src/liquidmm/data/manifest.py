@@ -1,0 +1,154 @@
+"""What a folder of shards holds and what made it: the content of `manifest.json`.
+
+Contract: an `Origin` decides the rows of a folder; two runs with equal origins write equal rows.
+Tallies add up: those of a folder are the sum of those of its shards.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from liquidmm.config import from_dict, to_dict
+from liquidmm.errors import ConfigError, DataError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """An entry of the source that did not become a row."""
+
+    source: str
+    """File or folder it came from."""
+    line: int
+    """Line in the file, from 1; 0 in a folder."""
+    where: str
+    """`file:line`, or the path of the picture."""
+    reason: str
+    """The message that was given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What the rows of a folder were made from; it must not change from run to run."""
+
+    fingerprint: str
+    """Fingerprint of the image tokenizer."""
+    codebook_size: int
+    """Number of codes of the image tokenizer."""
+    factor: int
+    """Pixels per code and side."""
+    source: str
+    """Path of the source as it was given."""
+    source_digest: str
+    """Hash that changes when the source does."""
+    settings: dict[str, Any]
+    """What decided which records went in and how their pictures were prepared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tallies:
+    """What one shard, or a whole folder, holds."""
+
+    records: int = 0
+    """Rows."""
+    refused: int = 0
+    """Entries that went to quarantine instead."""
+    pictures: int = 0
+    """Pictures in the rows."""
+    characters: int = 0
+    """Characters of text, captions and turns."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Rows of each kind."""
+    licenses: dict[str, int] = field(default_factory=dict)
+    """Rows under each licence; the empty name counts those without one."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """Rows of each data set."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Pictures of each size in codes, written `width x height`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The content of `manifest.json`."""
+
+    schema_version: int
+    """Version of the layout of the folder."""
+    origin: Origin
+    """What the rows were made from."""
+    complete: bool
+    """Whether the source was read to its end."""
+    shards: tuple[str, ...]
+    """File names in order."""
+    totals: Tallies
+    """Tallies of all shards."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a folder of shards.
+
+    Raises:
+        DataError: There is none, it is broken, or another version of the program wrote it.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: not a folder of shards (no {MANIFEST}). Make one with liquid encode."
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error}). Encode the source again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}. "
+            "Encode the source again."
+        )
+    try:
+        return from_dict(Manifest, data, str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
+def add_up(parts: Sequence[Tallies]) -> Tallies:
+    """Return the tallies of all parts together."""
+    return Tallies(
+        records=sum(part.records for part in parts),
+        refused=sum(part.refused for part in parts),
+        pictures=sum(part.pictures for part in parts),
+        characters=sum(part.characters for part in parts),
+        kinds=_merge(part.kinds for part in parts),
+        licenses=_merge(part.licenses for part in parts),
+        sources=_merge(part.sources for part in parts),
+        sizes=_merge(part.sizes for part in parts),
+    )
+
+
+def _merge(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def check_origin(old: Origin, new: Origin, folder: Path) -> None:
+    """Refuse to mix rows of two origins in one folder; the path of the source may differ.
+
+    Raises:
+        DataError: They differ; the first difference is named.
+    """
+    before, now = to_dict(old), to_dict(new)
+    before |= {f"settings.{name}": value for name, value in before.pop("settings").items()}
+    now |= {f"settings.{name}": value for name, value in now.pop("settings").items()}
+    for name in sorted(before.keys() | now.keys()):
+        if name != "source" and before.get(name) != now.get(name):
+            raise DataError(
+                f"{folder}: was encoded with {name} {before.get(name)!r}, now it is "
+                f"{now.get(name)!r}. Choose another folder, or remove this one."
+            )

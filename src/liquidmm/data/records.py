@@ -1,0 +1,218 @@
+"""The three kinds of training record and the check of one JSON line.
+
+Contract: a record that exists is well formed (types, no empty text, as many pictures as
+placeholders). Whether a picture can be opened is found out when it is encoded. Keys that
+`parse_record` does not name are ignored, so that a data set may carry more (concept, style) than
+training reads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from liquidmm.errors import DataError, suggest
+from liquidmm.prompts import IMAGE_PLACEHOLDER
+
+Picture: TypeAlias = Path | bytes
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+_CAPTION_KEYS = ("captions", "caption", "text_prompt")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    """Who speaks."""
+    content: str
+    """What is said; each `<image>` in it stands for the next picture of the conversation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRecord:
+    """A document of plain text."""
+
+    key: str
+    """Name of the record, used in messages."""
+    text: str
+    """The document, not empty."""
+    source: str = ""
+    """Data set the record comes from."""
+    license: str = ""
+    """SPDX name of the licence, empty when unknown."""
+    split: str = ""
+    """Part of the data set, such as `train`; empty when it is not divided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTextRecord:
+    """A picture and what it shows."""
+
+    key: str
+    """Name of the record, used in messages."""
+    image: Picture
+    """Path of the picture, or its file content."""
+    captions: tuple[str, ...]
+    """One or more captions, none empty; the first is the canonical one."""
+    source: str = ""
+    """Data set the record comes from."""
+    license: str = ""
+    """SPDX name of the licence, empty when unknown."""
+    split: str = ""
+    """Part of the data set, such as `train`; empty when it is not divided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatRecord:
+    """A conversation, with or without pictures."""
+
+    key: str
+    """Name of the record, used in messages."""
+    messages: tuple[Message, ...]
+    """The turns in order; at least one is the assistant's."""
+    images: tuple[Picture, ...] = ()
+    """One picture per `<image>` in the messages, in order."""
+    source: str = ""
+    """Data set the record comes from."""
+    license: str = ""
+    """SPDX name of the licence, empty when unknown."""
+    split: str = ""
+    """Part of the data set, such as `train`; empty when it is not divided."""
+
+
+Record: TypeAlias = TextRecord | ImageTextRecord | ChatRecord
+
+
+def pictures_of(record: Record) -> tuple[Picture, ...]:
+    """Return the pictures of a record in the order in which they are shown."""
+    match record:
+        case ImageTextRecord():
+            return (record.image,)
+        case ChatRecord():
+            return record.images
+        case _:
+            return ()
+
+
+def parse_record(obj: Mapping[str, Any], where: str, root: Path) -> Record:
+    """Check one JSON object and make the record it describes.
+
+    The keys decide the kind: `messages` (with `images`) is a conversation, `image` with `captions`,
+    `caption` or `text_prompt` a captioned picture, `text` a document. `key`, `source`, `license`
+    and `split` are optional.
+
+    Args:
+        obj: The parsed line.
+        where: `file:line`, for messages and as the key of a record that has none.
+        root: Folder that relative picture paths start from.
+
+    Returns:
+        The record.
+
+    Raises:
+        DataError: A key is missing or its value has the wrong type or is empty.
+    """
+    if not isinstance(obj, Mapping):
+        raise DataError(
+            f"{where}: not a JSON object (got {_kind(obj)}). Write one object per line."
+        )
+    common = {
+        name: _string(obj, name, where, empty=True) for name in ("source", "license", "split")
+    }
+    key = _string(obj, "key", where, empty=True) or where
+    if "messages" in obj:
+        messages = _messages(obj["messages"], where)
+        images = _images(obj, messages, where, root)
+        return ChatRecord(key=key, messages=messages, images=images, **common)
+    if "image" in obj:
+        image = root / _string(obj, "image", where)
+        return ImageTextRecord(key=key, image=image, captions=_captions(obj, where), **common)
+    if "text" in obj:
+        return TextRecord(key=key, text=_string(obj, "text", where), **common)
+    found = ", ".join(sorted(map(str, obj))) or "no keys"
+    raise DataError(
+        f"{where}: not a record ({found}). "
+        "Give 'image' and 'captions', 'messages' (and 'images'), or 'text'."
+    )
+
+
+def _string(obj: Mapping[str, Any], name: str, where: str, *, empty: bool = False) -> str:
+    value = obj.get(name, "" if empty else None)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: '{name}' must be a string (got {_kind(value)}). Correct the record."
+        )
+    if not empty and not value.strip():
+        raise DataError(f"{where}: '{name}' is empty. Fill it in or leave the record out.")
+    return value
+
+
+def _strings(value: object, name: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise DataError(
+            f"{where}: '{name}' must be a list of strings (got {_kind(value)}). Correct the record."
+        )
+    if not all(item.strip() for item in value):
+        raise DataError(f"{where}: '{name}' holds an empty string. Fill it in or leave it out.")
+    return tuple(value)
+
+
+def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    for name in _CAPTION_KEYS:
+        if name not in obj:
+            continue
+        captions = (
+            (_string(obj, name, where),)
+            if isinstance(obj[name], str)
+            else _strings(obj[name], name, where)
+        )
+        if captions:
+            return captions
+        raise DataError(f"{where}: '{name}' is empty. Give at least one caption.")
+    raise DataError(
+        f"{where}: 'image' without a caption. Add 'captions', 'caption' or 'text_prompt'."
+    )
+
+
+def _messages(value: object, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f"{where}: 'messages' must be a list of turns (got {_kind(value)}). Correct the record."
+        )
+    messages = tuple(_message(item, f"{where}: messages[{n}]") for n, item in enumerate(value))
+    if all(message.role != "assistant" for message in messages):
+        raise DataError(
+            f"{where}: 'messages' has no assistant turn, so nothing to learn. Leave the record out."
+        )
+    return messages
+
+
+def _message(value: object, where: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise DataError(
+            f"{where}: a turn must be an object (got {_kind(value)}). Give 'role' and 'content'."
+        )
+    role = _string(value, "role", where)
+    if role not in ROLES:
+        raise DataError(f"{where}: unknown role '{role}'.{suggest(role, ROLES)}")
+    return Message(role=role, content=_string(value, "content", where))  # type: ignore[arg-type]
+
+
+def _images(
+    obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path
+) -> tuple[Path, ...]:
+    images = tuple(root / name for name in _strings(obj.get("images", []), "images", where))
+    wanted = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
+    if len(images) != wanted:
+        raise DataError(
+            f"{where}: {len(images)} images for {wanted} {IMAGE_PLACEHOLDER} in the messages. "
+            "Give one image per placeholder, in order."
+        )
+    return images
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from liquidmm.data.records import (
+    ChatRecord,
+    ImageTextRecord,
+    Message,
+    TextRecord,
+    parse_record,
+    pictures_of,
+)
+from liquidmm.errors import DataError
+
+ROOT = Path("/data")
+TURNS = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
+
+
+def test_image_text_record_takes_all_three_caption_keys():
+    expected = ImageTextRecord(
+        key="k", image=ROOT / "a.png", captions=("a cat",), source="s", license="MIT", split="train"
+    )
+    common = {"key": "k", "image": "a.png", "source": "s", "license": "MIT", "split": "train"}
+    for caption in ({"captions": ["a cat"]}, {"caption": "a cat"}, {"text_prompt": "a cat"}):
+        record = parse_record(common | caption | {"concept": "cat"}, "f:1", ROOT)
+        assert record == expected
+    assert pictures_of(expected) == (ROOT / "a.png",)
+
+
+def test_text_record_uses_its_place_as_key():
+    record = parse_record({"text": "hello"}, "f.jsonl:3", ROOT)
+    assert record == TextRecord(key="f.jsonl:3", text="hello")
+    assert pictures_of(record) == ()
+
+
+def test_chat_record():
+    record = parse_record({"messages": TURNS, "images": ["a.png"]}, "f:1", ROOT)
+    assert record == ChatRecord(
+        key="f:1",
+        messages=(
+            Message(role="user", content="<image>\nWhat?"),
+            Message(role="assistant", content="A cat."),
+        ),
+        images=(ROOT / "a.png",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("obj", "words"),
+    [
+        ([], "not a JSON object (got list [])"),
+        ({"prompt": "x"}, "not a record (prompt)"),
+        ({}, "not a record (no keys)"),
+        ({"text": 5}, "'text' must be a string (got int 5)"),
+        ({"text": "  "}, "'text' is empty"),
+        ({"text": "x", "license": None}, "'license' must be a string (got nothing)"),
+        ({"image": "a.png"}, "'image' without a caption"),
+        ({"image": 1, "caption": "x"}, "'image' must be a string (got int 1)"),
+        ({"image": "a.png", "captions": []}, "'captions' is empty"),
+        ({"image": "a.png", "captions": ["x", ""]}, "'captions' holds an empty string"),
+        ({"image": "a.png", "captions": [1]}, "'captions' must be a list of strings"),
+        ({"messages": []}, "'messages' must be a list of turns"),
+        ({"messages": ["hi"]}, "messages[0]: a turn must be an object"),
+        ({"messages": [{"role": "usr", "content": "x"}]}, "Did you mean 'user'?"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
+        ({"messages": TURNS}, "0 images for 1 <image>"),
+        ({"messages": TURNS, "images": "a.png"}, "'images' must be a list of strings"),
+    ],
+)
+def test_bad_records_are_named(obj, words):
+    with pytest.raises(DataError) as error:
+        parse_record(obj, "f.jsonl:7", ROOT)
+    assert str(error.value).startswith("f.jsonl:7: ")
+    assert words in str(error.value)
