@@ -92,10 +92,3 @@ def test_a_bug_keeps_its_traceback(raising):
 def test_reference_page_is_up_to_date():
     file = ROOT / "docs" / "cli.md"
     assert file.read_text(encoding="utf-8") == docs.page(), "Run `make docs`."
-
-
-def test_info():
-    result = run("info")
-    assert result.exit_code == 0, result.output
-    assert "torch" in result.output
-    assert "device" in result.output

@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from liquidmm import __version__
-from liquidmm.errors import CheckpointError
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "grain")
 _MODEL_KEYS = (
@@ -64,15 +63,9 @@ def _installation() -> dict[str, Any]:
 
 
 def _layout(folder: Path) -> dict[str, Any]:
-    from liquidmm.model.checkpoint import read_vocabulary
+    from liquidmm.model.processor import read_config, read_vocabulary
 
-    vocabulary = read_vocabulary(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: can't be read ({error}). Name the folder of a model."
-        ) from error
+    vocabulary, config = read_vocabulary(folder), read_config(folder)
     rows: dict[str, Any] = {"folder": str(folder)}
     rows["architecture"] = ", ".join(config.get("architectures") or ["unknown"])
     rows.update({key: config[key] for key in _MODEL_KEYS if key in config})
