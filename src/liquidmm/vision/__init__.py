@@ -1,0 +1,1 @@
+"""Pictures: files, tensors, and the image tokenizer that turns them into codes and back."""

@@ -1,0 +1,351 @@
+"""The VQGAN of taming-transformers, in the shape that Chameleon and Liquid use it.
+
+Contract: pixels (B, 3, H, W) in [-1, 1] <-> codes (B, h, w) in 0..codebook_size-1, where
+h = H / factor and w = W / factor. Parameter names are taming's, so that published weights load by
+name. Nothing here trains, checks user input or reads files. Runs in float32 or under bfloat16
+autocast, in either memory format.
+
+Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from liquidmm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQGANConfig:
+    """The shape of a VQGAN; the defaults are Chameleon's."""
+
+    resolution: int = 512
+    """Picture side in pixels the model was made for; other sizes work if the factor divides them."""
+    in_channels: int = 3
+    """Colour channels in and out."""
+    base_channels: int = 128
+    """Width at full resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level in units of ``base_channels``; each level but the last halves the side."""
+    num_res_blocks: int = 2
+    """Residual blocks of each encoder level; the decoder has one more."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Sides, counted from ``resolution``, at which a level has attention; the middle always has it."""
+    latent_channels: int = 256
+    """Channels between encoder or decoder and the quantizer's 1x1 convolutions."""
+    code_dim: int = 256
+    """Length of a codebook vector."""
+    codebook_size: int = 8192
+    """Number of codebook vectors."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in (
+            "resolution",
+            "in_channels",
+            "base_channels",
+            "num_res_blocks",
+            "latent_channels",
+            "code_dim",
+            "codebook_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"vqgan.{name}: {getattr(self, name)}. Give at least 1.")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ConfigError(
+                f"vqgan.channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
+            )
+        if self.resolution % self.factor:
+            raise ConfigError(
+                f"vqgan.resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
+                "Change one of them."
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side per code."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # 32 groups as published; narrow models take the largest number of groups that fits.
+    groups = max(g for g in range(1, 33) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        """Build for ``channels`` in and ``out_channels`` out."""
+        super().__init__()
+        self.norm1 = _norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H, W)."""
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """One head of self-attention over all positions."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )  # (B, 1, HW, C)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = mixed.squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(mixed)
+
+
+class Downsample(nn.Module):
+    """Halve the side; padded on the right and bottom only, as published."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the side by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest level."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then its resampling if it has one."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool) -> None:
+        """Build ``blocks`` residual blocks, each followed by attention if wanted."""
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResBlock(channels if index == 0 else out_channels, out_channels)
+            for index in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attention))
+        # One of the two is set by the encoder or decoder; taming keeps them under these names.
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the level."""
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn) > 0:
+                x = self.attn[index](x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels to latents."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        """Build from a shape."""
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels, side = config.base_channels, config.resolution
+        for index, width in enumerate(widths):
+            attention = side in config.attention_resolutions
+            level = Level(channels, width, config.num_res_blocks, attention)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+            channels, side = width, side // 2
+        self.mid = Middle(channels)
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to (B, latent_channels, h, w)."""
+        x: Tensor = self.conv_in(pixels)
+        for level in self.down:
+            x = level(x)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        """Build from a shape."""
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        channels = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = Middle(channels)
+        levels = []
+        for index in reversed(range(len(widths))):
+            attention = config.resolution // 2**index in config.attention_resolutions
+            level = Level(channels, widths[index], config.num_res_blocks + 1, attention)
+            if index > 0:
+                level.upsample = Upsample(widths[index])
+            levels.append(level)
+            channels = widths[index]
+        # taming numbers the levels from fine to coarse although they run from coarse to fine.
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map (B, latent_channels, h, w) to (B, 3, H, W)."""
+        x: Tensor = self.mid(self.conv_in(latents))
+        for index in reversed(range(len(self.up))):
+            x = self.up[index](x)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+
+class Quantizer(nn.Module):
+    """The codebook and the search for the nearest vector in it."""
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        """Start uniformly within 1/K, as taming does."""
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+
+    def nearest(self, vectors: Tensor, chunk: int = 16384) -> Tensor:
+        """Find the index of the nearest codebook vector.
+
+        Args:
+            vectors: (N, D).
+            chunk: Rows searched at once, which bounds the memory at chunk x K floats.
+
+        Returns:
+            Indices, (N,), int64; the lower one when two are equally near.
+        """
+        codebook = self.embedding.weight.float()
+        half_norms = codebook.square().sum(1).mul(0.5)  # (K,)
+        # |z - e|^2 / 2 without the term in z, which is the same for all codes.
+        return torch.cat(
+            [
+                torch.addmm(half_norms, part, codebook.t(), alpha=-1.0).argmin(1)
+                for part in vectors.float().split(chunk)
+            ]
+        )
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``VQGAN.quantize``."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            batch, dim, height, width = latents.shape
+            flat = latents.permute(0, 2, 3, 1).reshape(-1, dim)
+            codes = self.nearest(flat.detach()).view(batch, height, width)
+            chosen = self.lookup(codes)
+            commitment = F.mse_loss(latents, chosen.detach())
+            return latents + (chosen - latents).detach(), codes, commitment
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to their vectors, (B, D, h, w)."""
+        vectors: Tensor = self.embedding(codes)
+        return vectors.permute(0, 3, 1, 2)
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantizer and decoder; with ``decoder=False`` it can only make codes."""
+
+    def __init__(self, config: VQGANConfig, decoder: bool = True) -> None:
+        """Build with random weights from the global generator."""
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config) if decoder else None
+        self.quantize = Quantizer(config.codebook_size, config.code_dim)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) to what is quantized, (B, D, h, w)."""
+        latents: Tensor = self.quant_conv(self.encoder(pixels))
+        return latents
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) to codes, (B, h, w), int64."""
+        latents = self.encode_latents(pixels)
+        flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
+
+    def decode_latents(self, quantized: Tensor) -> Tensor:
+        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not bounded.
+
+        Raises:
+            RuntimeError: The model was built without a decoder.
+        """
+        if self.decoder is None:
+            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
+        pixels: Tensor = self.decoder(self.post_quant_conv(quantized))
+        return pixels
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to pixels, (B, 3, H, W), not bounded."""
+        return self.decode_latents(self.quantize.lookup(codes))
+
+    def last_layer(self) -> Tensor:
+        """Give the weight the adaptive adversarial weight is measured at."""
+        if self.decoder is None:
+            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
+        return self.decoder.conv_out.weight
+
+
+def perplexity(counts: Tensor) -> float:
+    """Effective number of codes in use: exp of the entropy of the use counts, 1 to K."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    return math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())
