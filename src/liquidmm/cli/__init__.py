@@ -19,6 +19,30 @@ from liquidmm.errors import LiquidError, suggest
 
 # Name -> where the click command is ("module:attribute") and its one-line help, in the order shown.
 COMMANDS: dict[str, tuple[str, str]] = {
+    # use a model
+    "generate": ("liquidmm.cli.generate:command", "Draw a picture from words."),
+    "describe": ("liquidmm.cli.describe:command", "Say in words what a picture shows."),
+    "ask": ("liquidmm.cli.ask:command", "Answer a question about a picture."),
+    "chat": (
+        "liquidmm.cli.chat:command",
+        "Chat with words and pictures; type /help for what it understands.",
+    ),
+    # make one
+    "expand": (
+        "liquidmm.cli.expand:command",
+        "Make a Liquid checkpoint of any decoder language model.",
+    ),
+    "init-base": (
+        "liquidmm.cli.init_base:command",
+        "Make a small random language model and its tokenizer from texts.",
+    ),
+    "data": ("liquidmm.cli.data:command", "Make the built-in data sets: icons, scenes and text."),
+    "encode": (
+        "liquidmm.cli.encode:command",
+        "Turn pictures and their texts into shards of codes.",
+    ),
+    # judge one
+    "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
     "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
 }
 
