@@ -61,10 +61,10 @@ class Tallies:
     """Entries that went to quarantine instead."""
     pictures: int = 0
     """Pictures in the rows."""
-    characters: int = 0
-    """Characters of text, captions and turns."""
     kinds: dict[str, int] = field(default_factory=dict)
     """Rows of each kind."""
+    characters: dict[str, int] = field(default_factory=dict)
+    """Characters of text, captions and turns in the rows of each kind."""
     licenses: dict[str, int] = field(default_factory=dict)
     """Rows under each licence; the empty name counts those without one."""
     sources: dict[str, int] = field(default_factory=dict)
@@ -122,8 +122,8 @@ def add_up(parts: Sequence[Tallies]) -> Tallies:
         records=sum(part.records for part in parts),
         refused=sum(part.refused for part in parts),
         pictures=sum(part.pictures for part in parts),
-        characters=sum(part.characters for part in parts),
         kinds=_merge(part.kinds for part in parts),
+        characters=_merge(part.characters for part in parts),
         licenses=_merge(part.licenses for part in parts),
         sources=_merge(part.sources for part in parts),
         sizes=_merge(part.sizes for part in parts),

@@ -295,16 +295,16 @@ def _to_table(rows: Sequence[Row], codebook_size: int) -> pa.Table:
 
 
 def _count(rows: Sequence[Row], refused: int) -> Tallies:
-    texts = [
-        sum(map(len, (row.text, *row.captions, *(message.content for message in row.messages))))
-        for row in rows
-    ]
+    characters: Counter[str] = Counter()
+    for row in rows:
+        turns = (message.content for message in row.messages)
+        characters[row.kind] += sum(map(len, (row.text, *row.captions, *turns)))
     return Tallies(
         records=len(rows),
         refused=refused,
         pictures=sum(len(row.pictures) for row in rows),
-        characters=sum(texts),
         kinds=dict(Counter(row.kind for row in rows)),
+        characters=dict(characters),
         licenses=dict(Counter(row.license for row in rows)),
         sources=dict(Counter(row.source for row in rows)),
         sizes=dict(Counter(f"{c.shape[1]} x {c.shape[0]}" for row in rows for c in row.pictures)),
