@@ -1,0 +1,174 @@
+"""The run file of `liquid train`: what to train, on what, for how long, and what to show.
+
+Contract: every key has its one default here or beside its owner (`Source`, `RenderConfig`,
+`OptimConfig`); checks of one table stand in that table, checks across tables in `TrainRun`. Nothing
+is opened or loaded here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from liquidmm.config import to_dict
+from liquidmm.data.mixture import Source
+from liquidmm.data.render import RenderConfig
+from liquidmm.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRun:
+    """Where sequences come from."""
+
+    sources: tuple[Source, ...]
+    """What is trained on."""
+    validation: tuple[Source, ...] = ()
+    """What is measured along the way, each source by itself; the weight has no meaning here."""
+    length: int = 2048
+    """Ids in a row; sequences are packed into rows and never see each other."""
+    render: RenderConfig = field(default_factory=RenderConfig)
+    """The random choices of rendering; validation has no guidance dropout."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.sources:
+            raise ValueError("sources: is empty. Name at least one folder of shards.")
+        if self.length < 8:
+            raise ValueError(f"length: must be at least 8 ({self.length}).")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopRun:
+    """How long, how large and how often."""
+
+    steps: int
+    """Optimizer steps of the run."""
+    batch_rows: int = 16
+    """Rows of one optimizer step."""
+    micro_batch_rows: int = 0
+    """Rows computed at a time; 0 computes a step's rows at once."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products; weights and optimizer stay in float32."""
+    compile: bool = False
+    """Compile the decoder blocks: a start of a minute, then faster on a GPU."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: int = 0
+    """Steps between two validations; 0 validates only at the end."""
+    validate_rows: int = 32
+    """Rows of each validation source."""
+    sample_every: int = 0
+    """Steps between two sample grids; 0 draws only at the end."""
+    save_every: int = 500
+    """Steps between two saves; 0 saves only when the run is stopped."""
+    keep: int = 2
+    """How many of the last saves are kept."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("steps", "batch_rows", "log_every", "validate_rows", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1 ({getattr(self, name)}).")
+        for name in ("micro_batch_rows", "validate_every", "sample_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 or more ({getattr(self, name)}).")
+        if self.micro_batch_rows and self.batch_rows % self.micro_batch_rows:
+            raise ValueError(
+                f"micro_batch_rows: must divide batch_rows ({self.micro_batch_rows} of "
+                f"{self.batch_rows})."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRun:
+    """What is drawn along the way."""
+
+    prompts: tuple[str, ...] = ()
+    """Captions of the grid; none draws nothing."""
+    guidance: float = 7.0
+    """Guidance of the grid."""
+    seed: int = 0
+    """Seed of the first picture; the others count on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRun:
+    """One training of the language model."""
+
+    checkpoint: Path
+    """Liquid checkpoint to start from, as `liquid expand` writes it."""
+    out: Path
+    """Folder of this run: metrics, samples, saves and `final`."""
+    data: DataRun
+    """Where sequences come from."""
+    train: LoopRun
+    """How long, how large and how often."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer, schedule and stabilizers."""
+    sample: SampleRun = field(default_factory=SampleRun)
+    """What is drawn along the way."""
+    seed: int = 0
+    """Seed of the order of the data and of guidance dropout."""
+    device: str | None = None
+    """Device to train on; None takes the fastest."""
+    final_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the weights in `final`."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns two tables."""
+        if self.seed < 0:
+            raise ValueError(f"seed: must be 0 or more ({self.seed}).")
+        if self.optim.warmup >= self.train.steps:
+            raise ValueError(
+                f"optim.warmup: must be below train.steps ({self.optim.warmup} of "
+                f"{self.train.steps})."
+            )
+        if self.out.resolve() == self.checkpoint.resolve():
+            raise ValueError(f"out: is the checkpoint itself ({self.out}). Choose another folder.")
+
+
+# Keys that say what is shown and kept, never what is learnt: a resumed run may change them.
+_FREE = {
+    "out",
+    "device",
+    "final_dtype",
+    "sample",
+    "data.validation",
+    "train.log_every",
+    "train.validate_every",
+    "train.validate_rows",
+    "train.sample_every",
+    "train.save_every",
+    "train.keep",
+}
+
+
+def differences(old: dict[str, Any], new: TrainRun) -> list[str]:
+    """Say what a run would learn differently from the one that was saved.
+
+    Args:
+        old: The saved run as `to_dict` gave it.
+        new: The run that wants to go on.
+
+    Returns:
+        "train.steps is 200, was 100" each; empty when the run may be resumed exactly.
+    """
+    before, now = _flat(old), _flat(to_dict(new))
+    return [
+        f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if prefix in _FREE:
+        return {}
+    if isinstance(tree, dict):
+        items = [(f"{prefix}.{key}" if prefix else key, value) for key, value in tree.items()]
+    elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        items = [(f"{prefix}.{place}", value) for place, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    return {key: value for name, item in items for key, value in _flat(item, name).items()}

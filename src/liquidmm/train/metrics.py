@@ -1,0 +1,171 @@
+"""What a run reports: speed, loss and token accuracy for each task, gradient norm, learning rate.
+
+Contract: `Tally` adds up what the loss counted; `MetricsLog` appends one JSON object a line and
+shows the gist on a progress bar. A resumed run first drops the lines after the step it goes
+on from, so that the file reads as if the run had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from liquidmm.runtime import atomic_file
+from liquidmm.train.loss import LossResult
+
+
+class Tally:
+    """Adds up the counts of one or more batches."""
+
+    def __init__(self, tasks: tuple[str, ...]) -> None:
+        """Start at zero.
+
+        Args:
+            tasks: Names in the order of the loss's task ids.
+        """
+        self._tasks = tasks
+        self._sums: Tensor | None = None
+
+    def add(self, result: LossResult) -> None:
+        """Take in one batch; nothing is copied from the device yet."""
+        new = torch.stack([result.nll, result.correct, result.counts]).double()  # (3, tasks)
+        self._sums = new if self._sums is None else self._sums + new
+
+    def report(self) -> dict[str, float]:
+        """Give mean loss in nats and token accuracy, in all and for each task that was seen.
+
+        Returns:
+            "loss", "accuracy", "loss/chat" and so on; "tokens" is the number of labels.
+        """
+        if self._sums is None:
+            return {"tokens": 0}
+        nll, correct, counts = self._sums.tolist()
+        report: dict[str, float] = {"tokens": int(sum(counts))}
+        rows = [("", sum(nll), sum(correct), sum(counts))]
+        rows += [
+            (f"/{task}", *row) for task, *row in zip(self._tasks, nll, correct, counts, strict=True)
+        ]
+        for suffix, loss, hits, count in rows:
+            if count:
+                report[f"loss{suffix}"] = round(loss / count, 5)
+                report[f"accuracy{suffix}"] = round(hits / count, 5)
+        return report
+
+
+class MetricsLog:
+    """metrics.jsonl and the progress bar of one run; a context manager."""
+
+    def __init__(self, path: Path, *, step: int, steps: int, show: bool = True) -> None:
+        """Open the file and drop the lines after ``step``.
+
+        Args:
+            path: The JSON lines file.
+            step: Steps done before; 0 starts a new file.
+            steps: Steps of the whole run.
+            show: Draw a progress bar on stderr.
+        """
+        self._path = path
+        _truncate(path, step)
+        self._bar = tqdm(
+            total=steps, initial=step, unit="step", disable=not show, dynamic_ncols=True
+        )
+        self._began = time.perf_counter()
+        self._paused = 0.0
+        self._ids = 0
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def advance(self, ids: int) -> None:
+        """Count one step of so many ids."""
+        self._ids += ids
+        self._bar.update(1)
+
+    def pause(self) -> PauseClock:
+        """Give a context whose time doesn't count for the speed (validation, samples, saves)."""
+        return PauseClock(self)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append a line with the speed since the last one, and refresh the bar.
+
+        Args:
+            step: Steps done.
+            values: JSON-able figures.
+        """
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self._began - self._paused)
+        speed = round(self._ids / seconds, 1)
+        self._began, self._paused, self._ids = now, 0.0, 0
+        self.append(step, values | {"tokens_per_second": speed})
+        shown = {"loss": f"{values.get('loss', math.nan):.3f}", "tok/s": f"{speed:.0f}"}
+        self._bar.set_postfix(shown)
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """Append a line as it is."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    def wait(self, seconds: float) -> None:
+        """Leave so many seconds out of the speed."""
+        self._paused += seconds
+
+
+class PauseClock:
+    """Leaves the time of its block out of a log's speed."""
+
+    def __init__(self, log: MetricsLog) -> None:
+        """Remember the log."""
+        self._log = log
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self._log.wait(time.perf_counter() - self._began)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics file; a line cut off by a crash is left out.
+
+    Args:
+        path: The JSON lines file.
+
+    Returns:
+        One dict a line, in order; empty when there is no file.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def _truncate(path: Path, step: int) -> None:
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from liquidmm.train.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+
+
+def tiny(tied: bool) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=19,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def test_cosine_in_numbers():
+    config = OptimConfig(lr=1.0, warmup=2, min_lr_ratio=0.2)
+    rates = [learning_rate(step, 6, config) for step in range(7)]
+    middle = 0.2 + 0.8 / 2
+    quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
+    last = 0.2 + 0.8 * (1 + math.cos(3 * math.pi / 4)) / 2
+    assert rates == pytest.approx([0.5, 1.0, 1.0, quarter, middle, last, 0.2])
+
+
+def test_constant_in_numbers():
+    config = OptimConfig(lr=2.0, schedule="constant", warmup=4)
+    assert [learning_rate(step, 9, config) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_inner_matrices_decay(tied):
+    model = tiny(tied)
+    names = {id(value): name for name, value in model.named_parameters()}
+    decayed, undecayed = (
+        {names[id(value)] for value in group["params"]} for group in parameter_groups(model, 0.1)
+    )
+    assert all("proj" in name or name == "lm_head.weight" for name in decayed)
+    assert len(decayed) == (7 if tied else 8)
+    assert "model.embed_tokens.weight" in undecayed
+    assert len(decayed) + len(undecayed) == len(names)
+
+
+def test_frozen_parameters_are_left_out():
+    model = tiny(True)
+    model.model.embed_tokens.weight.requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    assert id(model.model.embed_tokens.weight) not in held
+
+
+def test_first_step_is_sign_descent():
+    model = tiny(True)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, -2.0)
+    optimizer.step()
+    torch.testing.assert_close(weight, before + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": math.inf},
+        {"warmup": -1},
+        {"clip": -0.5},
+        {"max_z": -1.0},
+        {"min_lr_ratio": 2.0},
+        {"betas": (0.9, 1.0)},
+        {"eps": 0.0},
+    ],
+)
+def test_bad_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OptimConfig(**wrong)

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from liquidmm.config import from_dict, to_dict
+from liquidmm.data.manifest import Origin
+from liquidmm.data.records import Message
+from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
+from liquidmm.model.checkpoint import Checkpoint
+from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.metrics import read_metrics
+from liquidmm.train.trainer import train
+
+WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
+
+
+def rows() -> list[Row]:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
+    asked = (
+        Message(role="user", content="<image>What is this?"),
+        Message(role="assistant", content="a cup of tea"),
+    )
+    return [
+        *[
+            Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(picture,))
+            for word, picture in zip(WORDS, pictures, strict=True)
+        ],
+        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, checkpoint) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "all"
+    origin = Origin(
+        fingerprint=checkpoint.image_tokenizer.fingerprint,
+        codebook_size=16,
+        factor=4,
+        source="s",
+        source_digest="d",
+        settings={},
+    )
+    writer = ShardWriter(folder, origin)
+    writer.write(rows(), [])
+    writer.close()
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path, shards, checkpoint_folder):
+    """A short run of all four tasks, as a run file gives it."""
+    path = str(shards)
+    return {
+        "checkpoint": str(checkpoint_folder),
+        "out": str(tmp_path / "out"),
+        "data": {
+            "sources": [
+                {"path": path, "task": "text_to_image", "weight": 3},
+                {"path": path, "task": "image_to_text"},
+                {"path": path, "task": "chat"},
+                {"path": path, "task": "text"},
+            ],
+            "validation": [
+                {"path": path, "task": "text_to_image"},
+                {"path": path, "task": "text"},
+            ],
+            "length": 96,
+        },
+        "train": {
+            "steps": 4,
+            "batch_rows": 2,
+            "micro_batch_rows": 1,
+            "log_every": 1,
+            "validate_every": 2,
+            "validate_rows": 2,
+            "save_every": 2,
+            "sample_every": 2,
+        },
+        "optim": {"lr": 1e-3, "warmup": 1},
+    }
+
+
+def build(plan, **changes) -> TrainRun:
+    run = from_dict(TrainRun, plan, "run.toml")
+    loop = {name: changes.pop(name) for name in list(changes) if hasattr(run.train, name)}
+    return replace(run, train=replace(run.train, **loop), **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_end_to_end(plan):
+    seen = []
+
+    def on_sample(checkpoint, step):
+        assert not checkpoint.model.training
+        assert not torch.is_grad_enabled()
+        torch.rand(5)  # must not disturb the training
+        seen.append(step)
+
+    run = build(plan)
+    final = train(run, on_sample)
+    assert final == run.out / "final"
+    assert seen == [2, 4]
+    assert json.loads((run.out / "run.json").read_text()) == to_dict(run)
+
+    lines = read_metrics(run.out / "metrics.jsonl")
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    assert trained[0]["lr"] == 1e-3
+    last = trained[-1]
+    assert {"loss/text_to_image", "accuracy/text_to_image", "gradient_norm"} < last.keys()
+    assert last["tokens_per_second"] > 0
+    validated = [line for line in lines if "validation/loss/all/text" in line]
+    assert [line["step"] for line in validated] == [2, 4]
+
+    loaded = Checkpoint.load(final, "cpu")
+    assert loaded.processor.sizes == ((16, 16),)
+    assert loaded.image_tokenizer.codebook_size == 16
+    AutoModelForCausalLM.from_pretrained(final)
+    assert "| text_to_image | 3.0 |" in (final / "README.md").read_text()
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights(final).values())
+    assert sorted(path.name for path in (run.out / "saves").iterdir()) == [
+        "step-00000002",
+        "step-00000004",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_equals_unbroken(plan, tmp_path, precision):
+    unbroken = build(plan, out=tmp_path / "unbroken", precision=precision)
+    train(unbroken)
+
+    broken = build(plan, out=tmp_path / "broken", precision=precision)
+
+    def interrupt(checkpoint, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    save = train(broken, interrupt)
+    assert save.name == "step-00000002"
+    assert not (broken.out / "final").exists()
+    train(broken)
+
+    for place in ("final", "saves/step-00000004/model"):
+        ours, theirs = weights(broken.out / place), weights(unbroken.out / place)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    states = [
+        load_file(run.out / "saves/step-00000004/optimizer.safetensors")
+        for run in (broken, unbroken)
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    figures = [
+        [
+            {key: value for key, value in line.items() if key != "tokens_per_second"}
+            for line in read_metrics(run.out / "metrics.jsonl")
+        ]
+        for run in (broken, unbroken)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_micro_batches_change_nothing_but_rounding(plan, tmp_path):
+    outs = []
+    for size in (1, 2, 0):
+        run = build(plan, out=tmp_path / str(size), micro_batch_rows=size, final_dtype="float32")
+        outs.append(weights(train(run)))
+    for other in outs[1:]:
+        for name, tensor in outs[0].items():
+            torch.testing.assert_close(tensor, other[name], atol=2e-4, rtol=0)
+
+
+def test_a_finished_run_stays(plan):
+    run = build(plan)
+    final = train(run)
+    before = (final / "model.safetensors").stat().st_mtime_ns
+    assert train(run) == final
+    assert (final / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_need_consent(plan):
+    run = build(plan)
+    train(run)
+    longer = build(plan, steps=6)
+    with pytest.raises(ConfigError, match=r"train\.steps is 6, was 4.*--resume"):
+        train(longer)
+    train(longer, resume=True)
+    assert read_metrics(run.out / "metrics.jsonl")[-1]["step"] == 6
+
+
+def test_what_is_shown_may_change(plan):
+    saved = to_dict(build(plan))
+    assert differences(saved, build(plan, keep=7, save_every=1, final_dtype="float32")) == []
+    assert differences(saved, build(plan, seed=5)) == ["seed is 5, was 0"]
+
+
+def test_old_saves_go(plan):
+    run = build(plan, save_every=1, keep=1)
+    train(run)
+    assert [path.name for path in (run.out / "saves").iterdir()] == ["step-00000004"]
+
+
+def test_no_number_stops_the_run(plan):
+    plan["optim"]["lr"] = 1e30
+    plan["optim"]["warmup"] = 0
+    run = build(plan)
+    with pytest.raises(LiquidError, match=r"step \d: the gradient is (nan|inf).*last save is"):
+        train(run)
+    assert not (run.out / "final").exists()
+
+
+def test_nothing_to_resume(plan):
+    with pytest.raises(ConfigError, match="holds no save to resume"):
+        train(build(plan), resume=True)
+
+
+def test_shards_of_another_tokenizer(plan, tmp_path):
+    origin = Origin(
+        fingerprint="other",
+        codebook_size=16,
+        factor=4,
+        source="s",
+        source_digest="d",
+        settings={},
+    )
+    writer = ShardWriter(tmp_path / "other", origin)
+    writer.write(rows(), [])
+    writer.close()
+    plan["data"]["sources"][0]["path"] = str(tmp_path / "other")
+    with pytest.raises(DataError, match="image tokenizer other"):
+        train(build(plan))
+
+
+def test_a_missing_checkpoint(plan, tmp_path):
+    plan["checkpoint"] = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(build(plan))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "message"),
+    [
+        ("train", "stepss", 4, "train.stepss: is an unknown key. Did you mean 'steps'?"),
+        ("train", "steps", 0, "train.steps: must be at least 1"),
+        ("train", "micro_batch_rows", 3, "train.micro_batch_rows: must divide"),
+        ("train", "precision", "fp16", "train.precision: must be one of"),
+        ("data", "length", 4, "data.length: must be at least 8"),
+        ("data", "sources", [], "data.sources: is empty"),
+        ("optim", "lr", 0, "optim.lr: must be above 0"),
+        ("optim", "warmup", 4, "warmup: must be below train.steps"),
+    ],
+)
+def test_bad_run_files(plan, table, key, value, message):
+    plan[table][key] = value
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_dict(TrainRun, plan, "run.toml")
+
+
+def test_command_line(plan, tmp_path):
+    from liquidmm.cli.train import command
+
+    lines = [f'checkpoint = "{plan["checkpoint"]}"', f'out = "{plan["out"]}"']
+    for table in ("train", "optim"):
+        lines += [f"[{table}]", *(f"{key} = {value}" for key, value in plan[table].items())]
+    lines += ["[sample]", 'prompts = ["a red apple"]', "[data]", "length = 96"]
+    for source in plan["data"]["sources"]:
+        lines += ["[[data.sources]]", f'path = "{source["path"]}"', f'task = "{source["task"]}"']
+    path = tmp_path / "run.toml"
+    path.write_text("\n".join(lines))
+    arguments = [str(path), "--set", "train.steps=2", "--set", "train.sample_every=1"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(Path(plan["out"]) / "final")
+    samples = sorted(path.name for path in (Path(plan["out"]) / "samples").iterdir())
+    assert samples == ["step-00000001.png", "step-00000002.png"]
+
+
+@pytest.mark.slow
+def test_learns_its_pictures_by_heart(plan):
+    plan["data"]["sources"] = plan["data"]["sources"][:1]
+    plan["data"]["render"] = {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0}
+    plan["optim"] = {"lr": 3e-3, "warmup": 10}
+    plan["train"] = {"steps": 200, "batch_rows": 4, "save_every": 0}
+    run = build(plan)
+    train(run)
+    trained = [line for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line]
+    assert trained[-1]["accuracy"] > 0.99
