@@ -56,11 +56,12 @@ class Checkpoint:
                 "Take both from the same checkpoint."
             )
         check_codebook(self.images, self.vocabulary.codebook_size)
-        for size in self.processor.sizes if self.images is not None else ():
-            if any(side <= 0 or side % self.images.factor for side in size):
+        factor = 1 if self.images is None else self.images.factor
+        for width, height in self.processor.sizes:
+            if min(width, height) <= 0 or width % factor or height % factor:
                 raise CheckpointError(
-                    f"sizes: {size[0]} x {size[1]} is no multiple of the image tokenizer's factor "
-                    f"{self.images.factor}. Choose multiples."
+                    f"sizes: {width} x {height} is no multiple of the image tokenizer's factor "
+                    f"{factor}. Choose multiples."
                 )
 
     @property
