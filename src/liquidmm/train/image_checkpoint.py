@@ -38,7 +38,9 @@ def check_run(run: TokenizerRun) -> None:
     try:
         before = json.loads((run.out / "run.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{run.out / 'run.json'}: cannot be read ({error}). Start anew.") from None
+        raise ConfigError(
+            f"{run.out / 'run.json'}: cannot be read ({error}). Start anew."
+        ) from None
     now = json.loads(json.dumps(to_dict(run)))
     old, new = _flat(before), _flat(now)
     for key in sorted(old.keys() | new.keys()):

@@ -17,8 +17,8 @@ Part = Literal["encoder", "codebook", "decoder"]
 class ImageDataConfig:
     """Which pictures are learned from, and how they are prepared."""
 
-    images: Path
-    """A folder of pictures, searched below too, or a ``.jsonl`` file whose lines have ``image``: a
+    images: tuple[Path, ...]
+    """Folders of pictures, searched below too, and ``.jsonl`` files whose lines have ``image``: a
     path relative to that file. Relative to the working directory."""
     splits: tuple[str, ...] = ()
     """Values of ``split`` of the lines to train on; empty means all that are not held out."""
@@ -67,7 +67,7 @@ class ImageLossConfig:
     vgg16: Path | None = None
     """Weights of torchvision's VGG16 (``features.0.weight`` ...), safetensors or a torch pickle."""
     lpips_linear: Path | None = None
-    """LPIPS's own channel weights for VGG (``lin0.model.1.weight`` ...); None weighs all equally."""
+    """LPIPS's channel weights for VGG (``lin0.model.1.weight`` ...); None weighs all equally."""
     adversarial: float = 0.0
     """Weight of the patch discriminator, times taming's adaptive weight."""
     adversarial_start: int = 0
@@ -174,8 +174,8 @@ class TokenizerRun:
     init_from: Path | None = None
     """An earlier tokenizer to start from, in any form that can be loaded."""
     freeze: tuple[Part, ...] = ()
-    """Parts that stay as they are. ["encoder", "codebook"] improves the decoder and leaves the codes
-    of every picture unchanged."""
+    """Parts that stay as they are. ["encoder", "codebook"] improves the decoder and leaves the
+    codes of every picture unchanged."""
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work."""

@@ -44,7 +44,7 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Pictures:
         DataError: A picture or a line is broken, or the path does not exist.
         ConfigError: No pictures are left to train on.
     """
-    listed = _listed(config.images)
+    listed = [found for source in config.images for found in _listed(source)]
     if config.validation_splits:
         held_out = [path for path, split in listed if split in config.validation_splits]
     else:
@@ -62,7 +62,7 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Pictures:
     if not train:
         known = sorted({split for _, split in listed})
         raise ConfigError(
-            f"data.images: {config.images} leaves no picture to train on. "
+            f"data.images: {', '.join(map(str, config.images))} leave no picture to train on. "
             f"Splits found: {', '.join(known) or 'none'}."
         )
     return Pictures(_opened(train, config), _opened(held_out[: config.validation_images], config))
@@ -120,7 +120,7 @@ def batch(pictures: Tensor, step: int, size: int, seed: int, config: ImageDataCo
         (size, 3, S, S), float32 in [-1, 1].
     """
     first = step * size
-    indices = []
+    indices: list[int] = []
     while len(indices) < size:
         epoch, offset = divmod(first + len(indices), len(pictures))
         order = torch.randperm(

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from liquidmm.errors import CheckpointError
 from liquidmm.train.image_config import ImageLossConfig
@@ -91,7 +91,8 @@ class LPIPS(nn.Module):
 
         Pictures must be at least 16 pixels wide and high.
         """
-        both = (torch.cat([wanted, made.float()]) - self.mean) / self.scale
+        both = torch.cat([wanted, made.float()]).sub(self.get_buffer("mean"))
+        both = both.div(self.get_buffer("scale"))
         total = wanted.new_zeros(())
         tap = 0
         for layer in self.features:
@@ -150,7 +151,7 @@ class PatchDiscriminator(nn.Module):
 
 def hinge_loss(real: Tensor, made: Tensor) -> Tensor:
     """Give the discriminator's loss from its scores of real and made pictures."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + made).mean())
+    return 0.5 * (functional.relu(1.0 - real).mean() + functional.relu(1.0 + made).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
@@ -161,4 +162,5 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     """
     (ours,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (theirs,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+    weight: Tensor = ours.norm() / (theirs.norm() + 1e-4)
+    return weight.clamp(0.0, 1e4).detach()

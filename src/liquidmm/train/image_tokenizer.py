@@ -13,28 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from liquidmm.errors import ConfigError
 from liquidmm.runtime import atomic_file, device_of, generator, get_logger
 from liquidmm.train import image_checkpoint
 from liquidmm.train.image_codebook import MovingCodebook, kmeans
-from liquidmm.train.image_config import ImageLossConfig, TokenizerRun
+from liquidmm.train.image_config import TokenizerRun
 from liquidmm.train.image_data import Pictures, batch, load_pictures, to_float
 from liquidmm.train.image_losses import (
-    LPIPS,
     PatchDiscriminator,
     adaptive_weight,
     hinge_loss,
     pixel_loss,
 )
+from liquidmm.train.image_parts import freeze, load_lpips, start_model
 from liquidmm.train.image_schedule import adamw, learning_rate
 from liquidmm.vision.pixels import contact_sheet, psnr, to_image
-from liquidmm.vision.tokenizer import VQGANTokenizer, load_image_tokenizer
-from liquidmm.vision.vqgan import VQGAN, perplexity
-from liquidmm.vision.weights import read_tensors
+from liquidmm.vision.tokenizer import VQGANTokenizer
+from liquidmm.vision.vqgan import perplexity
 
 _log = get_logger(__name__)
 
@@ -81,15 +80,15 @@ class Trainer:
         self.step = 0
         with torch.random.fork_rng():
             torch.manual_seed(run.train.seed)
-            model = _start(run)
+            model = start_model(run)
             discriminator = PatchDiscriminator(
                 run.loss.discriminator_channels, run.loss.discriminator_layers
             )
         # On a CPU channels_last makes convolutions a little faster, but the backward pass of group
         # normalisation fifty times slower (torch 2.13), so only CUDA gets it.
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=layout)
-        _freeze(self.model, run)
+        self.model = model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
+        freeze(self.model, run)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = adamw(self.model, run.train)
         self.codebook = MovingCodebook(self.model.quantize, run.codebook.decay)
@@ -98,7 +97,7 @@ class Trainer:
         if run.loss.adversarial:
             self.discriminator = discriminator.to(self.device)
             self.discriminator_optimizer = adamw(self.discriminator, run.train)
-        self.lpips = _lpips(run.loss, self.device)
+        self.lpips = load_lpips(run.loss, self.device)
 
     def fit(self, until: int) -> Path:
         """Train up to a step; see ``train_tokenizer``."""
@@ -118,7 +117,8 @@ class Trainer:
 
     def _loop(self, until: int, bar: "tqdm[Any]") -> None:
         train = self.run.train
-        since, sums, count = time.perf_counter(), {}, 0
+        since, count = time.perf_counter(), 0
+        sums: dict[str, Tensor] = {}
         while self.step < until:
             if self.step == self.run.codebook.warmup_steps and self.step:
                 self._make_codebook()
@@ -157,7 +157,9 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Take one step and give its losses."""
         run = self.run
-        pixels = batch(self.pictures.train, self.step, run.train.batch_size, run.train.seed, run.data)
+        pixels = batch(
+            self.pictures.train, self.step, run.train.batch_size, run.train.seed, run.data
+        )
         pixels = pixels.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, run.train)
@@ -179,7 +181,7 @@ class Trainer:
             losses["adversarial"] = adversarial
             loss = loss + adversarial
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if run.train.clip:
             losses["gradient_norm"] = nn.utils.clip_grad_norm_(
                 self.model.parameters(), run.train.clip
@@ -244,7 +246,7 @@ class Trainer:
         wanted = min(len(pictures), max(1, options.samples // per_picture))
         chosen = pictures[torch.randperm(len(pictures), generator=self._random(2))[:wanted]]
         vectors = []
-        for part in chosen.split(size):
+        for part in torch.split(chosen, size):
             with self._autocast():
                 latents = self.model.encode_latents(to_float(part).to(self.device))
             vectors.append(latents.float().permute(0, 2, 3, 1).flatten(0, 2))
@@ -256,7 +258,9 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         # Young averages follow quickly, so that the random start does not linger.
-        decay = min(self.run.train.ema, (1 + self.step) / (10 + self.step)) if self.run.train.ema else 0
+        decay = (
+            min(self.run.train.ema, (1 + self.step) / (10 + self.step)) if self.run.train.ema else 0
+        )
         own, averaged = list(self.model.parameters()), list(self.average.parameters())
         torch._foreach_lerp_(averaged, own, 1.0 - decay)
 
@@ -268,7 +272,7 @@ class Trainer:
             Reconstructions in [-1, 1], and the codes; during the warm-up no codes (0 of them).
         """
         made, codes = [], []
-        for part in pictures.split(self.run.train.batch_size):
+        for part in torch.split(pictures, self.run.train.batch_size):
             with self._autocast():
                 latents = self.average.encode_latents(to_float(part).to(self.device))
                 if self.quantizing:
@@ -289,7 +293,7 @@ class Trainer:
         counts = torch.bincount(codes.cpu(), minlength=size)
         return {
             "psnr": sum(scores) / len(scores),
-            "l1": F.l1_loss(made, to_float(pictures)).item(),
+            "l1": functional.l1_loss(made, to_float(pictures)).item(),
             "codes_used": float((counts > 0).sum()) / size,
             "perplexity": perplexity(counts) if len(codes) else 0.0,
         }
@@ -331,42 +335,3 @@ class Trainer:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
         return {name: part for name, part in parts.items() if part is not None}
-
-
-def _start(run: TokenizerRun) -> VQGAN:
-    if run.init_from is None:
-        return VQGAN(run.vqgan)
-    model = load_image_tokenizer(run.init_from).model
-    if model.config != run.vqgan:
-        raise ConfigError(
-            f"vqgan: the shape differs from that of init_from {run.init_from} "
-            f"({model.config}). Write the same shape into the run file."
-        )
-    if model.decoder is None:
-        raise ConfigError(f"init_from: {run.init_from} has no decoder. Give a whole tokenizer.")
-    return model
-
-
-def _freeze(model: VQGAN, run: TokenizerRun) -> None:
-    model.requires_grad_(True).train()
-    # The codebook moves by averages, never by gradients.
-    model.quantize.requires_grad_(False)
-    parts = {
-        "encoder": (model.encoder, model.quant_conv),
-        "decoder": (model.decoder, model.post_quant_conv),
-        "codebook": (),
-    }
-    for name in run.freeze:
-        for module in parts[name]:
-            if module is not None:
-                module.requires_grad_(False)
-
-
-def _lpips(config: ImageLossConfig, device: torch.device) -> LPIPS | None:
-    if not config.lpips or config.vgg16 is None:
-        return None
-    trunk = read_tensors(config.vgg16, "torchvision's VGG16 weights (BSD-3-Clause)")
-    linear = None
-    if config.lpips_linear is not None:
-        linear = read_tensors(config.lpips_linear, "LPIPS's channel weights (BSD-2-Clause)")
-    return LPIPS(trunk, linear).to(device)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from liquidmm.errors import DataError
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is opened, in pixels: a file of a few kB can claim to unpack to gigabytes."""
+"""Largest picture that is opened, in pixels: a file of a few kB can unpack to gigabytes."""
 
 _FORMATS = "Give a PNG, JPEG, WebP, GIF or BMP file."
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L")
@@ -60,7 +60,7 @@ def open_image(source: Path | str | bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise DataError(f"{where}: more than {MAX_PIXELS} pixels. Make it smaller.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"{where}: not a picture in a known format. {_FORMATS}") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         # Pillow's readers raise all of these on damaged files.
@@ -110,7 +110,9 @@ def to_image(pixels: Tensor) -> Image.Image:
         ValueError: Another shape, or values outside [-1, 1].
     """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"pixels: shape {tuple(pixels.shape)}, wanted (3, H, W). Pass one picture.")
+        raise ValueError(
+            f"pixels: shape {tuple(pixels.shape)}, wanted (3, H, W). Pass one picture."
+        )
     values = pixels.detach().float().cpu()
     if not bool((values.abs() <= 1.0 + 1e-4).all()):
         raise ValueError("pixels: values outside [-1, 1] or NaN. Scale the picture first.")

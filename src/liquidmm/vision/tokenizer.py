@@ -79,6 +79,11 @@ class VQGANTokenizer:
         return self.model.config.factor
 
     @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures it was made for; other sizes work too."""
+        return self.model.config.resolution
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are; inputs are moved there, results stay there."""
         return self.model.quantize.embedding.weight.device
@@ -183,7 +188,9 @@ class VQGANTokenizer:
             name: value.to("cpu", dtype).contiguous()
             for name, value in self.model.state_dict().items()
         }
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        file = folder / "model.safetensors"
+        file.touch(0o644)  # safetensors alone would make it readable by its owner only
+        save_file(state, file, metadata={"format": "pt"})
 
 
 def load_image_tokenizer(path: Path | str) -> VQGANTokenizer:
@@ -239,7 +246,9 @@ def _load_own(folder: Path) -> VQGANTokenizer:
     storage = description.get("storage", "float32")
     if storage not in ("float32", "bfloat16"):
         raise CheckpointError(f"{folder}: storage '{storage}'. Known: float32, bfloat16.")
-    config = from_dict(VQGANConfig, description.get("vqgan", {}), f"{folder / 'config.json'}: vqgan")
+    config = from_dict(
+        VQGANConfig, description.get("vqgan", {}), f"{folder / 'config.json'}: vqgan"
+    )
     model = VQGAN(config, decoder=bool(description.get("decoder", True)))
     file = folder / "model.safetensors"
     try:

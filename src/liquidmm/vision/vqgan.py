@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from liquidmm.errors import ConfigError
 
@@ -23,17 +23,17 @@ class VQGANConfig:
     """The shape of a VQGAN; the defaults are Chameleon's."""
 
     resolution: int = 512
-    """Picture side in pixels the model was made for; other sizes work if the factor divides them."""
+    """Side in pixels the model was made for; any other that the factor divides works too."""
     in_channels: int = 3
     """Colour channels in and out."""
     base_channels: int = 128
     """Width at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Width of each level in units of ``base_channels``; each level but the last halves the side."""
+    """Width of each level in ``base_channels``; each level but the last halves the side."""
     num_res_blocks: int = 2
     """Residual blocks of each encoder level; the decoder has one more."""
     attention_resolutions: tuple[int, ...] = ()
-    """Sides, counted from ``resolution``, at which a level has attention; the middle always has it."""
+    """Sides, counted from ``resolution``, at which a level has attention; the middle has it."""
     latent_channels: int = 256
     """Channels between encoder or decoder and the quantizer's 1x1 convolutions."""
     code_dim: int = 256
@@ -53,14 +53,14 @@ class VQGANConfig:
             "codebook_size",
         ):
             if getattr(self, name) < 1:
-                raise ConfigError(f"vqgan.{name}: {getattr(self, name)}. Give at least 1.")
+                raise ConfigError(f"{name}: {getattr(self, name)}. Give at least 1.")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ConfigError(
-                f"vqgan.channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
+                f"channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
             )
         if self.resolution % self.factor:
             raise ConfigError(
-                f"vqgan.resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
+                f"resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
                 "Change one of them."
             )
 
@@ -92,9 +92,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        h: Tensor = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv2(functional.silu(self.norm2(h)))
+        shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h + shortcut
 
 
 class AttentionBlock(nn.Module):
@@ -115,9 +116,10 @@ class AttentionBlock(nn.Module):
         q, k, v = (
             layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
         )  # (B, 1, HW, C)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
         mixed = mixed.squeeze(1).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(mixed)
+        out: Tensor = self.proj_out(mixed)
+        return x + out
 
 
 class Downsample(nn.Module):
@@ -130,7 +132,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H/2, W/2)."""
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
         return out
 
 
@@ -144,7 +146,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, 2H, 2W)."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
 
 
@@ -217,7 +219,7 @@ class Encoder(nn.Module):
         x: Tensor = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(x))))
         return out
 
 
@@ -249,7 +251,7 @@ class Decoder(nn.Module):
         x: Tensor = self.mid(self.conv_in(latents))
         for index in reversed(range(len(self.up))):
             x = self.up[index](x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return out
 
 
@@ -278,7 +280,7 @@ class Quantizer(nn.Module):
         return torch.cat(
             [
                 torch.addmm(half_norms, part, codebook.t(), alpha=-1.0).argmin(1)
-                for part in vectors.float().split(chunk)
+                for part in torch.split(vectors.float(), chunk)
             ]
         )
 
@@ -290,7 +292,7 @@ class Quantizer(nn.Module):
             flat = latents.permute(0, 2, 3, 1).reshape(-1, dim)
             codes = self.nearest(flat.detach()).view(batch, height, width)
             chosen = self.lookup(codes)
-            commitment = F.mse_loss(latents, chosen.detach())
+            commitment = functional.mse_loss(latents, chosen.detach())
             return latents + (chosen - latents).detach(), codes, commitment
 
     def lookup(self, codes: Tensor) -> Tensor:

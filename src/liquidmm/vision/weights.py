@@ -5,6 +5,7 @@ Everything comes out as a ``VQGAN``; names or shapes that do not fit are a ``Che
 """
 
 import functools
+import importlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from liquidmm.config import from_dict
 from liquidmm.errors import CheckpointError
-from liquidmm.runtime import get_logger, require
+from liquidmm.runtime import get_logger
 from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
 CHAMELEON_LICENCE = (
@@ -104,7 +105,7 @@ def _yaml_beside(checkpoint: Path) -> Path:
 
 
 def _taming_config(file: Path) -> VQGANConfig:
-    yaml: Any = require("yaml", "published-weights")
+    yaml: Any = importlib.import_module("yaml")  # comes with transformers
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
         params = content["model"]["params"]
@@ -195,7 +196,9 @@ def _chameleon_config(found: Mapping[str, Any], folder: Path) -> VQGANConfig:
         "embed_dim": "code_dim",
         "num_embeddings": "codebook_size",
     }
-    fields = {ours: found[theirs] for theirs, ours in names.items() if found.get(theirs) is not None}
+    fields = {
+        ours: found[theirs] for theirs, ours in names.items() if found.get(theirs) is not None
+    }
     return from_dict(VQGANConfig, fields, f"{folder / 'config.json'}: vq_config")
 
 
