@@ -36,11 +36,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.init_base:command",
         "Make a small random language model and its tokenizer from texts.",
     ),
+    "train-tokenizer": (
+        "liquidmm.cli.train_tokenizer:command",
+        "Train an image tokenizer from RUN.toml and print its folder.",
+    ),
+    "reconstruct": (
+        "liquidmm.cli.reconstruct:command",
+        "Show a picture beside its reconstruction and print the PSNR.",
+    ),
     "data": ("liquidmm.cli.data:command", "Make the built-in data sets: icons, scenes and text."),
     "encode": (
         "liquidmm.cli.encode:command",
         "Turn pictures and their texts into shards of codes.",
     ),
+    "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
     # judge one
     "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
     "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
