@@ -116,6 +116,44 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(str(error)) from error
 
 
+def summary(folder: Path) -> dict[str, Any]:
+    """Say what a folder of shards holds, from its manifest alone.
+
+    Args:
+        folder: Folder that `liquid encode` wrote, finished or not.
+
+    Returns:
+        JSON-able values: counts, mean lengths in characters per kind, sizes in codes, licences,
+        data sets and the image tokenizer.
+
+    Raises:
+        DataError: The folder holds no shards.
+    """
+    manifest = read_manifest(folder)
+    totals, origin = manifest.totals, manifest.origin
+    return {
+        "folder": str(folder),
+        "complete": manifest.complete,
+        "shards": len(manifest.shards),
+        "records": totals.records,
+        "refused": totals.refused,
+        "pictures": totals.pictures,
+        "kinds": totals.kinds,
+        "mean_characters": {
+            kind: round(totals.characters.get(kind, 0) / count, 1)
+            for kind, count in totals.kinds.items()
+        },
+        "sizes_in_codes": totals.sizes,
+        "licenses": totals.licenses,
+        "sources": totals.sources,
+        "image_tokenizer": {
+            "fingerprint": origin.fingerprint,
+            "codebook_size": origin.codebook_size,
+            "factor": origin.factor,
+        },
+    }
+
+
 def add_up(parts: Sequence[Tallies]) -> Tallies:
     """Return the tallies of all parts together."""
     return Tallies(
