@@ -84,8 +84,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = ScratchConfig(
         vocab_size=360, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=48, context=256
     )
-    with quiet():
-        return build_base(TEXTS, tmp_path_factory.mktemp("llama") / "base", shape)
+    return build_base(TEXTS, tmp_path_factory.mktemp("llama") / "base", shape)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ _TEMPLATE_WEIGHT = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScratchConfig:
-    """Shape of the model. The defaults make 12 million parameters, 1.3 of them embeddings."""
+    """Shape of the model. The defaults make 11 million parameters, 1.3 of them embeddings."""
 
     vocab_size: int = 4096
     """Ids of the tokenizer, special tokens included; few texts may give fewer."""
@@ -89,8 +89,10 @@ def build_base(texts: Iterable[str], out: Path, config: ScratchConfig | None = N
         DataError: There is no text.
         LiquidError: The folder exists already or can't be written.
     """
+    from liquidmm.model.checkpoint import quiet
+
     config = config or ScratchConfig()
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, quiet():
         tokenizer = train_tokenizer(texts, config.vocab_size, config.context)
         build_model(config, tokenizer).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,0 +1,241 @@
+"""Saving, loading, the published layout, and what a broken folder gets."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AddedToken, AutoTokenizer, GemmaConfig, GemmaForCausalLM, GemmaTokenizer
+
+from liquidmm.errors import CheckpointError, ConfigError, LiquidError
+from liquidmm.model.checkpoint import Checkpoint, local_folder
+from liquidmm.model.processor import LiquidProcessor, read_vocabulary
+from liquidmm.vocabulary import MARKERS, Vocabulary
+
+
+def test_load(checkpoint, checkpoint_folder):
+    assert checkpoint.model.dtype == torch.float32
+    assert not checkpoint.model.training
+    assert checkpoint.processor.sizes == ((16, 16),)
+    assert checkpoint.processor.prepare == "crop"
+    assert checkpoint.image_tokenizer.codebook_size == checkpoint.vocabulary.codebook_size == 16
+    assert read_vocabulary(checkpoint_folder) == checkpoint.vocabulary
+
+
+def test_the_folder_is_a_stock_model_and_nothing_else(checkpoint_folder):
+    assert sorted(path.name for path in checkpoint_folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "image_tokenizer",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    config = json.loads((checkpoint_folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((checkpoint_folder / "processor_config.json").read_text()) == {
+        "processor_class": "LiquidProcessor",
+        "vocabulary": read_vocabulary(checkpoint_folder).to_dict(),
+        "sizes": [[16, 16]],
+        "prepare": "crop",
+    }
+
+
+def test_saving_what_was_loaded_changes_no_byte(checkpoint, checkpoint_folder, tmp_path):
+    checkpoint.save(tmp_path / "out")
+    for path in checkpoint_folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(checkpoint_folder)
+            assert (tmp_path / "out" / name).read_bytes() == path.read_bytes(), name
+
+
+def test_bfloat16_in_small_files(checkpoint, tmp_path):
+    folder = checkpoint.save(tmp_path / "out", "bfloat16", max_shard_size="20KB")
+    shards = list(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert all(path.stat().st_size < 30_000 for path in shards)
+    again = Checkpoint.load(folder, device="cpu")
+    assert again.model.dtype == torch.float32
+    assert Checkpoint.load(folder, dtype="bfloat16").model.dtype == torch.bfloat16
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    for name, value in checkpoint.model.state_dict().items():
+        expected = value.bfloat16().float()
+        torch.testing.assert_close(again.model.state_dict()[name], expected, atol=0, rtol=0)
+    assert again.model.get_output_embeddings().weight is again.model.get_input_embeddings().weight
+    assert checkpoint.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float31"])
+def test_a_dtype_that_cannot_be_saved(checkpoint, tmp_path, dtype):
+    with pytest.raises(ConfigError, match=dtype):
+        checkpoint.save(tmp_path / "out", dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_unless_told(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("keep")
+    with pytest.raises(LiquidError, match="exists already"):
+        checkpoint.save(tmp_path / "out")
+    assert (tmp_path / "out/mine.txt").read_text() == "keep"
+    checkpoint.save(tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out/mine.txt").exists()
+
+
+def test_a_failure_while_saving_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LiquidProcessor, "save_pretrained", full)
+    with pytest.raises(LiquidError, match="No space left on device"):
+        checkpoint.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_pictures(checkpoint, image_tokenizer):
+    other = checkpoint.with_pictures(image_tokenizer, ((8, 16), (16, 8)), "pad")
+    assert (other.processor.sizes, other.processor.prepare) == (((8, 16), (16, 8)), "pad")
+    assert other.model is checkpoint.model
+    with pytest.raises(CheckpointError, match="16 x 6 is no multiple .* factor 4"):
+        checkpoint.with_pictures(image_tokenizer, ((16, 6),))
+
+
+def test_a_checkpoint_without_an_image_tokenizer(
+    checkpoint_folder, image_tokenizer_folder, tmp_path
+):
+    folder = tmp_path / "text"
+    shutil.copytree(checkpoint_folder, folder)
+    shutil.rmtree(folder / "image_tokenizer")
+    loaded = Checkpoint.load(folder)
+    assert loaded.images is None
+    with pytest.raises(CheckpointError, match="has no image tokenizer"):
+        _ = loaded.image_tokenizer
+    given = Checkpoint.load(folder, image_tokenizer=image_tokenizer_folder)
+    assert given.image_tokenizer.codebook_size == 16
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The layout of Junfeng5/Liquid_V1_7B, narrow: 264192 rows, 256000 tokens, renamed ids."""
+    folder = tmp_path_factory.mktemp("published") / "Liquid_V1_7B"
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]", *MARKERS]
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    tokens = [*specials, *turns, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefgh"]
+    tokens += [f"w{index}" for index in range(256000 - len(tokens))]
+    tokenizer = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in (*MARKERS, *turns)])
+    tokenizer.save_pretrained(folder)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    GemmaForCausalLM(GemmaConfig(vocab_size=264192, **shape, **heads)).save_pretrained(folder)
+    return folder
+
+
+def test_the_published_layout_loads_as_it_is(published):
+    expected = Vocabulary(
+        text_size=256000,
+        image_offset=256000,
+        codebook_size=8192,
+        boi=7,
+        eoi=8,
+        unconditional=9,
+    )
+    assert read_vocabulary(published) == expected
+    loaded = Checkpoint.load(published)
+    assert loaded.vocabulary == expected
+    assert type(loaded.model) is GemmaForCausalLM
+    assert loaded.processor.sizes == ((512, 512),)
+    assert loaded.processor.sequences.unconditional_prompt() == [2, 9, 7]
+    # It brings no chat template; the prompts of the release have Gemma's turns.
+    ids, _ = loaded.processor.sequences.chat([{"role": "user", "content": "a"}], [], True)
+    text = "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n"
+    assert loaded.processor.tokenizer.decode(ids) == text
+
+
+def test_the_published_layout_saves_as_ours(published, tmp_path):
+    loaded = Checkpoint.load(published)
+    folder = loaded.save(tmp_path / "out")
+    assert (folder / "processor_config.json").is_file()
+    assert read_vocabulary(folder) == loaded.vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.convert_tokens_to_ids(list(MARKERS)) == [7, 8, 9]
+
+
+def _remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _edit(name, **changes):
+    def edit(folder):
+        data = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**data, **changes}))
+
+    return edit
+
+
+def _move_boi(folder):
+    data = json.loads((folder / "processor_config.json").read_text())
+    data["vocabulary"]["boi"] = 4
+    (folder / "processor_config.json").write_text(json.dumps(data))
+
+
+def _drop_a_weight(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (shutil.rmtree, "there is no such folder"),
+        (_remove("config.json"), "is no model folder"),
+        (_write("config.json", "{"), r"config\.json: can't be read"),
+        (_write("config.json", "[]"), "holds no JSON object"),
+        (_write("processor_config.json", "nonsense"), r"processor_config\.json: can't be read"),
+        (_remove("processor_config.json"), "nor the published layout"),
+        (_edit("processor_config.json", vocabulary={"boi": 1}), "vocabulary has the fields"),
+        (_edit("processor_config.json", sizes=[64]), r"sizes is \[64\]"),
+        (_edit("processor_config.json", prepare="stretch"), "prepare is 'stretch'"),
+        (_edit("processor_config.json", sizes=[[15, 16]]), "15 x 16 is no multiple"),
+        (_edit("config.json", vocab_size=300), "has 300 rows"),
+        (_move_boi, r"have the ids \[5, 6, 7\]"),
+        (_remove("tokenizer.json"), "tokenizer can't be read"),
+        (_write("tokenizer.json", "{}"), "tokenizer can't be read"),
+        (_remove("model.safetensors"), "weights can't be read"),
+        (_write("model.safetensors", "x" * 100), "weights can't be read"),
+        (_drop_a_weight, r"1 weights are missing, such as model\.norm\.weight"),
+        (_remove("image_tokenizer/model.safetensors"), "image_tokenizer"),
+    ],
+)
+def test_a_broken_folder_gets_one_clear_line(damage, words, checkpoint_folder, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(checkpoint_folder, folder)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        Checkpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_never_expanded(base_folder):
+    with pytest.raises(CheckpointError, match=r"without image codes.*liquid expand"):
+        Checkpoint.load(base_folder)
+
+
+def test_a_name_the_hub_does_not_know(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match="owner/name: is neither a folder here"):
+        local_folder("owner/name")

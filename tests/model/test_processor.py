@@ -1,0 +1,30 @@
+import pytest
+from transformers.processing_utils import ProcessorMixin
+
+from liquidmm.errors import CheckpointError
+from liquidmm.model.processor import LiquidProcessor, load_tokenizer
+
+
+def test_round_trip(checkpoint, tmp_path):
+    before = LiquidProcessor(
+        checkpoint.processor.tokenizer, checkpoint.vocabulary, ((16, 8), (8, 16)), "pad"
+    )
+    before.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    after = LiquidProcessor.from_pretrained(tmp_path)
+    assert isinstance(after, ProcessorMixin)
+    assert after.to_dict() == before.to_dict()
+    assert after.sizes == ((16, 8), (8, 16))
+    assert after.sequences.text("a cat") == before.sequences.text("a cat")
+    assert after.chat_template == before.tokenizer.chat_template
+
+
+def test_it_behaves_as_a_processor(checkpoint):
+    processor = checkpoint.processor
+    ids = processor(text="a red apple")["input_ids"]
+    assert processor.decode(ids) == "a red apple"
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint, family_base):
+    with pytest.raises(CheckpointError, match="the vocabulary says"):
+        LiquidProcessor(load_tokenizer(family_base("mistral")), checkpoint.vocabulary)
