@@ -1,0 +1,27 @@
+"""`liquid ask`: a question about a picture.
+
+Contract: prints the answer and nothing else on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from liquidmm.cli.options import load_model, model_options
+from liquidmm.errors import DataError
+
+
+@click.command("ask")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("question")
+@model_options
+def command(image: Path, question: str, checkpoint: Path | None, device: str | None) -> None:
+    """Answer a question about a picture."""
+    from liquidmm.vision.pixels import open_image
+
+    if not question.strip():
+        raise DataError("question: is empty. Ask something about the picture.")
+    picture = open_image(image)
+    click.echo(load_model(checkpoint, device).ask(picture, question))

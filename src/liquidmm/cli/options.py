@@ -1,0 +1,63 @@
+"""Options and checks that several commands share.
+
+Contract: importing this module is cheap; the model is loaded by `load_model`, when everything that
+can be checked without it has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from liquidmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from liquidmm.generate.liquid import Liquid
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """Add `--checkpoint` and `--device`."""
+    command = click.option(
+        "--device", metavar="NAME", help="cpu, cuda or mps; by default the fastest there is."
+    )(command)
+    return click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="The model to use instead of the one that comes with this package.",
+    )(command)
+
+
+def load_model(checkpoint: Path | None, device: str | None) -> Liquid:
+    """Load the model that the shared options name."""
+    from liquidmm.generate.liquid import load
+
+    return load(checkpoint, device)
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a file that couldn't be written as a picture, before anything is computed.
+
+    Raises:
+        ConfigError: A folder, or a suffix of no picture format.
+    """
+    from PIL import Image
+
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder. Name a file, as {path / 'out.png'}.")
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"{path}: '{path.suffix}' is no picture format. Use .png, .jpg or .webp.")
+
+
+def save_picture(image: Any, path: Path) -> None:
+    """Write a PIL image whole or not at all; an existing file is replaced."""
+    from liquidmm.runtime import atomic_file
+
+    with atomic_file(path) as temporary:
+        image.save(temporary)

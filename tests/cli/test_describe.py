@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+from PIL import Image
+
+from liquidmm.cli import main
+from liquidmm.generate.liquid import Liquid
+from liquidmm.model.checkpoint import Checkpoint
+
+
+def test_describe_prints_what_python_says(
+    checkpoint_folder: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    Image.new("RGBA", (30, 20), (0, 255, 0, 128)).save(tmp_path / "green.png")
+    arguments = [str(tmp_path / "green.png"), "--checkpoint", str(checkpoint_folder)]
+    result = CliRunner().invoke(main, ["describe", *arguments, "--device", "cpu"])
+    assert result.exit_code == 0
+    caption = Liquid.from_checkpoint(checkpoint).describe(tmp_path / "green.png")
+    assert result.stdout == caption + "\n"
+    assert result.stderr == ""
