@@ -1,0 +1,93 @@
+"""Perplexity and bits per byte."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from liquidmm.errors import DataError
+from liquidmm.evaluate.runner import EvaluateConfig, run
+from liquidmm.evaluate.text import PASSAGE, read_passages, score
+from liquidmm.model.checkpoint import load_language_model
+from liquidmm.model.expand import ExpandConfig, expand
+from liquidmm.model.scratch import ScratchConfig, build_base
+
+TEXT = "The quick brown fox jumps over the lazy dog. Ünïcode, too."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = ScratchConfig(
+        vocab_size=300, hidden=32, layers=1, heads=2, kv_heads=2, intermediate=32, context=32
+    )
+    return build_base([TEXT] * 4, tmp_path_factory.mktemp("text") / "base", config)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"text": "trained", "split": "train"},
+        {"text": TEXT, "split": "held_out"},
+        {"text": "b" * (PASSAGE + 1), "split": "held_out"},
+    ]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_passages_are_held_out_seeded_and_cut(data: Path) -> None:
+    everything = read_passages(data, 100, seed=0)
+    assert sorted(everything) == sorted([TEXT, "b" * PASSAGE, "b"])
+    assert read_passages(data, 2, seed=1) == read_passages(data, 100, seed=1)[:2]
+
+
+def test_nothing_held_out(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a", "split": "train"}\n')
+    with pytest.raises(DataError, match="no text with split 'held_out'"):
+        read_passages(tmp_path, 1, seed=0)
+
+
+def test_a_model_that_knows_nothing(base: Path) -> None:
+    model = load_language_model(base, torch.float32)
+    for weight in model.parameters():
+        weight.data.zero_()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    nats, tokens = score(model, tokenizer, [TEXT, TEXT])
+    assert tokens == 2 * len(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+    assert nats == pytest.approx(tokens * math.log(model.config.vocab_size), rel=1e-6)
+
+
+def test_long_passages_equal_their_windows(base: Path) -> None:
+    model = load_language_model(base, torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    text = "fox dog " * 20
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > model.config.max_position_embeddings
+    expected = 0.0
+    for first in range(0, len(ids), 31):
+        row = torch.tensor([[tokenizer.bos_token_id, *ids[first : first + 31]]])
+        chances = model(row).logits.detach().log_softmax(-1)[0, :-1]
+        expected -= float(chances.gather(1, row[0, 1:, None]).sum())
+    nats, tokens = score(model, tokenizer, [text])
+    assert tokens == len(ids)
+    assert nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_special_tokens_in_a_text_are_plain_text(base: Path) -> None:
+    model = load_language_model(base, torch.float32).eval()
+    _, tokens = score(model, AutoTokenizer.from_pretrained(base), ["<|eos|>"])
+    assert tokens > 1
+
+
+def test_checkpoint_beside_its_base(base: Path, data: Path, tmp_path: Path) -> None:
+    expand(base, tmp_path / "liquid", ExpandConfig(codebook_size=16, sizes=((32, 32),)))
+    config = EvaluateConfig(checkpoint=tmp_path / "liquid", baseline=base, data=data, device="cpu")
+    figures = run("text", config).figures
+    assert figures["n"].value == 3
+    assert figures["bytes"].value == len(TEXT.encode()) + PASSAGE + 1
+    assert figures["tokens"] == figures["baseline_tokens"]
+    # The new rows take some probability from the old ones, and nothing else has changed.
+    assert figures["perplexity"].value >= figures["baseline_perplexity"].value
+    assert figures["bits_per_byte"].unit == "bits/byte"
