@@ -45,20 +45,17 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Pictures:
         ConfigError: No pictures are left to train on.
     """
     listed = [found for source in config.images for found in _listed(source)]
-    if config.validation_splits:
-        held_out = [path for path, split in listed if split in config.validation_splits]
-    else:
-        held_out = []
     train = [
         path
         for path, split in listed
         if (split in config.splits if config.splits else split not in config.validation_splits)
     ]
-    if not config.validation_splits:
-        order = torch.randperm(len(train), generator=generator(seed, "cpu")).tolist()
-        count = int(len(train) * config.validation_fraction)
-        held_out = [train[index] for index in order[:count]]
-        train = [train[index] for index in sorted(order[count:])]
+    if config.validation_splits:
+        held_out = _shuffled([p for p, s in listed if s in config.validation_splits], seed)
+    else:
+        held_out = _shuffled(train, seed)[: int(len(train) * config.validation_fraction)]
+        taken = set(held_out)
+        train = [path for path in train if path not in taken]
     if not train:
         known = sorted({split for _, split in listed})
         raise ConfigError(
@@ -66,6 +63,11 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Pictures:
             f"Splits found: {', '.join(known) or 'none'}."
         )
     return Pictures(_opened(train, config), _opened(held_out[: config.validation_images], config))
+
+
+def _shuffled(paths: list[Path], seed: int) -> list[Path]:
+    order = torch.randperm(len(paths), generator=generator(seed, "cpu")).tolist()
+    return [paths[index] for index in order]
 
 
 def _listed(source: Path) -> list[tuple[Path, str]]:
