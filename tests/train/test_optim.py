@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from liquidmm.train.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from liquidmm.train.optim import OptimConfig, build_optimizers, learning_rate, split_parameters
 
 
 def tiny(tied: bool) -> LlamaForCausalLM:
@@ -41,7 +41,7 @@ def test_only_inner_matrices_decay(tied):
     model = tiny(tied)
     names = {id(value): name for name, value in model.named_parameters()}
     decayed, undecayed = (
-        {names[id(value)] for value in group["params"]} for group in parameter_groups(model, 0.1)
+        {names[id(value)] for value in part} for part in split_parameters(model)
     )
     assert all("proj" in name or name == "lm_head.weight" for name in decayed)
     assert len(decayed) == (7 if tied else 8)
@@ -52,7 +52,7 @@ def test_only_inner_matrices_decay(tied):
 def test_frozen_parameters_are_left_out():
     model = tiny(True)
     model.model.embed_tokens.weight.requires_grad_(False)
-    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    (optimizer,) = build_optimizers(model, OptimConfig(lr=1e-3))
     held = {id(value) for group in optimizer.param_groups for value in group["params"]}
     assert id(model.model.embed_tokens.weight) not in held
 
@@ -61,11 +61,39 @@ def test_first_step_is_sign_descent():
     model = tiny(True)
     weight = model.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
-    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    (optimizer,) = build_optimizers(model, OptimConfig(lr=1e-3))
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, -2.0)
     optimizer.step()
     torch.testing.assert_close(weight, before + 1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_moves_the_blocks_and_adamw_the_rest(tied):
+    model = tiny(tied)
+    muon, adamw = build_optimizers(model, OptimConfig(lr=1e-3, matrices="muon"))
+    names = {id(value): name for name, value in model.named_parameters()}
+    parts = [
+        {names[id(value)] for group in each.param_groups for value in group["params"]}
+        for each in (muon, adamw)
+    ]
+    assert parts[0] == {name for name in names.values() if "proj" in name}
+    assert parts[0] | parts[1] == set(names.values())
+    assert not parts[0] & parts[1]
+
+
+def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
+    model = tiny(True)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    before = weight.detach().clone()
+    muon, _ = build_optimizers(model, OptimConfig(lr=1e-3, matrices="muon"))
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    values = torch.linalg.svdvals((weight.detach() - before).double())
+    # All singular values are near one; Newton-Schulz in bfloat16 leaves them in 0.7 to 1.2.
+    expected = 1e-3 * 0.2 * math.sqrt(max(weight.shape))
+    assert values.min() > 0.5 * expected
+    assert values.max() < 1.3 * expected
 
 
 @pytest.mark.parametrize(

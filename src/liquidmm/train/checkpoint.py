@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Progress:
 def save(
     out: Path,
     checkpoint: Checkpoint,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
     keep: int,
 ) -> Path:
@@ -56,7 +56,7 @@ def save(
     Args:
         out: Folder of the run.
         checkpoint: The model with its processor; its weights are written as they are.
-        optimizer: Its optimizer.
+        optimizers: Its optimizers.
         progress: Step, data position and run.
         keep: Saves to leave, at least 1.
 
@@ -69,7 +69,7 @@ def save(
     folder = out / "saves" / f"step-{progress.step:08d}"
     with atomic_folder(folder, overwrite=True) as temporary:
         checkpoint.save(temporary / "model")
-        tensors = dict(_flatten(checkpoint.model, optimizer))
+        tensors = dict(_flatten(checkpoint.model, optimizers))
         save_file(tensors | _random_states(), temporary / "optimizer.safetensors")
         state = {"step": progress.step, "data": progress.data, "run": progress.run}
         (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
@@ -113,13 +113,15 @@ def read_progress(folder: Path) -> Progress:
         ) from error
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer and torch's random state back as they were.
+def restore(
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Put the optimizers and torch's random state back as they were.
 
     Args:
         folder: A save; ``model`` was loaded from its ``model`` folder.
         model: The model.
-        optimizer: A fresh optimizer of that model.
+        optimizers: Fresh optimizers of that model.
 
     Raises:
         CheckpointError: The save is broken or belongs to another model.
@@ -131,17 +133,20 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         raise CheckpointError(
             f"{path}: can't be read ({error}). Remove this save and resume from the one before it."
         ) from error
-    for name, parameter in _optimized(model, optimizer):
-        state = {key: tensors.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        average = state["exp_avg"]
-        if average is None or average.shape != parameter.shape:
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition("/")
+        states.setdefault(name, {})[kind] = value
+    for name, parameter, optimizer in _optimized(model, optimizers):
+        state = states.get(name, {})
+        if not state or any(v.dim() and v.shape != parameter.shape for v in state.values()):
             raise CheckpointError(
                 f"{path}: holds no state for {name} {tuple(parameter.shape)}. "
                 "It belongs to another model."
             )
         # Fused AdamW wants `step` on the parameter's device.
         optimizer.state[parameter] = {
-            key: value.to(parameter.device) for key, value in state.items() if value is not None
+            kind: value.to(parameter.device) for kind, value in state.items()
         }
     torch.set_rng_state(tensors[f"{_RNG}cpu"])
     if torch.cuda.is_available() and f"{_RNG}cuda" in tensors:
@@ -156,14 +161,23 @@ def _saves(out: Path) -> list[Path]:
 
 
 def _optimized(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, nn.Parameter]]:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return ((name, value) for name, value in model.named_parameters() if id(value) in held)
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+    owner = {
+        id(parameter): optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        if id(parameter) in owner:
+            yield name, parameter, owner[id(parameter)]
 
 
-def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in _optimized(model, optimizer):
+def _flatten(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter, optimizer in _optimized(model, optimizers):
         for key, value in optimizer.state[parameter].items():
             yield f"{name}/{key}", value.detach().cpu().contiguous()
 

@@ -1,7 +1,7 @@
-"""AdamW for decoders, and learning rates as pure functions of the step.
+"""Optimizers for decoders, and learning rates as pure functions of the step.
 
-Contract: nothing here keeps state besides the optimizer itself. What has one dimension (norms,
-biases) and the embedding table, with a head tied to it, isn't decayed.
+Contract: nothing here keeps state besides the optimizers themselves. What has one dimension (norms,
+biases) and the embedding table, with a head tied to it, isn't decayed and always moved by AdamW.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class OptimConfig:
     """Steps of linear warm-up from 0."""
     min_lr_ratio: float = 0.0
     """Where the cosine ends, as a part of ``lr``."""
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What moves the matrices. Muon orthogonalizes their updates (Jordan et al. 2024), scaled so
+    that AdamW's rates fit (Liu et al. 2025, arXiv:2502.16982); better for small models from
+    scratch."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -77,47 +81,62 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr * ratio
 
 
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters into decayed and undecayed ones.
+def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the trainable parameters into matrices and the rest.
 
     Args:
         model: The decoder; frozen parameters are left out.
-        weight_decay: Decay of the first group.
 
     Returns:
-        Two groups for an optimizer.
+        The matrices of the blocks and an untied head; then norms, biases and embedding tables.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     tables = {id(parameter) for parameter in _tables(model)}
     for parameter in model.parameters():  # a tied head appears once
         if parameter.requires_grad:
-            plain = parameter.dim() < 2 or id(parameter) in tables
-            (undecayed if plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-    ]
+            plain = parameter.dim() != 2 or id(parameter) in tables
+            (rest if plain else matrices).append(parameter)
+    return matrices, rest
 
 
-def build_optimizer(model: PreTrainedModel, config: OptimConfig) -> torch.optim.AdamW:
-    """Make the optimizer of a run.
+def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Make the optimizers of a run; together they hold every trainable parameter once.
 
     Args:
         model: The decoder, on its device.
-        config: Rate, decay and averages.
+        config: Kind, rate, decay and averages.
 
     Returns:
-        AdamW, fused where the device has it.
+        One AdamW, fused where the device has it; with ``matrices = "muon"`` a Muon for the
+        matrices of the blocks before it.
     """
-    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=fused,
-    )
+    decayed, rest = split_parameters(model)
+    head = id(model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    blocks = [parameter for parameter in decayed if id(parameter) != head]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.matrices == "muon" and blocks:
+        muon = torch.optim.Muon(
+            blocks, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+        decayed = [parameter for parameter in decayed if id(parameter) == head]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        device = next(model.parameters()).device.type
+        adamw = torch.optim.AdamW(
+            groups,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=device in ("cpu", "cuda", "mps"),
+        )
+        optimizers.append(adamw)
+    return optimizers
 
 
 def _tables(model: PreTrainedModel) -> Iterator[nn.Parameter]:

@@ -47,7 +47,7 @@ from liquidmm.train.loss import (
 )
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
-from liquidmm.train.optim import build_optimizer, learning_rate
+from liquidmm.train.optim import build_optimizers, learning_rate
 
 OnSample = Callable[[Checkpoint, int], None]
 """Called with the live checkpoint, in evaluation mode, and the steps done."""
@@ -172,17 +172,16 @@ class _Trainer:
         self.device = next(self.model.parameters()).device
         self.head: Head = head_of(self.model)
         self.loss = LossConfig(max_z=run.optim.max_z, z_loss=run.optim.z_loss)
-        self.optimizer = build_optimizer(self.model, run.optim)
-        self.parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
+        self.optimizers = build_optimizers(self.model, run.optim)
+        self.groups = [group for each in self.optimizers for group in each.param_groups]
+        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.stream = self.open_stream(run.data.sources, run.data.render)
         self.validation: list[tuple[str, Batch]] | None = None
         self.figures: dict[str, Any] = {}
         self.step = 0
         if save is not None:
             progress = saves.read_progress(save)
-            saves.restore(save, self.model, self.optimizer)
+            saves.restore(save, self.model, self.optimizers)
             self.stream.restore(progress.data)
             self.step = progress.step
             _LOG.info("%s: goes on after step %d", run.out, self.step)
@@ -254,10 +253,11 @@ class _Trainer:
                 f"step {self.step + 1}: the gradient is {norm}. Lower optim.lr or lengthen the "
                 f"warm-up; the last save is {saves.latest(self.run.out)}."
             )
-        for group in self.optimizer.param_groups:
+        for group in self.groups:
             group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return norm
 
     def forward(self, batch: Batch, labels: int | None = None) -> LossResult:
@@ -302,7 +302,7 @@ class _Trainer:
         """Save everything the run needs to go on."""
         progress = saves.Progress(step=self.step, data=self.stream.state(), run=to_dict(self.run))
         keep = self.run.train.keep
-        return saves.save(self.run.out, self.checkpoint, self.optimizer, progress, keep)
+        return saves.save(self.run.out, self.checkpoint, self.optimizers, progress, keep)
 
     def validate(self, log: MetricsLog) -> None:
         """Measure each validation source by itself."""
