@@ -12,6 +12,8 @@ from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.evaluate import classifier
 from liquidmm.evaluate.report import Report
 from liquidmm.evaluate.runner import TASKS, EvaluateConfig, run
+from liquidmm.model.expand import ExpandConfig, expand
+from liquidmm.model.scratch import ScratchConfig, build_base
 from liquidmm.vision.tokenizer import VQGANTokenizer
 from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
@@ -48,6 +50,40 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, icons: Path, mod
         return run(name, EvaluateConfig(**options), lambda folder, device: model)
 
     return call
+
+
+def test_the_real_thing_fits(
+    checkpoint: Path, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny untrained Liquid goes through every task that asks the model."""
+    monkeypatch.setattr(classifier, "ClassifierConfig", lambda: QUICK)
+    shape = ScratchConfig(
+        vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=2, intermediate=16, context=256
+    )
+    base = build_base(["a red apple, noto style"], tmp_path / "base", shape)
+    images = checkpoint / "image_tokenizer"
+    expand(base, tmp_path / "liquid", ExpandConfig(image_tokenizer=images, sizes=((32, 32),)))
+    options: Any = {"checkpoint": tmp_path / "liquid", "device": "cpu", "batch": 2}
+    for name in ("prompt-fidelity", "captions"):
+        config = EvaluateConfig(data=icons, n=2, out=tmp_path / "out", **options)
+        report = run(name, config)
+        assert report.counts["trained"].n == 2
+        assert run(name, config) == report
+    chat = {
+        "messages": [
+            {"role": "user", "content": "<image>\nIs there a dog?"},
+            {"role": "assistant", "content": "yes"},
+        ],
+        "images": ["images/noto/apple.png"],
+        "tasks": ["presence"],
+        "split": "held_out",
+    }
+    (icons / "chat.jsonl").write_text(json.dumps(chat) + "\n")
+    report = run("scenes", EvaluateConfig(data=icons, **options))
+    assert report.counts["all"].n == 1
+    config = EvaluateConfig(data=icons, out=tmp_path / "docs", n=2, **options)
+    run("contact-sheet", config)
+    assert (tmp_path / "docs" / "contact-sheet.png").is_file()
 
 
 def test_prompt_fidelity(evaluate: Any, model: Any) -> None:
