@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from liquidmm.config import from_dict
-from liquidmm.errors import CheckpointError, ConfigError, DataError
+from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.runtime import generator
 from liquidmm.train.image_config import ImageDataConfig, TokenizerRun
 from liquidmm.train.image_data import batch, load_pictures
@@ -180,6 +180,12 @@ def test_interrupt_leaves_a_checkpoint(run, monkeypatch):
             train_tokenizer(run)
     train_tokenizer(run, resume=True)
     assert same(weights(run.out), weights(whole.out))
+
+
+def test_metrics_that_cannot_be_written(run):
+    (run.out / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(LiquidError, match=r"metrics.jsonl: can't be written .* Make room"):
+        train_tokenizer(run)
 
 
 def test_resume_refusals(run, tmp_path):

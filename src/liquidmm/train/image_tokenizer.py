@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from liquidmm.errors import ConfigError
+from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import atomic_file, device_of, generator, get_logger
 from liquidmm.train import image_checkpoint
 from liquidmm.train.image_codebook import MovingCodebook, kmeans
@@ -102,7 +102,6 @@ class Trainer:
     def fit(self, until: int) -> Path:
         """Train up to a step; see ``train_tokenizer``."""
         run = self.run
-        run.out.mkdir(parents=True, exist_ok=True)
         image_checkpoint.write_run(run)
         bar = tqdm(total=run.train.steps, initial=self.step, desc="tokenizer", unit="step")
         try:
@@ -310,8 +309,14 @@ class Trainer:
         line = {"step": self.step, "lr": learning_rate(self.step - 1, self.run.train), **values}
         if speed is not None:
             line["images_per_second"] = round(speed, 1)
-        with (self.run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.run.out / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise LiquidError(
+                f"{path}: can't be written ({error.strerror}). Make room, then resume the training."
+            ) from error
 
     def _save(self) -> None:
         image_checkpoint.save(self.run.out / "checkpoint.safetensors", self.step, self._parts())
