@@ -142,8 +142,11 @@ def test_end_to_end(plan):
     ]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resumed_equals_unbroken(plan, tmp_path, precision):
+@pytest.mark.parametrize(
+    ("precision", "matrices"), [("float32", "adamw"), ("bfloat16", "adamw"), ("float32", "muon")]
+)
+def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
+    plan["optim"]["matrices"] = matrices
     unbroken = build(plan, out=tmp_path / "unbroken", precision=precision)
     train(unbroken)
 
@@ -297,7 +300,7 @@ def test_learns_its_pictures_by_heart(plan):
     plan["data"]["sources"] = plan["data"]["sources"][:1]
     plan["data"]["render"] = {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0}
     plan["optim"] = {"lr": 3e-3, "warmup": 10}
-    plan["train"] = {"steps": 200, "batch_rows": 4, "save_every": 0}
+    plan["train"] = {"steps": 400, "batch_rows": 4, "save_every": 0}
     run = build(plan)
     train(run)
     trained = [line for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line]
