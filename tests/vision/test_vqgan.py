@@ -155,6 +155,15 @@ def test_narrow_and_deep_shapes(multipliers):
     assert model.decode(model.encode(pictures(1, 3, 16, 16))).shape == (1, 3, 16, 16)
 
 
+def test_norm_groups():
+    def groups(model):
+        return {m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)}
+
+    assert groups(make(base_channels=64, channel_multipliers=(1, 2))) == {32}
+    assert groups(make(base_channels=20, channel_multipliers=(1,))) == {20}
+    assert groups(make(base_channels=24, channel_multipliers=(1, 2), norm_groups=4)) == {4}
+
+
 def test_nearest_is_nearest_in_any_chunk():
     quantizer = Quantizer(40, 5)
     quantizer.embedding.weight.data.normal_(generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from liquidmm.config import to_dict
+from liquidmm.config import from_dict, to_dict
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.runtime import atomic_file
 from liquidmm.train.image_config import TokenizerRun
@@ -36,13 +36,14 @@ def check_run(run: TokenizerRun) -> None:
         ConfigError: A setting differs from the interrupted run's.
     """
     try:
-        before = json.loads((run.out / "run.json").read_text("utf-8"))
+        found = json.loads((run.out / "run.json").read_text("utf-8"))
+        # Read as a run file, so that a setting younger than the file has its default.
+        before = to_dict(from_dict(TokenizerRun, found, str(run.out / "run.json")))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{run.out / 'run.json'}: cannot be read ({error}). Start anew."
         ) from None
-    now = json.loads(json.dumps(to_dict(run)))
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(before), _flat(to_dict(run))
     for key in sorted(old.keys() | new.keys()):
         if key.split(".")[-1] in _MAY_CHANGE or key == "out":
             continue

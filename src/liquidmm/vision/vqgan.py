@@ -40,6 +40,9 @@ class VQGANConfig:
     """Length of a codebook vector."""
     codebook_size: int = 8192
     """Number of codebook vectors."""
+    norm_groups: int = 32
+    """Groups of the normalisation, at most; 32 as published. Narrow models need fewer: one channel
+    in a group makes every layer forget the mean colours of the picture."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
@@ -51,6 +54,7 @@ class VQGANConfig:
             "latent_channels",
             "code_dim",
             "codebook_size",
+            "norm_groups",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}. Give at least 1.")
@@ -70,21 +74,21 @@ class VQGANConfig:
         return int(2 ** (len(self.channel_multipliers) - 1))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    # 32 groups as published; narrow models take the largest number of groups that fits.
-    groups = max(g for g in range(1, 33) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    # The largest number of groups that divides the channels, up to the wanted one.
+    fitting = max(g for g in range(1, groups + 1) if channels % g == 0)
+    return nn.GroupNorm(fitting, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        """Build for ``channels`` in and ``out_channels`` out."""
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        """Build for ``channels`` in and ``out_channels`` out, normalised in ``groups``."""
         super().__init__()
-        self.norm1 = _norm(channels)
+        self.norm1 = _norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = (
             nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
@@ -101,10 +105,10 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """One head of self-attention over all positions."""
 
-    def __init__(self, channels: int) -> None:
-        """Build for ``channels``."""
+    def __init__(self, channels: int, groups: int) -> None:
+        """Build for ``channels``, normalised in ``groups``."""
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -153,12 +157,12 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """Block, attention, block at the coarsest level."""
 
-    def __init__(self, channels: int) -> None:
-        """Build for ``channels``."""
+    def __init__(self, channels: int, groups: int) -> None:
+        """Build for ``channels``, normalised in ``groups``."""
         super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = AttentionBlock(channels)
-        self.block_2 = ResBlock(channels, channels)
+        self.block_1 = ResBlock(channels, channels, groups)
+        self.attn_1 = AttentionBlock(channels, groups)
+        self.block_2 = ResBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same shape."""
@@ -169,14 +173,18 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, then its resampling if it has one."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, groups: int, *, attention: bool
+    ) -> None:
         """Build ``blocks`` residual blocks, each followed by attention if wanted."""
         super().__init__()
         self.block = nn.ModuleList(
-            ResBlock(channels if index == 0 else out_channels, out_channels)
+            ResBlock(channels if index == 0 else out_channels, out_channels, groups)
             for index in range(blocks)
         )
-        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attention))
+        self.attn = nn.ModuleList(
+            AttentionBlock(out_channels, groups) for _ in range(blocks * attention)
+        )
         # One of the two is set by the encoder or decoder; taming keeps them under these names.
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
@@ -203,15 +211,16 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList()
         channels, side = config.base_channels, config.resolution
+        blocks, groups = config.num_res_blocks, config.norm_groups
         for index, width in enumerate(widths):
             attention = side in config.attention_resolutions
-            level = Level(channels, width, config.num_res_blocks, attention)
+            level = Level(channels, width, blocks, groups, attention=attention)
             if index < len(widths) - 1:
                 level.downsample = Downsample(width)
             self.down.append(level)
             channels, side = width, side // 2
-        self.mid = Middle(channels)
-        self.norm_out = _norm(channels)
+        self.mid = Middle(channels, config.norm_groups)
+        self.norm_out = _norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -232,18 +241,19 @@ class Decoder(nn.Module):
         widths = [config.base_channels * m for m in config.channel_multipliers]
         channels = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.mid = Middle(channels)
+        self.mid = Middle(channels, config.norm_groups)
+        blocks, groups = config.num_res_blocks + 1, config.norm_groups
         levels = []
         for index in reversed(range(len(widths))):
             attention = config.resolution // 2**index in config.attention_resolutions
-            level = Level(channels, widths[index], config.num_res_blocks + 1, attention)
+            level = Level(channels, widths[index], blocks, groups, attention=attention)
             if index > 0:
                 level.upsample = Upsample(widths[index])
             levels.append(level)
             channels = widths[index]
         # taming numbers the levels from fine to coarse although they run from coarse to fine.
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = _norm(channels)
+        self.norm_out = _norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
