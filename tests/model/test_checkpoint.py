@@ -133,7 +133,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def test_the_published_layout_loads_as_it_is(published):
+def test_the_published_layout_loads_as_it_is_and_saves_as_ours(published, tmp_path):
     expected = Vocabulary(
         text_size=256000,
         image_offset=256000,
@@ -153,9 +153,6 @@ def test_the_published_layout_loads_as_it_is(published):
     text = "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n"
     assert loaded.processor.tokenizer.decode(ids) == text
 
-
-def test_the_published_layout_saves_as_ours(published, tmp_path):
-    loaded = Checkpoint.load(published)
     folder = loaded.save(tmp_path / "out")
     assert (folder / "processor_config.json").is_file()
     assert read_vocabulary(folder) == loaded.vocabulary

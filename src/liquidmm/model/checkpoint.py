@@ -213,7 +213,7 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
+    options = _gguf_options(gguf_file) if gguf_file else {"use_safetensors": True}
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -233,6 +233,16 @@ def load_language_model(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}. Copy it again."
         )
     return cast("PreTrainedModel", model)
+
+
+def _gguf_options(gguf_file: str) -> dict[str, Any]:
+    """Ask for plain dense weights; transformers before 5.23 gives nothing else."""
+    import transformers
+
+    options: dict[str, Any] = {"gguf_file": gguf_file}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return options
 
 
 def local_folder(name: str | Path) -> Path:

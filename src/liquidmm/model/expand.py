@@ -271,7 +271,8 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer of a GGUF file, dequantized to float32."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
-    require("gguf", "gguf")
+    for module in ("gguf", "accelerate"):
+        require(module, "gguf")
     from transformers import AutoTokenizer
 
     model = load_language_model(path.parent, torch.float32, gguf_file=path.name)
