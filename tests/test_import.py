@@ -5,7 +5,7 @@ import pytest
 
 import liquidmm
 
-HEAVY = ("torch", "transformers", "numpy", "PIL", "click", "grain", "pyarrow")
+HEAVY = ("torch", "transformers", "numpy", "PIL", "click", "pyarrow")
 
 
 def loaded_after(statement):

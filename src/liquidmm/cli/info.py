@@ -15,7 +15,7 @@ import click
 
 from liquidmm import __version__
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "grain")
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "pyarrow")
 _MODEL_KEYS = (
     "model_type",
     "hidden_size",
