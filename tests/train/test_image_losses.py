@@ -54,6 +54,15 @@ def test_pixel_loss_literal():
     assert pixel_loss(config, wanted, made).item() == pytest.approx(0.1 + 0.4 + 3 * 0.4)
 
 
+def test_chroma_is_blind_to_brightness():
+    config = ImageLossConfig(l1=0.0, l2=0.0, chroma=2.0)
+    wanted, brighter = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.3)
+    assert pixel_loss(config, wanted, brighter).item() == pytest.approx(0.0, abs=1e-6)
+    redder = torch.tensor([0.3, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    # errors from their mean 0.1: 0.2, 0.1, 0.1
+    assert pixel_loss(config, wanted, redder).item() == pytest.approx(2 * 0.4 / 3)
+
+
 def test_lpips_equals_a_plain_computation(vgg16):
     linear = {
         f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1, generator=torch.Generator().manual_seed(i))

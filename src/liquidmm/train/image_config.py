@@ -60,6 +60,9 @@ class ImageLossConfig:
     edges: float = 0.0
     """Weight of the mean absolute error between neighbouring-pixel differences: sharper outlines
     for the price of two subtractions."""
+    chroma: float = 0.0
+    """Weight of the mean absolute error of the colour apart from the brightness. Brightness makes
+    up most of the other errors, so a short training learns hues late without it."""
     commitment: float = 0.25
     """Weight of the pull of the latents towards their codebook vectors."""
     lpips: float = 0.0
@@ -79,7 +82,7 @@ class ImageLossConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative weights and an LPIPS without its trunk."""
-        for name in ("l1", "l2", "edges", "commitment", "lpips", "adversarial"):
+        for name in ("l1", "l2", "edges", "chroma", "commitment", "lpips", "adversarial"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}. Give 0 or more.")
         if self.lpips and self.vgg16 is None:

@@ -38,6 +38,8 @@ def pixel_loss(config: ImageLossConfig, wanted: Tensor, made: Tensor) -> Tensor:
         across = error[..., :, 1:] - error[..., :, :-1]
         down = error[..., 1:, :] - error[..., :-1, :]
         loss = loss + config.edges * (across.abs().mean() + down.abs().mean())
+    if config.chroma:
+        loss = loss + config.chroma * (error - error.mean(1, keepdim=True)).abs().mean()
     return loss
 
 
