@@ -36,7 +36,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("-o", "--out", type=_FOLDER, help="Keep answers, pictures and the result here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
-    r"""Measure a checkpoint.
+    """Measure a checkpoint.
 
     TASK is one of:
 
@@ -49,7 +49,7 @@ def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -
     contact-sheet    real icons, reconstructions, drawings: one PNG into --out
 
     With --out an interrupted run goes on where it stopped.
-    """
+    """  # noqa: D301 - click wants the control character
     from liquidmm.evaluate.runner import EvaluateConfig, run
 
     if checkpoint is not None:
