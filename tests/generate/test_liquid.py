@@ -40,9 +40,22 @@ def test_the_public_names_are_these(checkpoint_folder: Path) -> None:
     assert liquidmm.SamplingConfig is SamplingConfig
 
 
-def test_a_checkpoint_without_own_defaults_draws_like_the_release(liquid: Liquid) -> None:
-    if not getattr(liquid.checkpoint.processor, "sampling", None):
-        assert liquid.sampling == SamplingConfig()
+def test_a_checkpoint_draws_with_its_own_defaults_or_the_release(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    assert Liquid.from_checkpoint(checkpoint).sampling == SamplingConfig()
+    processor = type(checkpoint.processor)(
+        checkpoint.processor.tokenizer,
+        checkpoint.vocabulary,
+        checkpoint.processor.sizes,
+        sampling={"guidance": 3.0, "top_k": 64},
+    )
+    folder = dataclasses.replace(checkpoint, processor=processor).save(tmp_path / "own")
+    assert load(folder, "cpu").sampling == SamplingConfig(guidance=3.0, top_k=64)
+    path = folder / "processor_config.json"
+    path.write_text(path.read_text().replace("guidance", "guidence"))
+    with pytest.raises(ConfigError, match=r"sampling.*guidence.*Did you mean 'guidance'"):
+        load(folder, "cpu")
 
 
 def test_a_picture_has_the_trained_size_and_follows_its_seed(liquid: Liquid) -> None:

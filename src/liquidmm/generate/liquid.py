@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.generate.engine import (
     Engine,
@@ -73,7 +74,9 @@ class Liquid:
         self.checkpoint = checkpoint
         self.sizes = processor.sizes
         """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
-        self.sampling = SamplingConfig(**(getattr(processor, "sampling", None) or {}))
+        self.sampling = from_dict(
+            SamplingConfig, processor.sampling or {}, "processor_config.json: sampling"
+        )
         """How pictures are drawn unless told otherwise."""
         self._tokenizer = processor.tokenizer
         self._sequences = processor.sequences

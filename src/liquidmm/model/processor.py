@@ -6,7 +6,8 @@ Contract: one `processor_config.json` beside the tokenizer's own files, read and
      "vocabulary": {"text_size": ..., "image_offset": ..., "codebook_size": ...,
                     "boi": ..., "eoi": ..., "unconditional": ...},
      "sizes": [[width, height], ...],
-     "prepare": "crop" | "pad"}
+     "prepare": "crop" | "pad",
+     "sampling": {"guidance": ..., ...}}      only where defaults were measured for the model
 
 A folder without it is still understood when it has the layout of the published Liquid checkpoint
 (https://huggingface.co/Junfeng5/Liquid_V1_7B): the tokens `<boi>`, `<eoi>` and `<unconditional>`
@@ -45,6 +46,7 @@ class LiquidProcessor(ProcessorMixin):
         vocabulary: Vocabulary,
         sizes: tuple[tuple[int, int], ...] = (),
         prepare: Prepare = "crop",
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -54,6 +56,8 @@ class LiquidProcessor(ProcessorMixin):
             sizes: Width and height in pixels of the pictures trained on; empty where the model was
                 never trained on pictures.
             prepare: How a picture of another shape was fitted in training.
+            sampling: Fields of `liquidmm.generate.sampling.SamplingConfig` that this model draws
+                best with; None where nobody measured them.
 
         Raises:
             CheckpointError: The tokenizer's markers have other ids than the vocabulary says.
@@ -62,6 +66,7 @@ class LiquidProcessor(ProcessorMixin):
         self.vocabulary = vocabulary
         self.sizes = sizes
         self.prepare: Prepare = prepare
+        self.sampling = sampling
         self.sequences = Sequences(tokenizer, vocabulary)
         found = tokenizer.convert_tokens_to_ids(list(MARKERS))
         expected = [vocabulary.boi, vocabulary.eoi, vocabulary.unconditional]
@@ -73,12 +78,13 @@ class LiquidProcessor(ProcessorMixin):
 
     def to_dict(self, **_: Any) -> dict[str, Any]:
         """Return what `processor_config.json` holds."""
-        return {
+        fields: dict[str, Any] = {
             "processor_class": type(self).__name__,
             "vocabulary": self.vocabulary.to_dict(),
             "sizes": [list(size) for size in self.sizes],
             "prepare": self.prepare,
         }
+        return fields if self.sampling is None else {**fields, "sampling": self.sampling}
 
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any
@@ -105,7 +111,7 @@ class LiquidProcessor(ProcessorMixin):
         folder = Path(pretrained_model_name_or_path)
         vocabulary = read_vocabulary(folder)
         sizes, prepare = _pictures(folder)
-        return cls(load_tokenizer(folder), vocabulary, sizes, prepare)
+        return cls(load_tokenizer(folder), vocabulary, sizes, prepare, _sampling(folder))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -201,6 +207,14 @@ def _pictures(folder: Path) -> tuple[tuple[tuple[int, int], ...], Prepare]:
     if prepare not in ("crop", "pad"):
         raise CheckpointError(f"{path}: prepare is {prepare!r}. Give 'crop' or 'pad'.")
     return sizes, cast("Prepare", prepare)
+
+
+def _sampling(folder: Path) -> dict[str, Any] | None:
+    path = folder / PROCESSOR_FILE
+    found = read_json(path).get("sampling") if path.is_file() else None
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError(f"{path}: sampling is {found!r}. Give an object, or leave it out.")
+    return found
 
 
 def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
