@@ -79,9 +79,11 @@ def test_folder_appears_whole(tmp_path):
     target = tmp_path / "a" / "b"
     with atomic_folder(target) as temporary:
         (temporary / "x").write_text("1")
+        (temporary / "x").chmod(0o600)
         assert not target.exists()
     assert names(target) == ["x"]
     assert names(target.parent) == ["b"]
+    assert (target / "x").stat().st_mode & 0o777 == 0o666 & ~_umask()
     assert target.stat().st_mode & 0o777 == 0o777 & ~_umask()
 
 

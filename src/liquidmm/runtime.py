@@ -157,6 +157,8 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     ) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):  # safetensors writes files that only their owner reads
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
         if not occupied:
             temporary.replace(path)
             return
