@@ -199,26 +199,6 @@ def test_equals_the_models_own_loss(build):
     torch.testing.assert_close(result.loss, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("build", [llama, qwen2, gemma])
-def test_packed_documents_never_see_each_other(build):
-    model = build()
-    generator = torch.Generator().manual_seed(3)
-    documents = [torch.randint(0, 61, (length,), generator=generator) for length in (5, 9, 4)]
-    positions = [torch.arange(len(document)) for document in documents]
-    with torch.no_grad():
-        packed = model.base_model(
-            input_ids=torch.cat(documents)[None],
-            position_ids=torch.cat(positions)[None],
-            use_cache=False,
-        ).last_hidden_state[0]
-        alone = [
-            model.base_model(input_ids=document[None], use_cache=False).last_hidden_state[0]
-            for document in documents
-        ]
-    weight = model.get_output_embeddings().weight
-    torch.testing.assert_close(packed @ weight.T, torch.cat(alone) @ weight.T, atol=1e-5, rtol=0)
-
-
 def test_a_head_with_a_bias_is_refused():
     shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
     with pytest.raises(CheckpointError, match="no plain matrix"):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from liquidmm.errors import LiquidError
 from liquidmm.train.loss import LossResult
 from liquidmm.train.metrics import MetricsLog, Tally, read_metrics
 
@@ -47,6 +48,14 @@ def test_log_and_resume(tmp_path):
         log.append(3, {"loss": 30.0})
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 3, "loss": 30.0}
+
+
+def test_a_full_disk(tmp_path):
+    with MetricsLog(tmp_path / "metrics.jsonl", step=0, steps=2, show=False) as log:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(LiquidError, match=r"metrics\.jsonl: can't be written .* Make room"):
+            log.append(1, {})
 
 
 def test_pauses_do_not_count(tmp_path):

@@ -40,9 +40,7 @@ def test_constant_in_numbers():
 def test_only_inner_matrices_decay(tied):
     model = tiny(tied)
     names = {id(value): name for name, value in model.named_parameters()}
-    decayed, undecayed = (
-        {names[id(value)] for value in part} for part in split_parameters(model)
-    )
+    decayed, undecayed = ({names[id(value)] for value in part} for part in split_parameters(model))
     assert all("proj" in name or name == "lm_head.weight" for name in decayed)
     assert len(decayed) == (7 if tied else 8)
     assert "model.embed_tokens.weight" in undecayed

@@ -20,7 +20,9 @@ from liquidmm.data.records import Message
 from liquidmm.data.shards import Row, ShardWriter
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
+from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.loss import head_of
 from liquidmm.train.metrics import read_metrics
 from liquidmm.train.trainer import train
 
@@ -178,6 +180,29 @@ def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
         for run in (broken, unbroken)
     ]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2"],
+)
+def test_packed_documents_never_see_each_other(family_base, family):
+    model = AutoModelForCausalLM.from_pretrained(family_base(family), dtype=torch.float64).train()
+    vocabulary = model.config.vocab_size
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(0, vocabulary, (size,), generator=generator) for size in (5, 9, 4)]
+    ids = torch.cat(documents)[None]
+    positions = torch.cat([torch.arange(len(document)) for document in documents])[None]
+    head = head_of(model).weight
+
+    def logits(ids, positions):
+        batch = Batch(input_ids=ids, position_ids=positions, target=ids, task_ids=ids)
+        return hidden_states(model, batch)[0] @ head.T
+
+    with torch.no_grad():
+        packed = logits(ids, positions)
+        alone = [logits(one[None], torch.arange(len(one))[None]) for one in documents]
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_micro_batches_change_nothing_but_rounding(plan, tmp_path):

@@ -113,9 +113,7 @@ def read_progress(folder: Path) -> Progress:
         ) from error
 
 
-def restore(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
+def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Put the optimizers and torch's random state back as they were.
 
     Args:
@@ -235,9 +233,10 @@ def model_card(run: dict[str, Any], figures: dict[str, Any]) -> str:
         "## Training",
         "",
         f"Started from `{run['checkpoint']}`: {loop['steps']} steps of {loop['batch_rows']} rows",
-        f"of {data['length']} ids, {seen / 1e6:.1f}M ids in all. AdamW, learning rate",
-        f"{optim['lr']} ({optim['schedule']}, warm-up {optim['warmup']}), clip {optim['clip']},",
-        f"max-z {optim['max_z']}, products in {loop['precision']}, seed {run['seed']}.",
+        f"of {data['length']} ids, {seen / 1e6:.1f}M ids in all. Matrices by {optim['matrices']},",
+        f"the rest by adamw; learning rate {optim['lr']} ({optim['schedule']}, warm-up",
+        f"{optim['warmup']}), weight decay {optim['weight_decay']}, clip {optim['clip']}, max-z",
+        f"{optim['max_z']}, products in {loop['precision']}, seed {run['seed']}.",
         "",
         "| shards | task | weight |",
         "|---|---|---|",

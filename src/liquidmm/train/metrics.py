@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from liquidmm.errors import LiquidError
 from liquidmm.runtime import atomic_file
 from liquidmm.train.loss import LossResult
 
@@ -119,9 +120,19 @@ class MetricsLog:
         self._bar.set_postfix(shown)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
-        """Append a line as it is."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+        """Append a line as it is.
+
+        Raises:
+            LiquidError: The disk refused.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+        except OSError as error:
+            raise LiquidError(
+                f"{self._path}: can't be written ({error.strerror}). "
+                "Make room and give the same command again; it goes on from the last save."
+            ) from error
 
     def wait(self, seconds: float) -> None:
         """Leave so many seconds out of the speed."""

@@ -1,10 +1,8 @@
 """The one loop of the language model: pre-training and tuning differ by the run file only.
 
-Contract: `train` takes a run and gives the folder that came out of it. Documents packed into one
-row never see each other: the model gets position ids that start anew with each of them, no mask and
-no cache (with either, transformers silently lets them mix). A step's loss is the mean over all its
-labels, whatever the micro-batches. A stopped run, gone on with, equals one that never stopped,
-bit by bit. Saving, validating and sampling don't touch the random state of training.
+Contract: `train` takes a run and gives the folder that came out of it. A step's loss is the mean
+over all its labels, whatever the micro-batches. A stopped run, gone on with, equals one that never
+stopped, bit by bit. Saving, validating and sampling don't touch the random state of training.
 """
 
 from __future__ import annotations
@@ -16,35 +14,26 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from liquidmm.config import to_dict
 from liquidmm.data.manifest import read_manifest
 from liquidmm.data.mixture import Mixture, Source
-from liquidmm.data.packing import Packed
 from liquidmm.data.render import TASKS, RenderConfig, Renderer
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import atomic_file, get_logger
 from liquidmm.train import checkpoint as saves
+from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.config import TrainRun, differences
-from liquidmm.train.loss import (
-    IGNORE,
-    Head,
-    LossConfig,
-    LossResult,
-    head_of,
-    next_token_loss,
-    targets,
-)
+from liquidmm.train.loss import IGNORE, Head, LossConfig, LossResult, head_of, next_token_loss
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
 from liquidmm.train.optim import build_optimizers, learning_rate
@@ -106,59 +95,6 @@ def _save_to_resume(run: TrainRun, resume: bool) -> Path | None:
     return save
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Rows of one step, on the device; all (B, T), int64."""
-
-    input_ids: Tensor
-    position_ids: Tensor
-    target: Tensor
-    task_ids: Tensor
-
-    @classmethod
-    def of(cls, rows: Sequence[Packed], device: torch.device) -> Batch:
-        """Stack packed rows and shift their labels."""
-
-        def stack(name: str) -> Tensor:
-            arrays = np.stack([getattr(row, name) for row in rows])
-            return torch.from_numpy(arrays).long()
-
-        position_ids = stack("position_ids")
-        target = targets(stack("labels"), position_ids)
-        values = (stack("input_ids"), position_ids, target, stack("task_ids"))
-        ids, positions, target, tasks = (value.to(device) for value in values)
-        return cls(input_ids=ids, position_ids=positions, target=target, task_ids=tasks)
-
-    def split(self, rows: int) -> Iterator[Batch]:
-        """Cut into micro-batches of so many rows; 0 leaves it whole."""
-        size = rows or len(self.input_ids)
-        for start in range(0, len(self.input_ids), size):
-            part = slice(start, start + size)
-            yield Batch(
-                input_ids=self.input_ids[part],
-                position_ids=self.position_ids[part],
-                target=self.target[part],
-                task_ids=self.task_ids[part],
-            )
-
-
-def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run the decoder over packed rows.
-
-    Args:
-        model: Any causal language model of transformers.
-        batch: Rows.
-
-    Returns:
-        Last hidden states, (B, T, D).
-    """
-    output = model.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    )
-    states: Tensor = output.last_hidden_state
-    return states
-
-
 class _Trainer:
     """Everything a run holds while it runs."""
 
@@ -185,7 +121,6 @@ class _Trainer:
             self.stream.restore(progress.data)
             self.step = progress.step
             _LOG.info("%s: goes on after step %d", run.out, self.step)
-        self.model.config.use_cache = False
         if run.train.compile:
             for block in _blocks(self.model):
                 block.compile()
