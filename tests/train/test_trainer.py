@@ -321,6 +321,27 @@ def test_command_line(plan, tmp_path):
 
 
 @pytest.mark.slow
+def test_compiled_blocks(plan, tmp_path):
+    from liquidmm.generate.liquid import Liquid
+
+    drawn = []
+
+    def on_sample(checkpoint, step):
+        drawn.append(Liquid.from_checkpoint(checkpoint).draw("a red apple").size)
+
+    losses = []
+    for compiled in (False, True):
+        run = build(plan, out=tmp_path / str(compiled), compile=compiled)
+        final = train(run, on_sample)
+        lines = read_metrics(run.out / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        # Compiling must leave no trace in the names of the weights.
+        assert weights(final).keys() == weights(run.checkpoint).keys()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert drawn == [(16, 16)] * 4
+
+
+@pytest.mark.slow
 def test_learns_its_pictures_by_heart(plan):
     plan["data"]["sources"] = plan["data"]["sources"][:1]
     plan["data"]["render"] = {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0}
