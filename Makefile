@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo test check format docs icons clean
+.PHONY: help venv demo test check format docs icons smollm2 clean
 
 help:
 	@echo "make demo    draw, describe, answer and chat with the model of this repository"
@@ -13,6 +13,7 @@ help:
 	@echo "make format  format the code"
 	@echo "make docs    write docs/cli.md anew"
 	@echo "make icons   fetch the icon sets and word lists of the built-in data into data/"
+	@echo "make smollm2 expand SmolLM2-135M, to chat with, into runs/smollm2"
 	@echo "make venv    only set up .venv"
 	@echo "make clean   remove .venv, caches and outputs (data/ and runs/ stay)"
 
@@ -46,6 +47,9 @@ docs: .venv/.ready
 
 icons:
 	bash scripts/icons.sh
+
+smollm2: .venv/.ready
+	bash scripts/smollm2.sh
 
 clean:
 	rm -rf .venv build outputs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
