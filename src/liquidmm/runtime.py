@@ -243,7 +243,8 @@ def _refusal(error: Exception, folder: Path) -> str | None:
     """Return the disk's reason when ``error`` is about writing below ``folder``, else None."""
     if isinstance(error, OSError) and error.errno is not None:
         named = error.filename
-        if named is None or Path(os.fsdecode(named)).is_relative_to(folder):
+        # tempfile names its files absolutely, whatever folder it was given.
+        if named is None or Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute()):
             return error.strerror or str(error)
     # safetensors reports a full disk with an exception of its own, without an errno.
     if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():

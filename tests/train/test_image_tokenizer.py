@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -164,18 +166,20 @@ def test_frozen_codes_stay(run, tmp_path):
     assert changed == {"decoder", "post_quant_conv"}
 
 
-def test_interrupt_leaves_a_checkpoint(run, monkeypatch):
-    steps = Trainer.train_step
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step(run, monkeypatch, number):
+    learn = Trainer._learn_codes
 
-    def interrupted(self):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return steps(self)
+    def interrupted(self, latents, codes):
+        if self.step == 2:
+            # The optimizer has moved the weights, but the step isn't counted yet.
+            os.kill(os.getpid(), number)
+        learn(self, latents, codes)
 
     whole = change(run, out=run.out.with_name("whole"))
     train_tokenizer(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
+        patch.setattr(Trainer, "_learn_codes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer(run)
     train_tokenizer(run, resume=True)

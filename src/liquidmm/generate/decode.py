@@ -108,13 +108,15 @@ def decode(
         model: The model or a `head_rows` view of it, in eval mode.
         prompts: Ids of the B rows, none empty.
         pick: Chooses the columns from the logits.
-        steps: How many ids to draw per row; the caller may stop earlier.
+        steps: How many ids to draw per row, maybe 0; the caller may stop earlier.
         first_id: Id of column 0 of the model's logits.
         unconditional: Prompt of the second row of every pair; None runs no pairs.
 
     Yields:
         Drawn columns, (B,), int64, ``steps`` times.
     """
+    if steps < 1:
+        return
     count = len(prompts)
     rows = [*prompts, *([unconditional] * count if unconditional is not None else [])]
     running = Rows(model, rows, steps - 1)

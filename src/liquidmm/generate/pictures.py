@@ -14,7 +14,7 @@ from torch import Tensor
 
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_image, to_tensor
+from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_image, to_rgb, to_tensor
 
 ImageLike = Image.Image | str | Path | Tensor
 """A picture: a PIL image, the path of a file, or its codes, (h, w), from `Liquid.encode`."""
@@ -65,7 +65,7 @@ class Pictures:
         self._insist()
         if isinstance(image, Tensor):
             return image
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
+        picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
         aspect = picture.width / picture.height
         width, height = min(self.sizes, key=lambda size: abs(size[0] / size[1] - aspect))
         if self._checkpoint.processor.prepare == "pad" and width == height:

@@ -145,7 +145,7 @@ class TokenizerTrainConfig:
     sample_every: int = 500
     """Steps between reconstruction pictures; 0 means only at the end."""
     checkpoint_every: int = 500
-    """Steps between checkpoints to resume from; 0 means only at the end or on Ctrl-C."""
+    """Steps between checkpoints to resume from; 0 means only at the end or when stopped."""
 
     def __post_init__(self) -> None:
         """Refuse an empty training."""

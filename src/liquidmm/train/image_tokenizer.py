@@ -8,6 +8,7 @@ choice depends on the seed and the step alone. Everything the run writes lies in
 
 import copy
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from liquidmm.train.image_losses import (
 )
 from liquidmm.train.image_parts import freeze, load_lpips, start_model
 from liquidmm.train.image_schedule import adamw, learning_rate
+from liquidmm.train.stop import StopSignals
 from liquidmm.vision.pixels import contact_sheet, psnr, to_image
 from liquidmm.vision.tokenizer import VQGANTokenizer
 from liquidmm.vision.vqgan import perplexity
@@ -40,6 +42,8 @@ _log = get_logger(__name__)
 
 def train_tokenizer(run: TokenizerRun, resume: bool = False, stop_at: int | None = None) -> Path:
     """Train an image tokenizer.
+
+    SIGTERM and SIGINT end the training after the step in progress with a checkpoint.
 
     Args:
         run: The whole run file.
@@ -53,6 +57,7 @@ def train_tokenizer(run: TokenizerRun, resume: bool = False, stop_at: int | None
         ConfigError: The run does not fit its data, ``init_from`` or the checkpoint, or ``out``
             holds a training and ``resume`` is false.
         DataError: A picture is broken.
+        KeyboardInterrupt: The training was stopped by a signal; its checkpoint is written.
     """
     checkpoint = run.out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
@@ -104,21 +109,19 @@ class Trainer:
         run = self.run
         image_checkpoint.write_run(run)
         bar = tqdm(total=run.train.steps, initial=self.step, desc="tokenizer", unit="step")
-        try:
-            self._loop(until, bar)
-        except KeyboardInterrupt:
-            _log.warning(f"interrupted at step {self.step}; writing {run.out} to resume from")
+        with StopSignals() as stop, bar:
+            self._loop(until, bar, stop)
+        if self.step < until:
+            _log.warning(f"stopped after step {self.step}; writing {run.out} to resume from")
             self._save()
-            raise
-        finally:
-            bar.close()
+            raise KeyboardInterrupt
         return run.out / "tokenizer"
 
-    def _loop(self, until: int, bar: "tqdm[Any]") -> None:
+    def _loop(self, until: int, bar: "tqdm[Any]", stop: threading.Event) -> None:
         train = self.run.train
         since, count = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
-        while self.step < until:
+        while self.step < until and not stop.is_set():
             if self.step == self.run.codebook.warmup_steps and self.step:
                 self._make_codebook()
             for name, value in self.train_step().items():

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,17 +24,18 @@ from transformers import PreTrainedModel
 from liquidmm.config import to_dict
 from liquidmm.data.manifest import read_manifest
 from liquidmm.data.mixture import Mixture, Source
-from liquidmm.data.render import TASKS, RenderConfig, Renderer
+from liquidmm.data.render import IGNORE, TASKS, RenderConfig, Renderer
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import atomic_file, get_logger
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.config import TrainRun, differences
-from liquidmm.train.loss import IGNORE, Head, LossConfig, LossResult, head_of, next_token_loss
+from liquidmm.train.loss import Head, LossConfig, LossResult, head_of, next_token_loss
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
 from liquidmm.train.optim import build_optimizers, learning_rate
+from liquidmm.train.stop import StopSignals
 
 OnSample = Callable[[Checkpoint, int], None]
 """Called with the live checkpoint, in evaluation mode, and the steps done."""
@@ -74,7 +73,7 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
     with atomic_file(run.out / "run.json") as path:
         path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
     trainer = _Trainer(run, save, on_sample)
-    with _StopSignals() as stop:
+    with StopSignals() as stop:
         return trainer.run_until(stop)
 
 
@@ -295,25 +294,3 @@ def _with_sizes(checkpoint: Checkpoint, run: TrainRun) -> Checkpoint:
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Find the decoder blocks: the first list of modules, in every family."""
     return next(part for part in model.base_model.modules() if isinstance(part, nn.ModuleList))
-
-
-class _StopSignals:
-    """Turns the first SIGTERM or SIGINT into an event; a second one acts as usual."""
-
-    def __enter__(self) -> threading.Event:
-        self._event = threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._stop)
-        return self._event
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._event.set()
-        _LOG.info("stopping after this step; once more to stop at once")
-        for each, handler in self._before.items():
-            signal.signal(each, handler)

@@ -1,8 +1,9 @@
 """Pictures as files, PIL images and tensors.
 
-Contract: ``open_image`` is the only way a picture file enters the program. It either returns an RGB
-image (turned upright by its EXIF tag, transparency laid on white) or raises ``DataError``. Tensors
-are (3, H, W) float32 in [-1, 1] everywhere else in the package.
+Contract: ``open_image`` is the only way a picture file enters the program, and ``to_rgb`` the only
+way a PIL image of the caller does. Either gives an RGB image (turned upright by its EXIF tag,
+transparency laid on white) or raises ``DataError``. Tensors are (3, H, W) float32 in [-1, 1]
+everywhere else in the package.
 """
 
 import io
@@ -55,7 +56,7 @@ def open_image(source: Path | str | bytes) -> Image.Image:
             with Image.open(io.BytesIO(content)) as opened:
                 _check_area(opened, where)
                 opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened), where)
+                return to_rgb(opened, where)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -75,7 +76,17 @@ def _check_area(image: Image.Image, where: str) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+def to_rgb(image: Image.Image, where: str = "picture") -> Image.Image:
+    """Turn any PIL image into an upright RGB image, transparent parts on white.
+
+    Args:
+        image: The image, of any mode.
+        where: Start of the error message, usually a file name.
+
+    Raises:
+        DataError: The mode has no fixed range of values.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY:
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
         deep = np.asarray(image, dtype=np.float64)
