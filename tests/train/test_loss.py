@@ -19,9 +19,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from liquidmm.errors import CheckpointError
+from liquidmm.data.render import IGNORE
+from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.train.loss import (
-    IGNORE,
     Head,
     LossConfig,
     head_of,
@@ -207,5 +207,5 @@ def test_a_head_with_a_bias_is_refused():
 
 @pytest.mark.parametrize("wrong", [{"max_z": -1}, {"z_loss": float("nan")}, {"chunk_logits": 0}])
 def test_bad_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         LossConfig(**wrong)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from liquidmm.errors import ConfigError
 from liquidmm.train.optim import OptimConfig, build_optimizers, learning_rate, split_parameters
 
 
@@ -108,5 +109,5 @@ def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
     ],
 )
 def test_bad_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         OptimConfig(**wrong)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from liquidmm.config import to_dict
 from liquidmm.data.mixture import Source
 from liquidmm.data.render import RenderConfig
+from liquidmm.errors import ConfigError
 from liquidmm.train.optim import OptimConfig
 
 
@@ -33,9 +34,9 @@ class DataRun:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not self.sources:
-            raise ValueError("sources: is empty. Name at least one folder of shards.")
+            raise ConfigError("sources: is empty. Name at least one folder of shards.")
         if self.length < 8:
-            raise ValueError(f"length: must be at least 8 ({self.length}).")
+            raise ConfigError(f"length: must be at least 8 ({self.length}).")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +70,12 @@ class LoopRun:
         """Check the ranges."""
         for name in ("steps", "batch_rows", "log_every", "validate_rows", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1 ({getattr(self, name)}).")
+                raise ConfigError(f"{name}: must be at least 1 ({getattr(self, name)}).")
         for name in ("micro_batch_rows", "validate_every", "sample_every", "save_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be 0 or more ({getattr(self, name)}).")
+                raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if self.micro_batch_rows and self.batch_rows % self.micro_batch_rows:
-            raise ValueError(
+            raise ConfigError(
                 f"micro_batch_rows: must divide batch_rows ({self.micro_batch_rows} of "
                 f"{self.batch_rows})."
             )
@@ -89,7 +90,7 @@ class SampleRun:
     guidance: float = 7.0
     """Guidance of the grid."""
     seed: int = 0
-    """Seed of the first picture; the others count on."""
+    """Seed of the first picture; the next ones count up from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +119,14 @@ class TrainRun:
     def __post_init__(self) -> None:
         """Check what concerns two tables."""
         if self.seed < 0:
-            raise ValueError(f"seed: must be 0 or more ({self.seed}).")
+            raise ConfigError(f"seed: must be 0 or more ({self.seed}).")
         if self.optim.warmup >= self.train.steps:
-            raise ValueError(
+            raise ConfigError(
                 f"optim.warmup: must be below train.steps ({self.optim.warmup} of "
                 f"{self.train.steps})."
             )
         if self.out.resolve() == self.checkpoint.resolve():
-            raise ValueError(f"out: is the checkpoint itself ({self.out}). Choose another folder.")
+            raise ConfigError(f"out: is the checkpoint itself ({self.out}). Choose another folder.")
 
 
 # Keys that say what is shown and kept, never what is learnt: a resumed run may change them.

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from liquidmm.errors import CheckpointError
-
-IGNORE = -100
-"""Label of a position that isn't trained."""
+from liquidmm.data.render import IGNORE
+from liquidmm.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +38,9 @@ class LossConfig:
         """Check the ranges."""
         for name in ("max_z", "z_loss"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: must be 0 or more ({getattr(self, name)}).")
+                raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if self.chunk_logits < 1:
-            raise ValueError(f"chunk_logits: must be at least 1 ({self.chunk_logits}).")
+            raise ConfigError(f"chunk_logits: must be at least 1 ({self.chunk_logits}).")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """Optimizers for decoders, and learning rates as pure functions of the step.
 
-Contract: nothing here keeps state besides the optimizers themselves. What has one dimension (norms,
-biases) and the embedding table, with a head tied to it, isn't decayed and always moved by AdamW.
+Contract: nothing here keeps state besides the optimizers themselves. What is no matrix (norms,
+biases, stacks of experts) and the embedding table, with a head tied to it, isn't decayed and always
+moved by AdamW.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Literal, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from liquidmm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,16 +51,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr: must be above 0 ({self.lr}).")
+            raise ConfigError(f"lr: must be above 0 ({self.lr}).")
         for name in ("warmup", "weight_decay", "clip", "max_z", "z_loss"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: must be 0 or more ({getattr(self, name)}).")
+                raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError(f"min_lr_ratio: must be from 0 to 1 ({self.min_lr_ratio}).")
+            raise ConfigError(f"min_lr_ratio: must be from 0 to 1 ({self.min_lr_ratio}).")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: must be from 0 to below 1 ({self.betas}).")
+            raise ConfigError(f"betas: must be from 0 to below 1 ({self.betas}).")
         if not self.eps > 0:
-            raise ValueError(f"eps: must be above 0 ({self.eps}).")
+            raise ConfigError(f"eps: must be above 0 ({self.eps}).")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -88,7 +91,8 @@ def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[n
         model: The decoder; frozen parameters are left out.
 
     Returns:
-        The matrices of the blocks and an untied head; then norms, biases and embedding tables.
+        The matrices of the blocks and an untied head; then embedding tables and all that has
+        another number of dimensions.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
