@@ -169,6 +169,17 @@ def test_a_template_that_refuses(checkpoint_folder, checkpoint):
         Sequences(tokenizer, checkpoint.vocabulary).chat(CHAT, [])
 
 
+def test_a_template_that_leaves_a_turn_out(checkpoint_folder, checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder)
+    tokenizer.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    )
+    silent = Sequences(tokenizer, checkpoint.vocabulary)
+    silent.chat(CHAT, [])
+    with pytest.raises(DataError, match=r"writes turn 1 \(system\) 0 times"):
+        silent.chat([{"role": "system", "content": "Be."}, *CHAT], [])
+
+
 def test_a_template_without_markers_trains_the_line_break(checkpoint_folder, checkpoint, words):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder)
     tokenizer.chat_template = (

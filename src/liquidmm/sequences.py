@@ -166,14 +166,21 @@ class Sequences:
 
         Raises:
             DataError: Placeholders and pictures differ in number, or the template refuses the
-                messages.
+                messages or leaves one out.
             CheckpointError: The tokenizer has no chat template and knows no turn markers.
         """
         turns = [_role_and_content(message) for message in messages]
         grids = self._pictures_of(turns, pictures)
         parts = _SENTINEL_PATTERN.split(self._render(turns, add_generation_prompt))
+        shown = [int(index) for index in parts[1::2]]
+        for index, (role, _) in enumerate(turns):
+            if shown.count(index) != 1:
+                raise DataError(
+                    f"chat: the model's chat template writes turn {index + 1} ({role}) "
+                    f"{shown.count(index)} times. Leave that turn out."
+                )
         pieces: list[Piece] = self._template_pieces(parts[0], ends_turn=False)
-        for index, template in zip(map(int, parts[1::2]), parts[2::2], strict=True):
+        for index, template in zip(shown, parts[2::2], strict=True):
             role, content = turns[index]
             trained = role == "assistant"
             pieces += self._content_pieces(content, grids[index], trained)

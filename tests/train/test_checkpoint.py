@@ -114,5 +114,15 @@ def test_the_optimizer_of_another_model(trained, tmp_path):
     folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=1)
     other = replace(checkpoint, images=None).model
     other.model.norm.weight = torch.nn.Parameter(torch.ones(3))
+    kind = "adamw" if len(optimizers) == 1 else "muon"
     with pytest.raises(CheckpointError, match=r"no state for model\.norm\.weight"):
-        restore(folder, other, build_optimizers(other, OptimConfig()))
+        restore(folder, other, build_optimizers(other, OptimConfig(matrices=kind)))
+
+
+def test_the_state_of_another_optimizer(trained, tmp_path):
+    checkpoint, optimizers = trained
+    folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=1)
+    other = "muon" if len(optimizers) == 1 else "adamw"
+    fresh = build_optimizers(checkpoint.model, OptimConfig(matrices=other))
+    with pytest.raises(CheckpointError, match=r"q_proj.* optimizer needs .*optim\.matrices"):
+        restore(folder, checkpoint.model, fresh)

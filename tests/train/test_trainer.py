@@ -190,14 +190,15 @@ def test_packed_documents_never_see_each_other(family_base, family):
     model = AutoModelForCausalLM.from_pretrained(family_base(family), dtype=torch.float64).train()
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(3)
-    documents = [torch.randint(0, vocabulary, (size,), generator=generator) for size in (5, 9, 4)]
-    ids = torch.cat(documents)[None]
-    positions = torch.cat([torch.arange(len(document)) for document in documents])[None]
+    sizes = (5, 9, 4, 7, 11)
+    documents = [torch.randint(0, vocabulary, (size,), generator=generator) for size in sizes]
+    ids = torch.cat(documents).reshape(2, 18)  # the rows end with the third and the fifth document
+    positions = torch.cat([torch.arange(size) for size in sizes]).reshape(2, 18)
     head = head_of(model).weight
 
     def logits(ids, positions):
         batch = Batch(input_ids=ids, position_ids=positions, target=ids, task_ids=ids)
-        return hidden_states(model, batch)[0] @ head.T
+        return hidden_states(model, batch).flatten(0, 1) @ head.T
 
     with torch.no_grad():
         packed = logits(ids, positions)
@@ -237,6 +238,18 @@ def test_what_is_shown_may_change(plan):
     saved = to_dict(build(plan))
     assert differences(saved, build(plan, keep=7, save_every=1, final_dtype="float32")) == []
     assert differences(saved, build(plan, seed=5)) == ["seed is 5, was 0"]
+
+
+def test_validation_folders_of_the_same_name(plan, shards, tmp_path):
+    other = tmp_path / "other" / shards.name
+    other.parent.mkdir()
+    other.symlink_to(shards)
+    plan["data"]["validation"] = [{"path": str(path), "task": "text"} for path in (shards, other)]
+    run = build(plan, steps=2)
+    train(run)
+    last = read_metrics(run.out / "metrics.jsonl")[-1]
+    figures = {key.removeprefix("validation/loss/") for key in last if "loss" in key}
+    assert figures == {f"{shards.as_posix()}/text", f"{other.as_posix()}/text"}
 
 
 def test_old_saves_go(plan):

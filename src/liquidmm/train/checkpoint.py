@@ -30,6 +30,9 @@ from liquidmm.runtime import atomic_folder
 
 _NAME = re.compile(r"step-(\d{8})")
 _RNG = "rng/"
+# What the two optimizers of `build_optimizers` remember about a parameter.
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+_MUON = {"momentum_buffer"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +125,7 @@ def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
         optimizers: Fresh optimizers of that model.
 
     Raises:
-        CheckpointError: The save is broken or belongs to another model.
+        CheckpointError: The save is broken or belongs to another model or optimizer.
     """
     path = folder / "optimizer.safetensors"
     try:
@@ -141,6 +144,12 @@ def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
             raise CheckpointError(
                 f"{path}: holds no state for {name} {tuple(parameter.shape)}. "
                 "It belongs to another model."
+            )
+        wanted = _MUON if isinstance(optimizer, torch.optim.Muon) else _ADAMW
+        if state.keys() != wanted:
+            raise CheckpointError(
+                f"{path}: {name} has {', '.join(sorted(state))}, its optimizer needs "
+                f"{', '.join(sorted(wanted))}. Resume with the optim.matrices of the saved run."
             )
         # Fused AdamW wants `step` on the parameter's device.
         optimizer.state[parameter] = {

@@ -142,10 +142,14 @@ class _Trainer:
     def validation_batches(self) -> Iterator[tuple[str, Batch]]:
         """Make the rows to measure on, which are always the same ones."""
         render = replace(self.run.data.render, guidance_dropout=0.0)
+        # Folders of the same name must not share a figure.
+        folders = {source.path for source in self.run.data.validation}
+        names = Counter(path.name for path in folders)
         for source in self.run.data.validation:
             stream = self.open_stream((source,), render)
             rows = [next(stream) for _ in range(self.run.train.validate_rows)]
-            yield f"{source.path.name}/{source.task}", Batch.of(rows, self.device)
+            name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
+            yield f"{name}/{source.task}", Batch.of(rows, self.device)
 
     def run_until(self, stop: threading.Event) -> Path:
         """Train to the last step, or until ``stop`` is set."""
