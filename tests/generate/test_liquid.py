@@ -114,6 +114,17 @@ def test_encode_and_decode_fit_each_other(liquid: Liquid, tmp_path: Path) -> Non
     assert torch.equal(liquid.encode(str(tmp_path / "red.png")), codes)
 
 
+def test_a_transparent_picture_lies_on_white_from_memory_as_from_a_file(
+    liquid: Liquid, tmp_path: Path
+) -> None:
+    image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (10, 10, 30, 30))
+    image.save(tmp_path / "transparent.png")
+    codes = liquid.encode(image)
+    assert torch.equal(codes, liquid.encode(tmp_path / "transparent.png"))
+    assert not torch.equal(codes, liquid.encode(image.convert("RGB")))
+
+
 def test_describe_and_ask_return_text_and_batches_equal_single_calls(liquid: Liquid) -> None:
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     many = liquid.describe_many(images, max_tokens=8)
@@ -270,7 +281,57 @@ class TestConversation:
         assert vocabulary.boi in seen[0]
         assert vocabulary.boi not in seen[-1]
 
-    def test_a_turn_too_long_on_its_own_is_an_error(self, liquid: Liquid) -> None:
+    def test_a_turn_too_long_on_its_own_is_an_error_and_forgets_nothing(
+        self, liquid: Liquid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         conversation = Conversation(liquid)
+        conversation.draw("a cat")
         with pytest.raises(DataError, match="context"):
             list(conversation.say("word " * liquid.engine.context))
+        assert conversation.forgotten == 0
+        prompts: list[tuple[int, ...]] = []
+        monkeypatch.setattr(
+            liquid.engine, "stream", lambda request: prompts.append(request.prompt) or iter(())
+        )
+        list(conversation.say("Good?"))
+        assert liquid.checkpoint.vocabulary.boi in prompts[0]
+
+    def test_a_drawing_leaves_an_attached_picture_for_what_is_said_next(
+        self, liquid: Liquid, seen: list[list[int]]
+    ) -> None:
+        image = Image.new("RGB", (40, 40), "blue")
+        conversation = Conversation(liquid)
+        conversation.attach(image)
+        drawn = conversation.draw("a cat")
+        list(conversation.say("Alike?"))
+        list(conversation.say("Sure?"))
+        history = [
+            user("a cat"),
+            {"role": "assistant", "content": "<image>"},
+            user("<image>Alike?"),
+            {"role": "assistant", "content": "yes"},
+            user("Sure?"),
+        ]
+        assert seen[0] == liquid.chat_prompt(history[:3], [drawn.codes, image])
+        assert seen[1] == liquid.chat_prompt(history, [drawn.codes, image])
+
+    def test_a_placeholder_in_words_is_no_picture(
+        self, liquid: Liquid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        conversation = Conversation(liquid)
+        for use in (conversation.draw, lambda text: list(conversation.say(text))):
+            with pytest.raises(DataError, match="'<image>' stands for a picture"):
+                use("an <image> of a cat")
+        tokens = liquid.checkpoint.processor.sequences.encode("an <image>")
+        assert len(tokens) > 1
+        prompts: list[list[int]] = []
+
+        def stream(request: object) -> list[object]:
+            prompts.append(list(request.prompt))  # type: ignore[attr-defined]
+            return [*(TextStep(id=token) for token in tokens), End(finish="stop")]
+
+        monkeypatch.setattr(liquid.engine, "stream", stream)
+        list(conversation.say("What?"))
+        list(conversation.say("Sure?"))
+        history = [user("What?"), {"role": "assistant", "content": "an image"}, user("Sure?")]
+        assert prompts[1] == liquid.chat_prompt(history)

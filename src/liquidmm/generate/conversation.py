@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from liquidmm.errors import DataError
 from liquidmm.generate.liquid import Liquid
 from liquidmm.generate.pictures import ImageLike
 from liquidmm.generate.reply import Picture, TextPiece
@@ -66,28 +67,34 @@ class Conversation:
             The answer, piece by piece.
 
         Raises:
-            DataError: This turn alone is too long for the context.
+            DataError: This turn alone is too long for the context, or spells out `<image>`.
         """
-        question = {"role": "user", "content": IMAGE_PLACEHOLDER * len(self._attached) + text}
-        self._make_room(question)
-        answer, drawn = "", []
+        _check(text)
+        question = _user(IMAGE_PLACEHOLDER * len(self._attached) + text)
+        forgotten = self._forget(question)
+        messages = self._messages[forgotten:]
+        pictures = [*self._pictures_from(forgotten), *self._attached]
+        drawn: list[Tensor] = []
+        runs = [""]  # the text between the pictures of the answer
         for piece in self._liquid.stream(
-            [*self._messages, question],
-            [*self._pictures, *self._attached],
-            seed=self._seed,
-            sampling=self._sampling,
+            [*messages, question], pictures, seed=self._seed, sampling=self._sampling
         ):
             if isinstance(piece, Picture):
-                answer += IMAGE_PLACEHOLDER
                 drawn.append(piece.codes)
+                runs.append("")
             else:
-                # Spelled-out placeholders are words here, not pictures.
-                answer += piece.text.replace(IMAGE_PLACEHOLDER, "image")
+                runs[-1] += piece.text
             yield piece
-        self._remember(question, answer, drawn)
+        self._messages, self._pictures, self._attached = messages, pictures, []
+        self.forgotten += forgotten
+        # Placeholders that the model spelled out are words, not pictures.
+        words = (run.replace(IMAGE_PLACEHOLDER, "image") for run in runs)
+        self._remember(question, IMAGE_PLACEHOLDER.join(words), drawn)
 
     def draw(self, prompt: str) -> Picture:
         """Draw a picture on request; request and picture are remembered.
+
+        A picture that is attached stays so for what is said next.
 
         Args:
             prompt: What it shall show.
@@ -96,28 +103,42 @@ class Conversation:
             The picture.
 
         Raises:
-            DataError: The prompt is empty or too long.
+            DataError: The prompt is empty or too long, or spells out `<image>`.
         """
+        _check(prompt)
         codes = self._liquid.draw_codes([prompt], seeds=[self._seed])[0]
-        question = {"role": "user", "content": prompt}
-        self._remember(question, IMAGE_PLACEHOLDER, [codes])
+        self._remember(_user(prompt), IMAGE_PLACEHOLDER, [codes])
         return Picture(image=self._liquid.decode(codes), codes=codes)
 
     def _remember(self, question: dict[str, str], answer: str, drawn: list[Tensor]) -> None:
         self._messages += [question, {"role": "assistant", "content": answer}]
-        self._pictures += [*self._attached, *drawn]
-        self._attached = []
+        self._pictures += drawn
         self._seed += 1
 
-    def _make_room(self, question: dict[str, str]) -> None:
+    def _forget(self, question: dict[str, str]) -> int:
+        """Return how many of the oldest messages leave no room for the question's answer."""
         context = self._liquid.engine.context
         room = min(ROOM, context // 4)
-        while self._messages:
-            pictures = [*self._pictures, *self._attached]
-            prompt = self._liquid.chat_prompt([*self._messages, question], pictures)
-            if len(prompt) + room <= context:
-                return
-            dropped = "".join(message["content"] for message in self._messages[:2])
-            del self._pictures[: dropped.count(IMAGE_PLACEHOLDER)]
-            del self._messages[:2]
-            self.forgotten += 2
+        for count in range(0, len(self._messages), 2):
+            messages = [*self._messages[count:], question]
+            pictures = [*self._pictures_from(count), *self._attached]
+            if len(self._liquid.chat_prompt(messages, pictures)) + room <= context:
+                return count
+        return len(self._messages)
+
+    def _pictures_from(self, count: int) -> list[Tensor]:
+        """Return the pictures of all but the ``count`` oldest messages."""
+        older = "".join(message["content"] for message in self._messages[:count])
+        return self._pictures[older.count(IMAGE_PLACEHOLDER) :]
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _check(text: str) -> None:
+    if IMAGE_PLACEHOLDER in text:
+        raise DataError(
+            f"chat: '{IMAGE_PLACEHOLDER}' stands for a picture and can't be said. "
+            "Attach a picture, or write the word without brackets."
+        )
