@@ -151,3 +151,7 @@ def test_only_as_many_steps_are_computed_as_are_asked_for(model: Any) -> None:
     view.forward = counted
     assert len(list(decode(view, PROMPTS, greedy, steps=4))) == 4
     assert calls == [(3, 6), (3, 1), (3, 1), (3, 1)]
+
+
+def test_no_steps_draw_nothing() -> None:
+    assert list(decode(None, PROMPTS, None, steps=0)) == []  # type: ignore[arg-type]
