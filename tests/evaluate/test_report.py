@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from liquidmm.errors import ConfigError
+from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.evaluate.metrics import Tally
 from liquidmm.evaluate.report import Journal, Report
 
@@ -50,6 +50,12 @@ def test_only_missing_answers_are_made(tmp_path: Path) -> None:
     assert asked == [[0], [0]]
     assert again.texts(["c", "a/b"], make)[0] == "line 0\nof call 2"
     assert len(asked) == 2
+
+
+def test_answers_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").mkdir()
+    with pytest.raises(LiquidError, match=r"answers\.jsonl: can't be written \(Is a directory\)"):
+        Journal(tmp_path, {"n": 2}).texts(["a"], lambda missing: ["one"])
 
 
 def test_a_line_that_was_cut_off_is_made_again(tmp_path: Path) -> None:

@@ -127,6 +127,14 @@ def test_an_interrupted_run_goes_on(evaluate: Any, model: Any, tmp_path: Path) -
         evaluate("prompt-fidelity", n=3, seed=1, out=tmp_path / "out")
 
 
+def test_answers_about_other_data_do_not_count(evaluate: Any, icons: Path, tmp_path: Path) -> None:
+    evaluate("captions", out=tmp_path / "out")
+    with (icons / "records.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match=r"other settings \(data_fingerprint\)"):
+        evaluate("captions", out=tmp_path / "out")
+
+
 def test_captions(evaluate: Any, model: Any, tmp_path: Path) -> None:
     report = evaluate("captions", out=tmp_path)
     result = report.to_dict()

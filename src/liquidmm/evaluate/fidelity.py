@@ -31,11 +31,12 @@ def prompt_fidelity(context: Context) -> None:
     icons = read_icons(context.data)
     trained = sample(icons, "train", context.n, context.seed)
     unseen = sample(icons, "held_out_pairs", context.n, context.seed)
+    # Before the classifier is trained: a broken checkpoint should show at once.
+    sampling = context.chosen_sampling()
     gallery = Gallery(icons, {icon.style for icon in (*trained, *unseen)})
     network, scores = load_classifier(
         icons, context.data, on_step=lambda done, steps: context.progress("classifier", done, steps)
     )
-    sampling = context.chosen_sampling()
     unguided = replace(sampling, guidance=UNGUIDED)
     parts = (
         ("trained", trained, sampling),

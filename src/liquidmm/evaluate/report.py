@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 from PIL import Image
 
 from liquidmm import runtime
-from liquidmm.errors import ConfigError
+from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.evaluate.metrics import Tally, wilson
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.vision import pixels
@@ -171,6 +171,9 @@ class Journal:
         Args:
             keys: Unique in the task.
             make: Given the positions of the missing ones, returns their answers in that order.
+
+        Raises:
+            LiquidError: The answers cannot be written.
         """
         missing = [i for i, key in enumerate(keys) if key not in self._texts]
         lines = []
@@ -179,8 +182,14 @@ class Journal:
             lines.append(json.dumps({"key": keys[i], "text": text}, ensure_ascii=False) + "\n")
         if self.folder is not None and lines:
             self._start()
-            with self._answers.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+            try:
+                with self._answers.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError as error:
+                raise LiquidError(
+                    f"{self._answers}: can't be written ({error.strerror}). Make room and run the "
+                    "same command again; what is there is kept."
+                ) from error
         return [self._texts[key] for key in keys]
 
     def pictures(

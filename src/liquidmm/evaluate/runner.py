@@ -5,7 +5,7 @@ Adding a task is one function ``(Context) -> None`` that fills ``context.report`
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -121,8 +121,9 @@ def run(
     n = config.n or task.n
     settings: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
-        "fingerprint": _fingerprint(config.checkpoint),
+        "fingerprint": _fingerprint(config.checkpoint.rglob("*")),
         "data": str(data),
+        "data_fingerprint": _fingerprint(data.glob("*.jsonl")),
         "n": n,
         "seed": config.seed,
     }
@@ -157,11 +158,11 @@ def run(
     return report
 
 
-def _fingerprint(folder: Path) -> str:
-    """Twelve hex digits that change with any file of the checkpoint."""
+def _fingerprint(paths: Iterable[Path]) -> str:
+    """Twelve hex digits that change with the content and the name of any of some files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+    for path in sorted(path for path in paths if path.is_file()):
+        digest.update(f"{path.name}\n".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
