@@ -100,6 +100,9 @@ CASES = {
     "unknown picture format": Case(
         command=f"generate apple -o {{tmp}}/out.xyz {MODEL}", words=("out.xyz", "'.xyz'", ".png")
     ),
+    "picture format that can't be written": Case(
+        command=f"generate apple -o {{tmp}}/out.h5 {MODEL}", words=("out.h5", "'.h5'", ".png")
+    ),
     "folder as output": Case(
         command=f"generate apple -o {{tmp}} {MODEL}", words=("is a folder", "Name a file")
     ),

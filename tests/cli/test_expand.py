@@ -7,7 +7,7 @@ from liquidmm.model.processor import LiquidProcessor
 
 def test_expand(base_folder, image_tokenizer_folder, tmp_path):
     out = tmp_path / "out"
-    options = ["--image-tokenizer", str(image_tokenizer_folder), "--size", "16", "8"]
+    options = ["--image-tokenizer", str(image_tokenizer_folder), "--size", "16x8"]
     options += ["--init", "codebook", "--dtype", "bfloat16", "--seed", "3"]
     result = CliRunner().invoke(command, [str(base_folder), str(out), *options])
     assert result.exit_code == 0, result.exception

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from liquidmm.cli.options import Size
+
 _INITS = click.Choice(["mean", "normal", "codebook"])
 _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 
@@ -26,7 +28,7 @@ _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 )
 @click.option("--image-tokenizer", type=click.Path(path_type=Path), help="Put it in as well.")
 @click.option(
-    "--size", "sizes", type=(int, int), multiple=True, help="Width and height to be trained on."
+    "--size", "sizes", type=Size(), multiple=True, help="A picture size to be trained on."
 )
 @click.option("--dtype", type=_DTYPES, help="Number type of the weights.  [default: the base's]")
 @click.option("--seed", default=0, show_default=True, help="Seed of random starts.")

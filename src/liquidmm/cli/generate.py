@@ -7,33 +7,23 @@ and one that exists is replaced. The same seed and settings give the same pictur
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from liquidmm.cli.options import check_picture_path, load_model, model_options, save_picture
+from liquidmm.cli.options import (
+    Size,
+    check_picture_path,
+    load_model,
+    model_options,
+    save_picture,
+)
 from liquidmm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class Size(click.ParamType[Any]):
-    """WIDTHxHEIGHT in pixels."""
-
-    name = "WxH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Read "512x512"."""
-        if isinstance(value, tuple):
-            return value
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
-            self.fail(f"'{value}' is no size. Write width x height, as 512x512.", param, ctx)
-        return int(width), int(height)
 
 
 @click.command("generate")
@@ -74,7 +64,7 @@ def command(**options: Any) -> None:
     if options["grid"]:
         from liquidmm.vision.pixels import contact_sheet
 
-        images = [contact_sheet(images, columns=round(len(images) ** 0.5 + 0.499))]
+        images = [contact_sheet(images, columns=math.ceil(math.sqrt(len(images))))]
     for image, path in zip(images, paths, strict=True):
         save_picture(image, path)
         click.echo(path)

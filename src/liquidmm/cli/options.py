@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What a picture can be written as: every one of these takes an RGB picture."""
+
+
+class Size(click.ParamType[Any]):
+    """WIDTHxHEIGHT in pixels."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read "512x512"."""
+        if isinstance(value, tuple):
+            return value
+        width, _, height = str(value).lower().partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            self.fail(f"'{value}' is no size. Write width x height, as 512x512.", param, ctx)
+        return int(width), int(height)
+
 
 def model_options(command: Command) -> Command:
     """Add `--checkpoint` and `--device`."""
@@ -46,12 +66,9 @@ def check_picture_path(path: Path) -> None:
     Raises:
         ConfigError: A folder, or a suffix of no picture format.
     """
-    from PIL import Image
-
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder. Name a file, as {path / 'out.png'}.")
-    formats = Image.registered_extensions()
-    if formats.get(path.suffix.lower()) not in Image.SAVE:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise ConfigError(f"{path}: '{path.suffix}' is no picture format. Use .png, .jpg or .webp.")
 
 
