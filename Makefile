@@ -45,7 +45,7 @@ docs: .venv/.ready
 	$(BIN)/python -m liquidmm.cli.docs > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 
-icons:
+icons: .venv/.ready
 	bash scripts/icons.sh
 
 smollm2: .venv/.ready

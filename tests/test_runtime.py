@@ -149,15 +149,15 @@ def test_full_disk_is_one_line(tmp_path):
 
 
 def test_a_folder_that_takes_no_file_is_one_line_also_by_a_relative_path(tmp_path, monkeypatch):
-    def refuse(prefix, suffix, dir):
-        file = os.path.join(os.path.abspath(dir), prefix + suffix)  # as tempfile does
-        raise PermissionError(errno.EACCES, "Permission denied", file)
+    def refuse(**names):
+        file = Path(names["dir"]).absolute() / (names["prefix"] + names["suffix"])
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))  # as tempfile says it
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    with pytest.raises(LiquidError, match=r"^out\.png: can't be written \(Permission denied\)"):
-        with atomic_file(Path("out.png")):
-            pass
+    expected = r"^out\.png: can't be written \(Permission denied\)"
+    with pytest.raises(LiquidError, match=expected), atomic_file(Path("out.png")):
+        pass
 
 
 def test_parent_that_is_a_file(tmp_path):
