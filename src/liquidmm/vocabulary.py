@@ -58,8 +58,8 @@ class Vocabulary:
             )
         if not 0 < self.text_size <= self.image_offset:
             raise CheckpointError(
-                f"vocabulary: text_size {self.text_size} exceeds image_offset {self.image_offset}. "
-                "Image ids start after all text ids."
+                f"vocabulary: text_size is {self.text_size}, image_offset {self.image_offset}. "
+                "There must be text ids, and image ids start after all of them."
             )
         markers = (self.boi, self.eoi, self.unconditional)
         if len(set(markers)) < 3 or not all(0 <= marker < self.text_size for marker in markers):

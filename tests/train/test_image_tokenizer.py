@@ -25,8 +25,9 @@ def images(tmp_path_factory):
     for index, pixels in enumerate(noise):
         Image.fromarray(pixels.numpy()).resize((16, 16)).save(folder / f"{index:02}.png")
         split = "held_out" if index >= 9 else "train"
-        lines.append(json.dumps({"image": f"{index:02}.png", "caption": "x", "split": split}))
-    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+        line = {"image": f"{index:02}.png", "caption": "x\u2028y", "split": split}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
 
 

@@ -1,12 +1,10 @@
 """What an emoji shows: one concept per meaning, shared by all icon sets.
 
-Contract: `read_concepts` turns the official emoji table (the `emojibase-data` package) into a
-table of concepts and drops what nobody could tell apart at 64 pixels or what is no picture of a
-thing: flags, skin tones,
-keycaps, clock faces, family permutations, mirrored doubles and the gendered variants of a neutral
-person.
-`ConceptTable.match` maps the name an icon set uses onto a concept. Everything here is pure; no
-file is opened.
+Contract: `read_concepts` turns the official emoji table (the `emojibase-data` package) into a table
+of concepts and drops what nobody could tell apart at 64 pixels or what is no picture of a thing:
+flags, skin tones, keycaps, clock faces, family permutations, mirrored doubles and the gendered
+variants of a neutral person. `ConceptTable.code` finds what the name an icon set uses stands for.
+Everything here is pure; no file is opened.
 """
 
 import re

@@ -1,9 +1,8 @@
 """Icon sets as the `@iconify/json` package carries them: drawings, names and licences.
 
-Contract: `read_collections` and `read_set` read the package's tarball in place, `check_licence`
+Contract: `read_collections` and `read_sets` read the package's tarball in place, `check_licence`
 says whether a set may be used, and `IconSet.svg` gives a complete SVG document. A damaged tarball
-or an unknown set is a
-`DataError` that names it.
+is a `DataError` that names it, an unknown set a `ConfigError`.
 """
 
 import json

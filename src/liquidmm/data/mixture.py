@@ -2,9 +2,9 @@
 
 Contract: draw number n of a source is a pure function of (seed, source, n): each pass has an order
 of its own, and each draw a generator for the random choices of rendering. Which source is next
-follows from the counts alone, so that after every draw each source has its share to within one. The
-state is therefore a few counts and the draws that wait to be packed; restoring it continues bit by
-bit.
+follows from the counts alone: the one furthest behind its share, so that no source is ever a whole
+draw ahead of its share, and few are more than one behind. The state is therefore a few counts and
+the draws that wait to be packed; restoring it continues bit by bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +108,9 @@ class Mixture(Iterator[Packed]):
         pad_id = next(pad for pad in pads if pad is not None)
         self._packer: Packer[Ticket] = Packer(length, pad_id, lookahead)
         codebook_size = renderer.sequences.vocabulary.codebook_size
-        opened = {path: read_shards(path) for path in {source.path for source in sources}}
+        opened = {
+            path: read_shards(path) for path in dict.fromkeys(source.path for source in sources)
+        }
         for path, shards in opened.items():
             _check_origin(path, shards, codebook_size, fingerprint)
         self._streams = [

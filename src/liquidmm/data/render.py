@@ -74,7 +74,7 @@ class RenderConfig:
     guidance_dropout: float = 0.1
     """Share of drawings whose text is replaced by the unconditional marker (the release: 0.1)."""
     size_hint: bool = False
-    """Write the size of the picture into the prompt of a drawing."""
+    """Write the size of the picture into the prompt of a drawing, except in a chat."""
     first_caption_share: float = 0.5
     """Share of drawings that take the canonical caption; the others draw one of all captions."""
     draw_in_chat_share: float = 0.1

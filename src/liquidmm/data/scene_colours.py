@@ -37,8 +37,7 @@ def dominant_colour(sprite: Image.Image) -> str:
 
     Returns:
         red, orange, yellow, green, blue, purple, pink or brown where most of its vivid part has
-        it, gray where next to
-        nothing is vivid, and "" where it has no one colour.
+        it, gray where next to nothing is vivid, and "" where it has no one colour.
     """
     pixels = np.asarray(sprite, dtype=np.float32).reshape(-1, 3)
     pixels = pixels[pixels.min(axis=1) < 225]

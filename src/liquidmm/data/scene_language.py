@@ -2,8 +2,7 @@
 
 Contract: pure functions of a ``Scene`` and a seeded random state. Every caption and answer follows
 from the layout; answers are short and in lower case: "yes", "no", "two", "a dog", "red", "top
-left". Yes and no are equally
-likely.
+left". Yes and no are equally likely.
 """
 
 import random

@@ -198,7 +198,7 @@ def _read_icons(folder: Path) -> list[dict[str, Any]]:
     try:
         return [
             json.loads(line)
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for line in path.read_text(encoding="utf-8").split("\n")
             if line.strip()
         ]
     except (OSError, ValueError) as error:

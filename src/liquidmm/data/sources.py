@@ -93,7 +93,8 @@ def read_folder(path: Path) -> Iterator[Record]:
 def digest(path: Path) -> str:
     """Return a hash that changes when the source does: 16 hex digits.
 
-    A file is hashed by content, a folder by names, sizes and times of its pictures and captions.
+    A file is hashed by its content, without that of the pictures it names; a folder by names, sizes
+    and times of its pictures and captions.
     """
     if path.is_file():
         with path.open("rb") as file:

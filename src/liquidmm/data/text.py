@@ -313,7 +313,7 @@ def _concept_groups(icons: Path) -> dict[str, str]:
     try:
         records = [
             json.loads(line)
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for line in path.read_text(encoding="utf-8").split("\n")
             if line.strip()
         ]
         return {str(record["name"]).lower(): str(record["group"]) for record in records}

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from liquidmm.data.sources import PICTURE_SUFFIXES
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import generator
 from liquidmm.train.image_config import ImageDataConfig
 from liquidmm.vision.pixels import center_crop, open_image, pad_square
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _WHITE = 255
 
 
@@ -73,9 +73,10 @@ def _shuffled(paths: list[Path], seed: int) -> list[Path]:
 def _listed(source: Path) -> list[tuple[Path, str]]:
     """List the pictures of a folder or of a .jsonl file, each with its split ("" if none)."""
     if source.is_dir():
-        return [(p, "") for p in sorted(source.rglob("*")) if p.suffix.lower() in SUFFIXES]
+        return [(p, "") for p in sorted(source.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     try:
-        lines = source.read_text("utf-8").splitlines()
+        # Not splitlines: a JSON string may hold U+2028 and the like.
+        lines = source.read_text("utf-8").split("\n")
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}. Give a folder or a .jsonl file.") from None
     except UnicodeDecodeError:

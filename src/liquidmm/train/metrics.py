@@ -1,8 +1,9 @@
 """What a run reports: speed, loss and token accuracy for each task, gradient norm, learning rate.
 
 Contract: `Tally` adds up what the loss counted; `MetricsLog` appends one JSON object a line and
-shows the gist on a progress bar. A resumed run first drops the lines after the step it goes
-on from, so that the file reads as if the run had never stopped.
+shows the gist on a progress bar. A resumed run first drops the lines after the step it goes on
+from, so that no step is there twice. Training figures are means since the line before or, after a
+resume, since the save.
 """
 
 from __future__ import annotations
