@@ -59,6 +59,26 @@ def test_text_to_image_learns_codes_and_ends(sequences, bare_sequences):
     assert labels == [None] * 7 + [26, 27, 28, 89, 3]
 
 
+def test_code_noise_changes_codes_in_the_input_only(sequences):
+    config = RenderConfig(
+        guidance_dropout=0, first_caption_share=1, draw_in_chat_share=0, code_noise=1
+    )
+    clean, labels = rendered(sequences, IMAGE_TEXT, "text_to_image")
+    changed = np.zeros(len(clean))
+    for seed in range(500):
+        noisy, same = rendered(sequences, IMAGE_TEXT, "text_to_image", config, seed)
+        assert same == labels
+        assert all(26 <= id < 90 for id in noisy[8:12])
+        changed += np.array(noisy) != clean
+    assert not changed[:8].any()
+    assert not changed[12:].any()
+    # Half of the codes on average, of which one in 64 meets itself.
+    assert (abs(changed[8:12] / 500 - 0.5 * 63 / 64) < 0.1).all()
+    assert rendered(sequences, IMAGE_TEXT, "image_to_text", config) == rendered(
+        sequences, IMAGE_TEXT, "image_to_text"
+    )
+
+
 def test_guidance_dropout_replaces_the_text(sequences):
     config = RenderConfig(guidance_dropout=1)
     ids, labels = rendered(sequences, IMAGE_TEXT, "text_to_image", config)
