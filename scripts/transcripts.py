@@ -1,4 +1,4 @@
-"""Print ten conversations with a checkpoint as Markdown, exactly as `liquid chat --seed 0` holds them.
+"""Print ten conversations with a checkpoint as Markdown, as `liquid chat --seed 0` holds them.
 
     python scripts/transcripts.py [CHECKPOINT] > docs/chats.md
 
@@ -22,7 +22,12 @@ CONVERSATIONS = (
     ("What kind of thing is a hammer?", "Can you draw one?", "Draw a hammer, twemoji style."),
     ("Draw a snowman, fluent flat style.", "What is a snowman?"),
     ("What is a volcano?", "Draw a volcano, emojione style."),
-    ("image:examples/scene.png", "How many red apples are there?", "Is there a ghost?", "Is there a dog?"),
+    (
+        "image:examples/scene.png",
+        "How many red apples are there?",
+        "Is there a ghost?",
+        "Is there a dog?",
+    ),
     ("Good morning", "Tell me what a whale is.", "Goodbye"),
     ("What is the capital of France?", "What is 12 times 7?"),
 )

@@ -68,7 +68,7 @@ def test_code_noise_changes_codes_in_the_input_only(sequences):
     for seed in range(500):
         noisy, same = rendered(sequences, IMAGE_TEXT, "text_to_image", config, seed)
         assert same == labels
-        assert all(26 <= id < 90 for id in noisy[8:12])
+        assert all(26 <= code < 90 for code in noisy[8:12])
         changed += np.array(noisy) != clean
     assert not changed[:8].any()
     assert not changed[12:].any()

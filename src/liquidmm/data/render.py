@@ -1,9 +1,10 @@
 """A row of a shard becomes an example: its ids, and the labels that say which of them are learnt.
 
 Contract: `labels[i]` is the true id where position i is learnt and `IGNORE` elsewhere; nothing is
-shifted. `input_ids` are the true ids, but for the codes that `code_noise` replaces. What is learnt: everything of a text; codes, end of image and end of sequence of a drawing;
-caption and end of sequence of a description; the assistant's turns of a chat. Every random choice
-comes from the generator that is passed in, so equal rows and generators give equal examples.
+shifted. `input_ids` are the true ids, but for the codes that `code_noise` replaces. What is learnt:
+everything of a text; codes, end of image and end of sequence of a drawing; caption and end of
+sequence of a description; the assistant's turns of a chat. Every random choice comes from the
+generator that is passed in, so equal rows and generators give equal examples.
 """
 
 from collections.abc import Mapping
