@@ -6,6 +6,7 @@ Contract: prints the answer and nothing else on stdout.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,11 +18,11 @@ from liquidmm.errors import DataError
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
 @model_options
-def command(image: Path, question: str, checkpoint: Path | None, device: str | None) -> None:
+def command(image: Path, question: str, **model: Any) -> None:
     """Answer a question about a picture."""
     from liquidmm.vision.pixels import open_image
 
     if not question.strip():
         raise DataError("question: is empty. Ask something about the picture.")
     picture = open_image(image)
-    click.echo(load_model(checkpoint, device).ask(picture, question))
+    click.echo(load_model(**model).ask(picture, question))

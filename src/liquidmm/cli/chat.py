@@ -41,11 +41,11 @@ SMALL, TINY = 1_000_000_000, 100_000_000
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Repeat a conversation.")
 @model_options
-def command(out: Path, seed: int, checkpoint: Path | None, device: str | None) -> None:
+def command(out: Path, seed: int, **model: Any) -> None:
     """Chat with words and pictures; type /help for what it understands."""
     from liquidmm.generate.conversation import Conversation
 
-    liquid = load_model(checkpoint, device)
+    liquid = load_model(**model)
     interactive = _interactive()
     note = _limits(liquid.parameters)
     if note:

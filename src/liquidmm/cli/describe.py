@@ -6,6 +6,7 @@ Contract: prints the caption and nothing else on stdout.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,9 +16,9 @@ from liquidmm.cli.options import load_model, model_options
 @click.command("describe")
 @click.argument("image", type=click.Path(path_type=Path))
 @model_options
-def command(image: Path, checkpoint: Path | None, device: str | None) -> None:
+def command(image: Path, **model: Any) -> None:
     """Say in words what a picture shows."""
     from liquidmm.vision.pixels import open_image
 
     picture = open_image(image)
-    click.echo(load_model(checkpoint, device).describe(picture))
+    click.echo(load_model(**model).describe(picture))

@@ -59,7 +59,7 @@ def command(**options: Any) -> None:
     }
     paths = _paths(options["out"], options["count"], grid=options["grid"])
     _check(options, settings)
-    liquid = load_model(options["checkpoint"], options["device"])
+    liquid = load_model(options["checkpoint"], options["image_tokenizer"], options["device"])
     images = _draw(liquid, options, dataclasses.replace(liquid.sampling, **settings))
     if options["grid"]:
         from liquidmm.vision.pixels import contact_sheet

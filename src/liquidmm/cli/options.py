@@ -41,23 +41,30 @@ class Size(click.ParamType[Any]):
 
 
 def model_options(command: Command) -> Command:
-    """Add `--checkpoint` and `--device`."""
+    """Add `--checkpoint`, `--image-tokenizer` and `--device`, as the keywords of `load_model`."""
     command = click.option(
         "--device", metavar="NAME", help="cpu, cuda or mps; by default the fastest there is."
     )(command)
+    command = click.option(
+        "--image-tokenizer",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="For a checkpoint that comes without: a folder of ours, or a vqgan.ckpt.",
+    )(command)
     return click.option(
         "--checkpoint",
-        type=click.Path(path_type=Path),
         metavar="FOLDER",
-        help="The model to use instead of the one that comes with this package.",
+        help="The model to use instead of the one that comes with this package; or owner/name.",
     )(command)
 
 
-def load_model(checkpoint: Path | None, device: str | None) -> Liquid:
+def load_model(
+    checkpoint: str | None, image_tokenizer: Path | None, device: str | None
+) -> Liquid:
     """Load the model that the shared options name."""
     from liquidmm.generate.liquid import load
 
-    return load(checkpoint, device)
+    return load(checkpoint, device, image_tokenizer=image_tokenizer)
 
 
 def check_picture_path(path: Path) -> None:

@@ -45,14 +45,20 @@ DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
 
 def load(
-    folder: str | Path | None = None, device: str | None = None, dtype: str = "auto"
+    folder: str | Path | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    image_tokenizer: Path | None = None,
 ) -> Liquid:
     """Load a checkpoint.
 
     Args:
-        folder: Checkpoint folder; None takes the model that comes with the package.
+        folder: Checkpoint folder, or owner/name on the Hugging Face hub; None takes the model that
+            comes with the package.
         device: "cpu", "cuda", "mps"; None takes the best there is.
         dtype: "float32", "bfloat16", "float16"; "auto" takes what the device is fast with.
+        image_tokenizer: For a checkpoint that comes without one, as the published
+            `Junfeng5/Liquid_V1_7B` does: a folder of ours or a `vqgan.ckpt`.
 
     Returns:
         The model, ready to draw.
@@ -60,8 +66,8 @@ def load(
     Raises:
         CheckpointError: The folder is no checkpoint.
     """
-    path = DEFAULT_MODEL if folder is None else Path(folder)
-    return Liquid.from_checkpoint(Checkpoint.load(path, device, dtype))
+    source = DEFAULT_MODEL if folder is None else folder
+    return Liquid.from_checkpoint(Checkpoint.load(source, device, dtype, image_tokenizer))
 
 
 class Liquid:
