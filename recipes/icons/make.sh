@@ -37,3 +37,4 @@ encode data/text/text.jsonl text-held-out '["held_out"]'
 encode data/text/chat.jsonl text-chat
 
 liquid train recipes/icons/model.toml
+python scripts/choose_sampling.py runs/icons/model/final

@@ -1,0 +1,52 @@
+"""Choose how a checkpoint draws by default, and write it into its processor_config.json.
+
+    python scripts/choose_sampling.py CHECKPOINT [DATA] [N]
+
+Draws N trained icons (default 60) that `liquid evaluate prompt-fidelity` does not ask for, at each
+setting below, and takes the one whose pictures are most often nearest to the right real icon.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from liquidmm import SamplingConfig, load
+from liquidmm.evaluate.gallery import Gallery, read_icons, sample
+from liquidmm.model.processor import LiquidProcessor
+
+JUDGED = 200
+"""Icons that the evaluation samples with seed 0; they are left out here."""
+
+SETTINGS = tuple(
+    SamplingConfig(guidance=guidance, temperature=temperature, top_k=0, top_p=top_p)
+    for guidance in (1.5, 2.0, 3.0, 5.0)
+    for temperature, top_p in ((0.2, 1.0), (0.7, 0.9))
+)
+
+
+def main() -> None:
+    """Measure the settings and write the best."""
+    folder = Path(sys.argv[1])
+    icons = read_icons(Path(sys.argv[2] if len(sys.argv) > 2 else "data/icons"))
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 60
+    judged = {icon.key for icon in sample(icons, "train", JUDGED, seed=0)}
+    others = sample(icons, "train", JUDGED + count, seed=1)
+    wanted = [icon for icon in others if icon.key not in judged][:count]
+    gallery = Gallery(icons, {icon.style for icon in wanted})
+    liquid = load(folder)
+    scores = {}
+    for setting in SETTINGS:
+        images = liquid.draw_many([icon.captions[0] for icon in wanted], sampling=setting)
+        nearest = gallery.nearest_concepts(images, [icon.style for icon in wanted])
+        right = sum(a == b.concept for a, b in zip(nearest, wanted, strict=True))
+        scores[setting] = right
+        sys.stdout.write(f"{right:4d} of {len(wanted)} right  {setting}\n")
+        sys.stdout.flush()
+    processor = LiquidProcessor.from_pretrained(folder)
+    processor.sampling = dataclasses.asdict(max(scores, key=lambda setting: scores[setting]))
+    processor.save_pretrained(folder)
+    sys.stdout.write(f"{folder}: draws with {processor.sampling} from now on\n")
+
+
+if __name__ == "__main__":
+    main()
