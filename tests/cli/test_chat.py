@@ -107,7 +107,7 @@ def test_help_lists_every_command(run) -> None:
         ("/image", "/image needs the path of a picture"),
         ("/image nowhere.png", "nowhere.png: no such file"),
         ("/draw", "prompt: the text is empty"),
-        ("what is this <image>", "1 <image> in the messages for 0 pictures"),
+        ("what is this <image>", "'<image>' stands for a picture and can't be said"),
     ],
 )
 def test_a_mistake_in_a_pipe_is_one_line_and_exit_1(run, line: str, words: str) -> None:

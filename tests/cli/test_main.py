@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from liquidmm import __version__, cli
-from liquidmm.cli import COMMANDS, docs, main
+from liquidmm.cli import COMMANDS, main
 from liquidmm.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -90,5 +90,9 @@ def test_a_bug_keeps_its_traceback(raising):
 
 
 def test_reference_page_is_up_to_date():
+    # In a process of its own: click keeps the help option a command was first called with.
+    page = subprocess.run(
+        [sys.executable, "-m", "liquidmm.cli.docs"], capture_output=True, text=True, check=True
+    ).stdout
     file = ROOT / "docs" / "cli.md"
-    assert file.read_text(encoding="utf-8") == docs.page(), "Run `make docs`."
+    assert file.read_text(encoding="utf-8") == page, "Run `make docs`."

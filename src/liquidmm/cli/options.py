@@ -58,9 +58,7 @@ def model_options(command: Command) -> Command:
     )(command)
 
 
-def load_model(
-    checkpoint: str | None, image_tokenizer: Path | None, device: str | None
-) -> Liquid:
+def load_model(checkpoint: str | None, image_tokenizer: Path | None, device: str | None) -> Liquid:
     """Load the model that the shared options name."""
     from liquidmm.generate.liquid import load
 
