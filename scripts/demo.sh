@@ -20,7 +20,7 @@ show() {
     "$liquid" "$@" | tee -a "$out/said.txt"
 }
 
-# The first three are pictures this model has learnt well; what it makes of other words, see README.md.
+# The first three were picked because they come out well; how often others do stands in MODEL_CARD.md.
 show generate "a sleeping face, twemoji style" -o "$out/sleeping-face.png"
 show generate "a speedboat, fluent flat style" -o "$out/speedboat.png"
 show generate "a video camera, noto style" -o "$out/video-camera.png"
@@ -39,5 +39,6 @@ END
 sed 's/^/> /' "$out/chat-input.txt"
 "$liquid" chat --out "$out" <"$out/chat-input.txt" | tee "$out/chat-answers.txt"
 
-printf '\nThe pictures and the texts are in %s/:\n' "$out"
+printf '\nThe first three prompts were picked because they come out well; MODEL_CARD.md says how often others do.\n'
+printf 'The pictures and the texts are in %s/:\n' "$out"
 ls -1 "$out"
