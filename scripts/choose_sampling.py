@@ -19,7 +19,7 @@ JUDGED = 200
 
 SETTINGS = tuple(
     SamplingConfig(guidance=guidance, temperature=temperature, top_k=0, top_p=top_p)
-    for guidance in (1.5, 2.0, 3.0, 5.0)
+    for guidance in (1.0, 1.5, 2.0, 3.0)
     for temperature, top_p in ((0.2, 1.0), (0.7, 0.9))
 )
 

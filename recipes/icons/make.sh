@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The default model from the icon tarballs to the evaluated checkpoint: about two hours on two cores.
+# The default model from the icon tarballs to the evaluated checkpoint: about three hours on two cores.
 # Every step that was done already is skipped, one that was broken off goes on. `make icons` fetches
 # the tarballs first.
 set -euo pipefail
@@ -37,4 +37,5 @@ encode data/text/text.jsonl text-held-out '["held_out"]'
 encode data/text/chat.jsonl text-chat
 
 liquid train recipes/icons/model.toml
-python scripts/choose_sampling.py runs/icons/model/final
+liquid train recipes/icons/more.toml
+python scripts/choose_sampling.py runs/icons/more/final

@@ -1,5 +1,7 @@
 """Ids: bos 0, eos 1, boi 2, eoi 3, unconditional 4, turns 5 and 6, words from 7, codes from 26."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,24 +61,24 @@ def test_text_to_image_learns_codes_and_ends(sequences, bare_sequences):
     assert labels == [None] * 7 + [26, 27, 28, 89, 3]
 
 
-def test_code_noise_changes_codes_in_the_input_only(sequences):
-    config = RenderConfig(
-        guidance_dropout=0, first_caption_share=1, draw_in_chat_share=0, code_noise=1
-    )
-    clean, labels = rendered(sequences, IMAGE_TEXT, "text_to_image")
-    changed = np.zeros(len(clean))
-    for seed in range(500):
-        noisy, same = rendered(sequences, IMAGE_TEXT, "text_to_image", config, seed)
-        assert same == labels
-        assert all(26 <= code < 90 for code in noisy[8:12])
-        changed += np.array(noisy) != clean
-    assert not changed[:8].any()
-    assert not changed[12:].any()
-    # Half of the codes on average, of which one in 64 meets itself.
-    assert (abs(changed[8:12] / 500 - 0.5 * 63 / 64) < 0.1).all()
+def test_an_opening_ends_after_the_first_row_of_codes(sequences):
+    plain = RenderConfig(guidance_dropout=0, first_caption_share=1, draw_in_chat_share=0)
+    whole, labels = rendered(sequences, IMAGE_TEXT, "text_to_image", plain)
+    config = replace(plain, opening_share=1)
+    assert rendered(sequences, IMAGE_TEXT, "text_to_image", config) == (whole[:10], labels[:10])
     assert rendered(sequences, IMAGE_TEXT, "image_to_text", config) == rendered(
         sequences, IMAGE_TEXT, "image_to_text"
     )
+    in_chat = replace(config, draw_in_chat_share=1)
+    assert rendered(sequences, IMAGE_TEXT, "text_to_image", in_chat)[0][-3:] == [2, 26, 27]
+
+
+def test_openings_are_a_share_of_the_drawings(sequences):
+    config = RenderConfig(opening_share=0.5)
+    ends = [
+        rendered(sequences, IMAGE_TEXT, "text_to_image", config, seed)[0][-1] for seed in range(300)
+    ]
+    assert 0.4 < ends.count(27) / len(ends) < 0.6
 
 
 def test_guidance_dropout_replaces_the_text(sequences):

@@ -1,5 +1,6 @@
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def ask(scene: Scene, tries: int = 200) -> set[tuple[str, str, str]]:
 
 def test_questions_have_exactly_the_right_answers() -> None:
     scene = Scene(style="noto", things=((0, DOG), (1, APPLE), (3, APPLE)))
-    found = {item for item in ask(scene) if not item[1].startswith(("Do you", "Is there"))}
+    found = {item for item in ask(scene) if item[0] not in {"presence", "list"}}
     see = {(task, text.replace("are there", "do you see"), answer) for task, text, answer in found}
     assert see | found == found | {
         ("count", "How many dogs do you see?", "one"),
@@ -86,8 +87,8 @@ def test_questions_have_exactly_the_right_answers() -> None:
         ("count", "How many things do you see?", "three"),
         ("which", "What is to the right of the dog?", "a red apple"),
         ("place", "Where is the dog?", "top left"),
-        ("comparison", "Are there more red apples than dogs?", "yes"),
-        ("comparison", "Are there more dogs than red apples?", "no"),
+        ("comparison", "Are there more red apples than dogs?", "yes, two red apples and a dog"),
+        ("comparison", "Are there more dogs than red apples?", "no, a dog and two red apples"),
         ("colour", "What color are the apples?", "red"),
     } | {item for item in see if "do you see" not in item[1]}  # fmt: skip
     assert {task for task, _, _ in found} == {"count", "which", "place", "comparison", "colour"}
@@ -96,16 +97,31 @@ def test_questions_have_exactly_the_right_answers() -> None:
 def test_relations() -> None:
     scene = Scene(style="noto", things=((0, DOG), (3, CAR)))
     relations = {item[1:] for item in ask(scene) if item[0] == "relation"}
+    dog = "the dog is at the top left, the car at the bottom right"
+    car = "the car is at the bottom right, the dog at the top left"
     assert relations == {
-        ("Is the dog to the left of the car?", "yes"),
-        ("Is the dog to the right of the car?", "no"),
-        ("Is the dog above the car?", "yes"),
-        ("Is the dog below the car?", "no"),
-        ("Is the car to the right of the dog?", "yes"),
-        ("Is the car to the left of the dog?", "no"),
-        ("Is the car below the dog?", "yes"),
-        ("Is the car above the dog?", "no"),
+        ("Is the dog to the left of the car?", f"yes, {dog}"),
+        ("Is the dog to the right of the car?", f"no, {dog}"),
+        ("Is the dog above the car?", f"yes, {dog}"),
+        ("Is the dog below the car?", f"no, {dog}"),
+        ("Is the car to the right of the dog?", f"yes, {car}"),
+        ("Is the car to the left of the dog?", f"no, {car}"),
+        ("Is the car below the dog?", f"yes, {car}"),
+        ("Is the car above the dog?", f"no, {car}"),
     }
+
+
+def test_the_last_question_asks_for_everything() -> None:
+    scene = Scene(style="noto", things=((0, APPLE), (1, DOG), (2, APPLE)))
+    names = ["dog", "car", "red apple", "owl"]
+    for seed in range(20):
+        *others, last = scene_questions(scene, names, 3, random.Random(seed))
+        assert len(others) == 3
+        assert "list" not in {question.task for question in others}
+        assert (last.task, last.answer) == (
+            "list",
+            "a red apple at the top left, a dog at the top right and a red apple at the bottom left",
+        )
 
 
 def test_presence_is_balanced_and_true() -> None:
@@ -114,18 +130,27 @@ def test_presence_is_balanced_and_true() -> None:
     for seed in range(400):
         for question in scene_questions(scene, ["dog", "car", "owl"], 9, random.Random(seed)):
             if question.task == "presence":
-                assert (question.answer == "yes") == ("a dog" in question.text)
+                there = "a dog" in question.text
+                assert question.answer == ("yes, at the bottom left" if there else "no")
                 answers.append(question.answer)
-    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+    assert 0.4 < answers.count("no") / len(answers) < 0.6
 
 
-def test_a_question_of_a_task_is_asked_once() -> None:
+def test_no_question_is_asked_twice_and_no_task_four_times() -> None:
     scene = Scene(style="noto", things=((0, DOG), (3, CAR)))
     for seed in range(50):
-        tasks = [
-            q.task for q in scene_questions(scene, ["dog", "car", "owl"], 3, random.Random(seed))
-        ]
-        assert len(tasks) == len(set(tasks)) == 3
+        asked = scene_questions(scene, ["dog", "car", "owl"], 6, random.Random(seed))[:-1]
+        plain = {q.text.replace("are there", "do you see") for q in asked}
+        assert len(asked) == len(plain) == 6
+        assert max(Counter(q.task for q in asked).values()) <= 3
+
+
+def test_no_answer_is_more_frequent_than_there_are_things() -> None:
+    scene = Scene(style="noto", things=((0, DOG), (1, DOG)))
+    names = ["dog", *(f"thing {number}" for number in range(30))]
+    asked = scene_questions(scene, names, 9, random.Random(0))
+    assert {q.answer for q in asked if q.task == "presence"} == {"yes, two", "no"}
+    assert len([q for q in asked if q.task == "presence"]) == 2
 
 
 def test_the_folder_is_well_formed(icons: Path, tmp_path: Path) -> None:

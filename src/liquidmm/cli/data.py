@@ -62,7 +62,7 @@ def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options:
     "icons_folder", metavar="ICONS", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @_OUT
-@click.option("--count", default=4000, show_default=True, help="Number of scenes.")
+@click.option("--count", default=12_000, show_default=True, help="Number of scenes.")
 @click.option("--seed", default=0, show_default=True, help="Another seed is another set.")
 @_OVERWRITE
 def scenes(icons_folder: Path, out: Path, overwrite: bool, **options: Any) -> None:

@@ -1,11 +1,13 @@
 """What can truly be said and asked about a scene of a few things on a 2 x 2 grid.
 
 Contract: pure functions of a ``Scene`` and a seeded random state. Every caption and answer follows
-from the layout; answers are short and in lower case: "yes", "no", "two", "a dog", "red", "top
-left". Yes and no are equally likely.
+from the layout; answers are short and in lower case: "two", "a dog", "red", "top left". Yes and no
+are about equally likely and come with what they follow from ("yes, at the top left"): a small model
+learns to look from the reason, hardly from one bit.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -53,7 +55,7 @@ class Question:
     """A question with its one right answer."""
 
     task: str
-    """What it tests: presence, count, relation, which, place, comparison, colour."""
+    """What it tests: presence, count, relation, which, place, comparison, colour, list."""
     text: str
     """The question."""
     answer: str
@@ -70,10 +72,7 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
     listed = _join([_counted(name, count) for name, count in scene.counts().items()])
     found = [f"{listed}, {words} style", f"{words} emoji of {listed}"]
     if len(scene.things) <= 3:
-        placed = [
-            f"{with_article(thing.name)} at the {PLACES[cell]}" for cell, thing in scene.things
-        ]
-        found.append(f"{_join(placed)}, {words} style")
+        found.append(f"{_join(_placed(scene))}, {words} style")
     for first, second in permutations(_single(scene), 2):
         if len(scene.things) == 2 and (side := _side(first[0], second[0])):
             found.append(
@@ -86,7 +85,7 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
 def scene_questions(
     scene: Scene, names: Sequence[str], count: int, rng: random.Random
 ) -> tuple[Question, ...]:
-    """Ask about a scene, each question of another task.
+    """Ask about a scene, at most three times for one task; no question twice, not even reworded.
 
     Args:
         scene: The scene.
@@ -95,42 +94,48 @@ def scene_questions(
         rng: Random state.
 
     Returns:
-        Up to ``count`` questions in random order.
+        Up to ``count`` questions in random order, then one for everything that is there.
     """
+    presence = rng.choice(("Is there {}?", "Do you see {}?", "Is there {} in the picture?"))
+    count_form = rng.choice(("How many {} are there?", "How many {} do you see?"))
     makers: list[tuple[float, Callable[[], Question | None]]] = [
-        (3.0, lambda: _presence(scene, names, rng)),
-        (3.0, lambda: _count(scene, rng)),
+        (3.0, lambda: _presence(scene, names, presence, rng)),
+        (3.0, lambda: _count(scene, count_form, rng)),
         (5.0, lambda: _relation(scene, rng)),
         (2.0, lambda: _which(scene, rng)),
         (1.5, lambda: _place(scene, rng)),
         (2.0, lambda: _comparison(scene, rng)),
         (2.0, lambda: _colour(scene, rng)),
     ]
-    # A larger weight pushes the key towards 1: weighted order without replacement (Efraimidis and
-    # Spirakis, 2006).
-    keyed = sorted(
-        ((rng.random() ** (1 / weight), make) for weight, make in makers), key=lambda item: -item[0]
-    )
-    found: list[Question] = []
-    for _, make in keyed:
-        if len(found) < count and (question := make()) is not None:
-            found.append(question)
-    rng.shuffle(found)
-    return tuple(found)
+    weights, asks = zip(*makers, strict=True)
+    found: dict[str, Question] = {}
+    answers: Counter[tuple[str, str]] = Counter()
+    for make in rng.choices(asks, weights, k=100):
+        question = make()
+        if question is None or question.text in found or len(found) == count:
+            continue
+        # There is more that could be missing than there is: without a limit most answers were no.
+        answer = question.task, question.answer.partition(",")[0]
+        answers[answer] += 1
+        asked = [known.task for known in found.values()].count(question.task)
+        if answers[answer] <= len(scene.counts()) and asked < 3:
+            found[question.text] = question
+    # Last: after it, the other answers could be read instead of seen.
+    return (*found.values(), _list(scene, rng))
 
 
-def _presence(scene: Scene, names: Sequence[str], rng: random.Random) -> Question:
-    there = list(scene.counts())
+def _presence(scene: Scene, names: Sequence[str], form: str, rng: random.Random) -> Question:
+    counts = scene.counts()
     yes = rng.random() < 0.5
-    name = rng.choice(there if yes else [name for name in names if name not in there])
-    form = rng.choice(("Is there {}?", "Do you see {}?", "Is there {} in the picture?"))
-    return Question(
-        task="presence", text=form.format(with_article(name)), answer="yes" if yes else "no"
-    )
+    name = rng.choice([name for name in ([*counts] if yes else names) if yes or name not in counts])
+    answer = "no"
+    if yes:
+        alone = [cell for cell, thing in _single(scene) if thing.name == name]
+        answer = f"yes, at the {PLACES[alone[0]]}" if alone else f"yes, {NUMBERS[counts[name]]}"
+    return Question(task="presence", text=form.format(with_article(name)), answer=answer)
 
 
-def _count(scene: Scene, rng: random.Random) -> Question:
-    form = rng.choice(("How many {} are there?", "How many {} do you see?"))
+def _count(scene: Scene, form: str, rng: random.Random) -> Question:
     if rng.random() < 0.2:
         return Question(task="count", text=form.format("things"), answer=NUMBERS[len(scene.things)])
     counts = scene.counts()
@@ -151,7 +156,11 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
     step = towards if yes else -towards
     side = _SIDES[(step, 0) if axis == 0 else (0, step)]
     text = f"Is the {first[1].name} {side} the {second[1].name}?"
-    return Question(task="relation", text=text, answer="yes" if yes else "no")
+    reason = (
+        f"the {first[1].name} is at the {PLACES[first[0]]}, the {second[1].name} at the "
+        f"{PLACES[second[0]]}"
+    )
+    return Question(task="relation", text=text, answer=f"{'yes' if yes else 'no'}, {reason}")
 
 
 def _which(scene: Scene, rng: random.Random) -> Question | None:
@@ -186,7 +195,17 @@ def _comparison(scene: Scene, rng: random.Random) -> Question | None:
     yes = rng.random() < 0.5
     first, second = (more, fewer) if yes else (fewer, more)
     text = f"Are there more {plural(first)} than {plural(second)}?"
-    return Question(task="comparison", text=text, answer="yes" if yes else "no")
+    reason = f"{_counted(first, counts[first])} and {_counted(second, counts[second])}"
+    return Question(task="comparison", text=text, answer=f"{'yes' if yes else 'no'}, {reason}")
+
+
+def _list(scene: Scene, rng: random.Random) -> Question:
+    text = rng.choice(("What is in the picture?", "What do you see?", "Which things are where?"))
+    return Question(task="list", text=text, answer=_join(_placed(scene)))
+
+
+def _placed(scene: Scene) -> list[str]:
+    return [f"{with_article(thing.name)} at the {PLACES[cell]}" for cell, thing in scene.things]
 
 
 def _colour(scene: Scene, rng: random.Random) -> Question | None:

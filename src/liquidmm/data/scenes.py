@@ -5,7 +5,7 @@ Contract: ``build_scenes`` reads the folder ``build_icons`` wrote and writes ano
     images/scenes/<number>.png   one to four trained icons of one style on a 2 x 2 grid, on white
     images/icons/<style>-<concept>.png   single icons that are asked about
     captions.jsonl               one image-text record per scene
-    chat.jsonl                   conversations of one to four questions about a scene or an icon;
+    chat.jsonl                   conversations of one to six questions about a scene or an icon;
                                  ``tasks`` names what each question tests
     summary.json                 counts per split, task and answer
 
@@ -34,26 +34,22 @@ from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import atomic_folder
 
 OBJECTS = (
-    "red-apple", "banana", "pear", "strawberry", "lemon", "pineapple", "carrot", "mushroom",
-    "pizza", "hamburger", "doughnut", "birthday-cake", "egg", "dog", "cat", "pig", "cow",
-    "horse", "elephant", "rabbit", "bear", "panda", "frog", "turtle", "snail", "octopus",
-    "fish", "crab", "butterfly", "bee", "ladybug", "spider", "penguin", "owl", "duck",
-    "chicken", "car", "bus", "bicycle", "airplane", "rocket", "sailboat", "helicopter",
-    "tractor", "house", "castle", "evergreen-tree", "cactus", "tulip", "sunflower", "rose",
-    "star", "cloud", "umbrella", "snowman", "balloon", "gift", "guitar", "drum", "trumpet",
-    "soccer-ball", "basketball", "bell", "key", "crown", "light-bulb", "hammer", "ghost",
-    "robot", "skull", "red-heart", "alarm-clock", "camera", "telephone", "television", "anchor",
-    "bomb", "top-hat", "t-shirt",
+    "red-apple", "banana", "pear", "strawberry", "carrot", "mushroom", "pizza", "doughnut", "dog",
+    "cat", "pig", "elephant", "panda", "frog", "octopus", "fish", "butterfly", "bee", "penguin",
+    "car", "bus", "bicycle", "rocket", "sailboat", "house", "evergreen-tree", "cactus",
+    "sunflower", "rose", "star", "cloud", "umbrella", "snowman", "balloon", "guitar",
+    "soccer-ball", "basketball", "key", "crown", "red-heart",
 )  # fmt: skip
 """Concepts that are recognised at 28 pixels."""
 
 _COLOURED = frozenset({
-    "red-apple", "pear", "strawberry", "lemon", "carrot", "pig", "frog", "turtle", "fish",
-    "crab", "octopus", "elephant", "cactus", "evergreen-tree", "rose", "tulip", "star",
-    "balloon", "t-shirt", "umbrella", "basketball", "car", "guitar", "butterfly", "bell",
-    "crown", "trumpet",
+    "red-apple", "pear", "strawberry", "carrot", "pig", "frog", "fish", "octopus", "elephant",
+    "cactus", "evergreen-tree", "rose", "star", "balloon", "umbrella", "basketball", "car",
+    "guitar", "butterfly", "crown",
 })  # fmt: skip
 """Objects that may be asked for their colour; the answer is measured in each style."""
+_OPEN = {"name", "which", "list"}
+"""Questions with too many answers to count."""
 # How many things of each kind a scene shows, with the weight of that kind of scene.
 _COMPOSITIONS = {
     (1,): 2,
@@ -73,7 +69,7 @@ _COMPOSITIONS = {
 class ScenesConfig:
     """How many scenes, and of what."""
 
-    count: int = 4000
+    count: int = 12_000
     """Number of scenes, both splits together."""
     seed: int = 0
     """Another seed is another set."""
@@ -81,7 +77,7 @@ class ScenesConfig:
     """Side of the pictures in pixels; a multiple of 16: then a cell is whole codes of factor 8."""
     held_out: float = 0.1
     """Share of combinations that are kept out of training."""
-    icon_questions: float = 0.25
+    icon_questions: float = 0.1
     """Conversations about single icons, for each scene."""
 
     def __post_init__(self) -> None:
@@ -160,7 +156,9 @@ def build_scenes(
             captions.append({**common, "image": image, "captions": list(scene_captions(scene))})
             rng = _state(config, f"questions/{number}")
             names = [thing.name for thing in styles[scene.style]]
-            questions = scene_questions(scene, names, rng.randint(2, 4), rng)
+            # With more things the answers are longer; a conversation has to fit 256 ids.
+            most = {1: 5, 2: 5, 3: 4, 4: 3}[len(scene.things)]
+            questions = scene_questions(scene, names, rng.randint(3, most), rng)
             chats.append({**common, **_conversation(image, questions)})
         chats.extend(_icon_chats(icons, folder, trained, config))
         _write_lines(folder / "captions.jsonl", captions)
@@ -312,7 +310,8 @@ def _summary(
             message["content"] for message in chat["messages"] if message["role"] == "assistant"
         ]
         for task, answer in zip(chat["tasks"], answers, strict=True):
-            tasks.setdefault(task, Counter())["other" if task in {"name", "which"} else answer] += 1
+            counted = "other" if task in _OPEN else answer.partition(",")[0]
+            tasks.setdefault(task, Counter())[counted] += 1
     return {
         "scenes": len(captions),
         "splits": dict(sorted(Counter(str(r["split"]) for r in captions).items())),

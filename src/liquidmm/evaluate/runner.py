@@ -120,7 +120,9 @@ def run(
     data = config.data or task.data
     n = config.n or task.n
     settings: dict[str, Any] = {
-        "checkpoint": str(config.checkpoint),
+        "checkpoint": "default model"
+        if config.checkpoint == DEFAULT_MODEL
+        else str(config.checkpoint),
         "fingerprint": _fingerprint(config.checkpoint.rglob("*")),
         "data": str(data),
         "data_fingerprint": _fingerprint(data.glob("*.jsonl")),

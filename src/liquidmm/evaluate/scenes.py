@@ -1,6 +1,7 @@
 """Scenes: exact answers to questions about unseen composed pictures, by kind of question.
 
-An answer is right if it equals the known one after lower-casing, dropping punctuation and articles.
+An answer is right if it equals the known one after lower-casing, dropping punctuation and articles;
+where the known one is yes or no with its reason, the yes or no decides.
 Beside each share stands what the most frequent answer of that kind alone would score on the same
 questions.
 """
@@ -58,16 +59,26 @@ def scenes(context: Context) -> None:
 
         answers = context.journal.texts([question.key for question in chunk], make)
         for question, answer in zip(chunk, answers, strict=True):
-            hits.setdefault(question.kind, []).append(words(answer) == words(question.answer))
+            hits.setdefault(question.kind, []).append(is_right(answer, question.answer))
     context.report.share("all", Tally.of(hit for kind in hits.values() for hit in kind))
     for kind in sorted(hits):
         context.report.share(kind, Tally.of(hits[kind]))
         context.report.share(f"{kind}_chance", most_frequent(chosen, kind))
 
 
+def is_right(answer: str, known: str) -> bool:
+    """Compare an answer with the known one; of "yes, at the top left" only the yes counts."""
+    return _decisive(answer) == _decisive(known)
+
+
+def _decisive(answer: str) -> tuple[str, ...]:
+    spoken = words(answer)
+    return spoken[:1] if spoken[:1] in {("yes",), ("no",)} else spoken
+
+
 def most_frequent(questions: Sequence[Question], kind: str) -> Tally:
     """What always giving the most frequent answer of a kind scores."""
-    counts = Counter(words(question.answer) for question in questions if question.kind == kind)
+    counts = Counter(_decisive(question.answer) for question in questions if question.kind == kind)
     return Tally(right=max(counts.values()), n=counts.total())
 
 
