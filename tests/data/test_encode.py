@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from liquidmm.data.encode import EncodeConfig, encode, prepare
 from liquidmm.data.shards import read_shards
 from liquidmm.errors import ConfigError, DataError
 
+PICTURE = (16, 16)
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -53,6 +55,7 @@ def source(tmp_path):
 
 
 CONFIG = EncodeConfig(size=16, batch_size=2, shard_records=3, max_failures=0.5)
+LENIENT = replace(CONFIG, max_failures=1.0)
 
 
 def test_encode_writes_rows_and_quarantine(source, tmp_path):
@@ -76,6 +79,105 @@ def test_encode_writes_rows_and_quarantine(source, tmp_path):
         assert word in item["reason"]
         assert item["reason"].startswith(f"{source}:{item['line']}: ")
         assert item["source"] == str(source)
+
+
+@pytest.fixture
+def llava(tmp_path):
+    """Pictures at the start, at the end and without a place; text only; two bad entries."""
+    (tmp_path / "train2017").mkdir()
+    Image.new("RGB", PICTURE, RED).save(tmp_path / "train2017/1.png")
+    Image.new("RGB", PICTURE, BLUE).save(tmp_path / "train2017/2.png")
+    turns = [
+        ("train2017/1.png", "<image>\nWhat is this?"),
+        ("train2017/2.png", "What is this?\n<image>"),
+        ("train2017/1.png", "What is this?"),
+        (None, "What is this?"),
+        (None, "What is <image>?"),
+        ("train2017/3.png", "<image>\nWhat is this?"),
+    ]
+    items = [
+        {
+            "id": f"{number:03d}",
+            "conversations": [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": "a red cat"},
+            ],
+        }
+        | ({} if picture is None else {"image": picture})
+        for number, (picture, question) in enumerate(turns)
+    ]
+    path = tmp_path / "llava.json"
+    path.write_text(json.dumps(items, indent=2))
+    return path
+
+
+def test_a_published_llava_file(llava, tmp_path, image_tokenizer, sequences):
+    config = EncodeConfig(size=PICTURE[0], shard_records=4, max_failures=0.5)
+    manifest = encode(llava, image_tokenizer, tmp_path / "out", config)
+    assert manifest.totals.kinds == {"chat": 4}
+    assert (manifest.totals.pictures, manifest.totals.refused) == (3, 2)
+    rows = list(read_shards(tmp_path / "out"))
+    assert [row.key for row in rows] == ["000", "001", "002", "003"]
+    assert [row.messages[0].content for row in rows] == [
+        "<image>\nWhat is this?",
+        "What is this?\n<image>",
+        "<image>\nWhat is this?",
+        "What is this?",
+    ]
+    assert [len(row.pictures) for row in rows] == [1, 1, 1, 0]
+    red, blue, again = (row.pictures[0] for row in rows[:3])
+    assert red.shape == (4, 4)
+    assert (red == again).all()
+    assert (red != blue).any()
+    # a picture whose place is not written is laid out as one written before the question
+    ids = [sequences.chat(row.messages, row.pictures)[0] for row in rows]
+    assert ids[2] == ids[0]
+    assert [sequence.count(sequences.vocabulary.boi) for sequence in ids] == [1, 1, 1, 0]
+    lines = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "source": str(llava),
+            "line": 4,
+            "where": f"{llava}[4]",
+            "reason": f"{llava}[4]: says <image> and has no picture, so the word would stand for "
+            "one. Name the picture in 'image', change the word, or leave the entry out.",
+        },
+        {
+            "source": str(llava),
+            "line": 5,
+            "where": f"{llava}[5]",
+            "reason": f"{llava}[5]: {tmp_path}/train2017/3.png: no such file. Check the path.",
+        },
+    ]
+
+
+def test_pictures_may_lie_in_another_folder(llava, tmp_path):
+    (tmp_path / "lists").mkdir()
+    moved = llava.rename(tmp_path / "lists/llava.json")
+    config = replace(CONFIG, image_root=tmp_path)
+    manifest = encode(moved, Tokenizer(), tmp_path / "out", config)
+    assert (manifest.totals.pictures, manifest.totals.refused) == (3, 2)
+    assert manifest.origin.settings["image_root"] == str(tmp_path)
+    with pytest.raises(DataError, match=r"settings\.image_root '.*', now it is None"):
+        encode(moved, Tokenizer(), tmp_path / "out", CONFIG)
+    with pytest.raises(ConfigError, match="image_root: no such folder"):
+        encode(moved, Tokenizer(), tmp_path / "new", replace(CONFIG, image_root=tmp_path / "x"))
+    plain = encode(tmp_path / "lists/llava.json", Tokenizer(), tmp_path / "none", LENIENT)
+    assert "image_root" not in plain.origin.settings
+
+
+def test_a_broken_array_writes_nothing(llava, tmp_path):
+    llava.write_text(llava.read_text()[:-30])
+    with pytest.raises(DataError, match=r"llava\.json\[5\]: the file ends before the array does"):
+        encode(llava, Tokenizer(), tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_array_is_another_source(llava, tmp_path):
+    encode(llava, Tokenizer(), tmp_path / "out", CONFIG)
+    llava.write_text(llava.read_text().replace("a red cat", "a cat"))
+    with pytest.raises(DataError, match="was encoded with source_digest"):
+        encode(llava, Tokenizer(), tmp_path / "out", CONFIG)
 
 
 def test_a_second_run_does_nothing(source, tmp_path):

@@ -35,9 +35,9 @@ def command(
 ) -> None:
     """Turn pictures and their texts into shards of codes.
 
-    SOURCE is a run file (.toml), a file of records (.jsonl) or a folder of pictures with captions
-    in .txt files beside them; the last two need --tokenizer and --out. A run that was broken off
-    goes on where it stopped.
+    SOURCE is a run file (.toml), a file of records or published conversations (.jsonl, .json,
+    .parquet) or a folder of pictures with captions in .txt files beside them; the last two need
+    --tokenizer and --out. A run that was broken off goes on where it stopped.
     """
     from liquidmm.config import to_dict
     from liquidmm.data.encode import encode

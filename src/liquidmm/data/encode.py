@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class EncodeConfig:
     """Entries of the source per shard."""
     max_failures: float = 0.05
     """Share of refused entries above which the run stops, 0 to 1."""
+    image_root: Path | None = None
+    """Folder that relative picture paths in a file start from; None: the folder of the file."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -71,7 +73,7 @@ class EncodeRun:
     """The run file of `liquid encode`."""
 
     source: Path
-    """A JSONL file of records, or a folder of pictures with captions."""
+    """A JSONL, JSON or Parquet file of records, or a folder of pictures with captions."""
     tokenizer: Path
     """Folder or file of the image tokenizer."""
     out: Path
@@ -116,7 +118,7 @@ def encode(
     """Encode a source into a folder of shards, or finish what an earlier run began.
 
     Args:
-        source: A JSONL file of records, or a folder of pictures with captions.
+        source: A JSONL, JSON or Parquet file of records, or a folder of pictures with captions.
         tokenizer: Turns prepared pictures into codes; it moves them to its own device.
         out: Folder for shards, manifest and quarantine.
         config: How pictures are prepared and rows are stored.
@@ -125,7 +127,8 @@ def encode(
         The manifest of the finished folder.
 
     Raises:
-        ConfigError: The size does not fit the tokenizer, or its codes do not fit 16 bits.
+        ConfigError: The size does not fit the tokenizer, its codes do not fit 16 bits, or there is
+            no folder `image_root`.
         DataError: The source is missing, the folder belongs to other settings, or too many
             entries were refused.
         LiquidError: The disk refused.
@@ -139,7 +142,6 @@ def encode(
         raise ConfigError(
             f"tokenizer: {tokenizer.codebook_size} codes do not fit 16 bits. Use at most 65536."
         )
-    settings = to_dict(config)
     total = sum(1 for _ in _selected(source, config))
     origin = Origin(
         fingerprint=tokenizer.fingerprint,
@@ -147,7 +149,7 @@ def encode(
         factor=tokenizer.factor,
         source=str(source),
         source_digest=digest(source),
-        settings={name: settings[name] for name in _CONTENT},
+        settings=_content(config),
     )
     if not total:
         splits = f" of the splits {', '.join(config.splits)}" if config.splits else ""
@@ -191,14 +193,8 @@ class _Encoder:
                     rows.append(_row(entry.record, [c for c in found if not isinstance(c, str)]))
                     continue
                 problem = f"{entry.where}: {problems[0]}"
-            line = entry.where.removeprefix(f"{source}:")
             refusals.append(
-                Refusal(
-                    source=str(source),
-                    line=int(line) if line.isdecimal() else 0,
-                    where=entry.where,
-                    reason=problem,
-                )
+                Refusal(source=str(source), line=entry.line, where=entry.where, reason=problem)
             )
         return rows, refusals
 
@@ -246,9 +242,16 @@ def _row(record: Record, pictures: Sequence[Codes]) -> Row:
 
 def _selected(source: Path, config: EncodeConfig) -> Iterator[Entry]:
     """Yield the entries to encode; a refused one has no split and always counts."""
-    for entry in entries(source):
+    for entry in entries(source, config.image_root):
         if not config.splits or entry.record is None or entry.record.split in config.splits:
             yield entry
+
+
+def _content(config: EncodeConfig) -> dict[str, Any]:
+    """Return the settings that decide the rows; a folder made without `image_root` stays valid."""
+    settings = to_dict(config)
+    names = _CONTENT if config.image_root is None else (*_CONTENT, "image_root")
+    return {name: settings[name] for name in names}
 
 
 def _finished(out: Path, origin: Origin) -> Manifest | None:

@@ -26,9 +26,9 @@ class Refusal:
     source: str
     """File or folder it came from."""
     line: int
-    """Line in the file, from 1; 0 in a folder."""
+    """Line in the file, from 1; index in a JSON array or a Parquet file, from 0; 0 in a folder."""
     where: str
-    """`file:line`, or the path of the picture."""
+    """`file:line`, `file[index]`, or the path of the picture."""
     reason: str
     """The message that was given."""
 

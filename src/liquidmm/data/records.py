@@ -1,4 +1,4 @@
-"""The three kinds of training record and the check of one JSON line.
+"""The three kinds of training record and the check of one JSON object in our own layout.
 
 Contract: a record that exists is well formed (types, no empty text, as many pictures as
 placeholders). Whether a picture can be opened is found out when it is encoded. Keys that
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from liquidmm.data.fields import describe, names, string, strings
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
@@ -105,8 +106,8 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path) -> Record:
     and `split` are optional.
 
     Args:
-        obj: The parsed line.
-        where: `file:line`, for messages and as the key of a record that has none.
+        obj: The parsed object.
+        where: `file:line` or `file[index]`, for messages and as the key of a record without one.
         root: Folder that relative picture paths start from.
 
     Returns:
@@ -116,48 +117,31 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path) -> Record:
         DataError: A key is missing or its value has the wrong type or is empty.
     """
     if not isinstance(obj, Mapping):
-        raise DataError(
-            f"{where}: not a JSON object (got {_kind(obj)}). Write one object per line."
-        )
-    common = {
-        name: _string(obj, name, where, empty=True) for name in ("source", "license", "split")
-    }
-    key = _string(obj, "key", where, empty=True) or where
+        raise DataError(f"{where}: not a JSON object (got {describe(obj)}). Write an object there.")
+    common = provenance(obj, where)
+    key = string(obj, "key", where, empty=True) or where
     if "messages" in obj:
         messages = _messages(obj["messages"], where)
         images = _images(obj, messages, where, root)
         return ChatRecord(key=key, messages=messages, images=images, **common)
     if "image" in obj:
-        image = root / _string(obj, "image", where)
+        image = root / string(obj, "image", where)
         return ImageTextRecord(key=key, image=image, captions=_captions(obj, where), **common)
     if "text" in obj:
-        return TextRecord(key=key, text=_string(obj, "text", where), **common)
-    found = ", ".join(sorted(map(str, obj))) or "no keys"
+        return TextRecord(key=key, text=string(obj, "text", where), **common)
     raise DataError(
-        f"{where}: not a record ({found}). "
+        f"{where}: not a record ({names(obj)}). "
         "Give 'image' and 'captions', 'messages' (and 'images'), or 'text'."
     )
 
 
-def _string(obj: Mapping[str, Any], name: str, where: str, *, empty: bool = False) -> str:
-    value = obj.get(name, "" if empty else None)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: '{name}' must be a string (got {_kind(value)}). Correct the record."
-        )
-    if not empty and not value.strip():
-        raise DataError(f"{where}: '{name}' is empty. Fill it in or leave the record out.")
-    return value
+def provenance(obj: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return `source`, `license` and `split` of an entry, empty where it has none.
 
-
-def _strings(value: object, name: str, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise DataError(
-            f"{where}: '{name}' must be a list of strings (got {_kind(value)}). Correct the record."
-        )
-    if not all(item.strip() for item in value):
-        raise DataError(f"{where}: '{name}' holds an empty string. Fill it in or leave it out.")
-    return tuple(value)
+    Raises:
+        DataError: One of them is no string.
+    """
+    return {name: string(obj, name, where, empty=True) for name in ("source", "license", "split")}
 
 
 def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -165,9 +149,9 @@ def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
         if name not in obj:
             continue
         captions = (
-            (_string(obj, name, where),)
+            (string(obj, name, where),)
             if isinstance(obj[name], str)
-            else _strings(obj[name], name, where)
+            else strings(obj[name], name, where)
         )
         if captions:
             return captions
@@ -180,7 +164,8 @@ def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _messages(value: object, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: 'messages' must be a list of turns (got {_kind(value)}). Correct the record."
+            f"{where}: 'messages' must be a list of turns (got {describe(value)}). "
+            "Correct the record."
         )
     messages = tuple(_message(item, f"{where}: messages[{n}]") for n, item in enumerate(value))
     if all(message.role != "assistant" for message in messages):
@@ -193,18 +178,18 @@ def _messages(value: object, where: str) -> tuple[Message, ...]:
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(
-            f"{where}: a turn must be an object (got {_kind(value)}). Give 'role' and 'content'."
+            f"{where}: a turn must be an object (got {describe(value)}). Give 'role' and 'content'."
         )
-    role = _string(value, "role", where)
+    role = string(value, "role", where)
     if role not in ROLES:
         raise DataError(f"{where}: unknown role '{role}'.{suggest(role, ROLES)}")
-    return Message(role=role, content=_string(value, "content", where))  # type: ignore[arg-type]
+    return Message(role=role, content=string(value, "content", where))  # type: ignore[arg-type]
 
 
 def _images(
     obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path
 ) -> tuple[Path, ...]:
-    images = tuple(root / name for name in _strings(obj.get("images", []), "images", where))
+    images = tuple(root / name for name in strings(obj.get("images", []), "images", where))
     wanted = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
     if len(images) != wanted:
         raise DataError(
@@ -212,7 +197,3 @@ def _images(
             "Give one image per placeholder, in order."
         )
     return images
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,20 +1,31 @@
-"""Where records come from: a JSONL file or a folder of pictures with captions beside them.
+"""Where records come from: JSONL, a JSON array, Parquet, or a folder of pictures with captions.
 
 Contract: `entries` yields what a source holds in a fixed order, good records and refused ones
 alike, so that a caller can count and report both; `open_source` and the `read_` functions are
-strict and raise at the first bad record. Nothing is skipped silently.
+strict and raise at the first bad record. Nothing is skipped silently. A file of any size is read
+in constant memory.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from liquidmm.data.records import ImageTextRecord, Record, parse_record
-from liquidmm.errors import DataError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from liquidmm.data.conversations import parse_entry
+from liquidmm.data.json_array import array_items
+from liquidmm.data.records import ImageTextRecord, Record
+from liquidmm.errors import ConfigError, DataError
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
+
+_KINDS = "Give a .jsonl, .json or .parquet file, or a folder of pictures."
+_BATCH = 256  # rows of a Parquet file in memory at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,43 +33,54 @@ class Entry:
     """One place of a source: a record, or the reason why there is none."""
 
     where: str
-    """`file:line`, or the path of a picture."""
+    """`file:line`, `file[index]` in a JSON array or a Parquet file, or the path of a picture."""
     record: Record | None
     """The record; None when it was refused."""
     problem: str = ""
     """The message when it was refused."""
+    line: int = 0
+    """The line from 1, or the index from 0, that `where` names; 0 in a folder."""
 
 
-def entries(path: Path) -> Iterator[Entry]:
-    """Yield every entry of a JSONL file or a picture folder, refused ones included.
+def entries(path: Path, image_root: Path | None = None) -> Iterator[Entry]:
+    """Yield every entry of a file or a picture folder, refused ones included.
 
     Args:
-        path: A `.jsonl` file, or a folder of pictures with a `.txt` of the same name beside each.
+        path: A `.jsonl` file, a `.json` file of lines or one array, a `.parquet` file, or a folder
+            of pictures with a `.txt` of the same name beside each.
+        image_root: Folder that relative picture paths in a file start from; None: the file's own.
 
     Yields:
         The entries in file order, or in order of the relative path.
 
     Raises:
-        DataError: The path does not exist, or is neither of the two.
+        DataError: The path does not exist or is none of these, or an array or a Parquet file can't
+            be read on; the entries before that place have been yielded.
+        ConfigError: `image_root` is no folder, or is given for a folder of pictures.
     """
+    if image_root is not None and not image_root.is_dir():
+        raise ConfigError(f"image_root: no such folder '{image_root}'. Correct the path.")
     if path.is_dir():
+        if image_root is not None:
+            raise ConfigError(f"image_root: {path} is a folder of pictures itself. Leave it out.")
         return _folder_entries(path)
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file or folder. Give a .jsonl file or a folder of pictures."
-        )
-    if path.suffix not in (".jsonl", ".ndjson", ".json"):
-        raise DataError(
-            f"{path}: unknown kind of source. Give a .jsonl file or a folder of pictures."
-        )
-    return _jsonl_entries(path)
+        raise DataError(f"{path}: no such file or folder. {_KINDS}")
+    root = path.parent if image_root is None else image_root
+    if path.suffix == ".parquet":
+        return _indexed(_parquet_rows(path), path, root)
+    if path.suffix == ".json" and _holds_array(path):
+        return _indexed(array_items(path), path, root)
+    if path.suffix in (".jsonl", ".ndjson", ".json"):
+        return _jsonl_entries(path, root)
+    raise DataError(f"{path}: unknown kind of source. {_KINDS}")
 
 
 def open_source(path: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file or a picture folder, strictly.
+    """Yield the records of a file or a picture folder, strictly.
 
     Raises:
-        DataError: The source does not exist, or the first bad record, with file and line.
+        DataError: The source does not exist, or the first bad record, with its place.
     """
     for entry in entries(path):
         if entry.record is None:
@@ -108,25 +130,55 @@ def digest(path: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def _jsonl_entries(path: Path) -> Iterator[Entry]:
+def _jsonl_entries(path: Path, root: Path) -> Iterator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _line_entry(line, f"{path}:{number}", path.parent)
+                yield _line_entry(line, f"{path}:{number}", number, root)
 
 
-def _line_entry(line: bytes, where: str, root: Path) -> Entry:
+def _line_entry(line: bytes, where: str, number: int, root: Path) -> Entry:
     try:
-        return Entry(where=where, record=parse_record(json.loads(line), where, root))
-    except DataError as error:
-        return Entry(where=where, record=None, problem=str(error))
-    except ValueError as error:
+        obj = json.loads(line)
+    except (ValueError, RecursionError) as error:
         # json and utf-8 errors; a line cut in half by a full disk is the usual cause
-        return Entry(
-            where=where,
-            record=None,
-            problem=f"{where}: not valid JSON ({error}). Correct the line.",
-        )
+        problem = f"{where}: not valid JSON ({error}). Correct the line."
+        return Entry(where=where, record=None, problem=problem, line=number)
+    return _entry(obj, where, number, root)
+
+
+def _indexed(items: Iterator[Any], path: Path, root: Path) -> Iterator[Entry]:
+    for index, item in enumerate(items):
+        yield _entry(item, f"{path}[{index}]", index, root)
+
+
+def _entry(obj: Any, where: str, line: int, root: Path) -> Entry:
+    try:
+        return Entry(where=where, record=parse_entry(obj, where, root), line=line)
+    except DataError as error:
+        return Entry(where=where, record=None, problem=str(error), line=line)
+
+
+def _holds_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield rows as mappings; every row has every column, so an empty cell is a missing key."""
+    rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    yield {name: value for name, value in row.items() if value is not None}
+                    rows += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path}[{rows}]: not readable as Parquet ({reason}). From here on the file can't be "
+            "read; download it again."
+        ) from error
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
