@@ -66,7 +66,7 @@ def sources(folder):
 
 
 def rows_of(mixture, count):
-    rows = [next(mixture) for _ in range(count)]
+    rows = [mixture.take()[0] for _ in range(count)]
     return np.stack([np.stack([r.input_ids, r.labels, r.position_ids, r.task_ids]) for r in rows])
 
 
@@ -82,6 +82,40 @@ def test_resume_is_exact(folder, renderer):
     assert np.array_equal(whole, np.concatenate([begin, rows_of(second, 30)]))
     rows_of(first, 30)
     assert second.state() == first.state()
+
+
+def test_lanes_share_the_draws_and_not_the_order(folder, sequences):
+    renderer = Renderer(sequences, RenderConfig(guidance_dropout=0, draw_in_chat_share=0))
+    source = [Source(path=folder, task="text_to_image")]
+    mixture = Mixture(source, renderer, 64, 0, lanes=4, lookahead=1)
+    keys = [key for _ in range(20) for row in mixture.take(range(4)) for key in row.keys]
+    first = keys[:11]
+    # Four lanes draw one after the other: the first pass is over before the second begins.
+    assert sorted(first) == sorted(f"i{n}" for n in range(11))
+
+
+def test_who_takes_a_lane_changes_nothing(folder, renderer):
+    def rows(ranks, steps):
+        """Four lanes shared by some ranks: rows of every step in the order of the lanes."""
+        mixtures = [Mixture(sources(folder), renderer, 64, 3, lanes=4) for _ in range(ranks)]
+        found = []
+        for _ in range(steps):
+            parts = [m.take(range(r, 4, ranks)) for r, m in enumerate(mixtures)]
+            found.append([parts[lane % ranks][lane // ranks].input_ids for lane in range(4)])
+        return np.array(found), mixtures
+
+    alone, (one,) = rows(1, 8)
+    shared, (first, second) = rows(2, 8)
+    assert np.array_equal(alone, shared)
+    lanes = first.state()["lanes"] | second.state()["lanes"]
+    assert one.state() == first.state() | {"lanes": dict(sorted(lanes.items()))}
+    # A position that two ranks left is one that four can go on from.
+    whole = json.loads(json.dumps(first.state() | {"lanes": lanes}))
+    for rank in range(4):
+        mixture = Mixture(sources(folder), renderer, 64, 3, lanes=4)
+        mixture.restore(whole)
+        (row,) = mixture.take([rank])
+        assert np.array_equal(row.input_ids, one.take([rank])[0].input_ids)
 
 
 def test_seed_decides(folder, renderer):
@@ -107,7 +141,7 @@ def test_a_pass_shows_every_row_once_in_another_order(folder, sequences):
 def test_weights_and_passes(folder, renderer):
     mixture = Mixture(sources(folder), renderer, 64, 0)
     rows_of(mixture, 200)
-    draws = mixture.state()["draws"]
+    draws = mixture.state()["lanes"]["0"]["draws"]
     total = sum(draws)
     for share, count in zip((0.5, 0.2, 0.2, 0.1), draws, strict=True):
         assert abs(count - share * total) <= 1
@@ -161,4 +195,4 @@ def test_bad_sources(folder, renderer, tmp_path):
 def test_a_picture_that_does_not_fit_names_the_record(folder, renderer):
     mixture = Mixture([Source(path=folder, task="chat")], renderer, 8, 0)
     with pytest.raises(DataError, match=r"c\d: \d+ ids, rows have 8"):
-        next(mixture)
+        mixture.take()

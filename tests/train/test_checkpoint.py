@@ -1,93 +1,141 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import resource
+import signal
 
 import pytest
 import torch
 
-from liquidmm.errors import CheckpointError
+from liquidmm.errors import CheckpointError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.train.checkpoint import (
-    Progress,
-    latest,
-    read_progress,
-    restore,
-    save,
-    write_final,
-)
+from liquidmm.train.checkpoint import Progress, Saver, latest, read_progress, restore
+from liquidmm.train.final import write_final
 from liquidmm.train.optim import OptimConfig, build_optimizers
+from liquidmm.train.parallel import World
+
+
+class Trained:
+    """A model that took one step, and its optimizers."""
+
+    def __init__(self, folder, kind: str) -> None:
+        self.kind = kind
+        self.checkpoint = Checkpoint.load(folder, "cpu", "float32")
+        self.named = dict(self.checkpoint.model.named_parameters())
+        self.optimizers = self.fresh_optimizers()
+        torch.manual_seed(7)
+        self.step()
+
+    def fresh_optimizers(self, kind: str | None = None):
+        config = OptimConfig(lr=0.01, matrices=kind or self.kind)
+        return build_optimizers(self.checkpoint.model, config)
+
+    def step(self) -> None:
+        for parameter in self.named.values():
+            parameter.grad = torch.randn_like(parameter)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        states = {
+            f"{number}/{parameter}/{kind}": value
+            for number, optimizer in enumerate(self.optimizers)
+            for parameter, state in optimizer.state_dict()["state"].items()
+            for kind, value in state.items()
+        }
+        both = states | {name: parameter.detach() for name, parameter in self.named.items()}
+        return {name: tensor.clone() for name, tensor in both.items()}
 
 
 @pytest.fixture(params=["adamw", "muon"])
-def trained(checkpoint_folder, request):
-    """A checkpoint that took one step, and its optimizers."""
-    checkpoint = Checkpoint.load(checkpoint_folder, "cpu", "float32")
-    optimizers = build_optimizers(checkpoint.model, OptimConfig(lr=0.01, matrices=request.param))
-    torch.manual_seed(7)
-    for parameter in checkpoint.model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
-    return checkpoint, optimizers
+def trained(checkpoint_folder, request) -> Trained:
+    return Trained(checkpoint_folder, request.param)
 
 
 def progress(step: int) -> Progress:
-    return Progress(step=step, data={"draws": [3, 1]}, run={"seed": 0})
+    return Progress(step=step, data={"lanes": {"0": [3, 1]}}, run={"seed": 0})
 
 
-def states(optimizers) -> dict[str, torch.Tensor]:
-    return {
-        f"{number}/{parameter}/{kind}": value
-        for number, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state_dict()["state"].items()
-        for kind, value in state.items()
-    }
+def save(out, trained: Trained, step: int = 1, keep: int = 2):
+    saver = Saver(out, keep, World("cpu"))
+    folder = saver.start(trained.named, trained.optimizers, progress(step))
+    saver.finish()
+    return folder
 
 
 def test_round_trip(trained, tmp_path):
-    checkpoint, optimizers = trained
-    folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=2)
-    expected = torch.rand(4)
+    folder = save(tmp_path, trained)
     assert latest(tmp_path) == folder
     assert read_progress(folder) == progress(1)
-
-    loaded = Checkpoint.load(folder / "model", "cpu", "float32")
-    kind = "adamw" if len(optimizers) == 1 else "muon"
-    fresh = build_optimizers(loaded.model, OptimConfig(lr=0.01, matrices=kind))
-    restore(folder, loaded.model, fresh)
-    assert torch.equal(torch.rand(4), expected)
-    for old, new in zip(checkpoint.model.parameters(), loaded.model.parameters(), strict=True):
-        assert torch.equal(old, new)
-    before, after = states(optimizers), states(fresh)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    before = trained.tensors()
+    trained.step()
+    trained.optimizers = trained.fresh_optimizers()
+    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    after = trained.tensors()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_what_is_saved_is_what_was_there_at_the_start(trained, tmp_path):
+    saver = Saver(tmp_path, 2, World("cpu"))
+    before = trained.tensors()
+    folder = saver.start(trained.named, trained.optimizers, progress(1))
+    trained.step()  # while it is being written
+    saver.finish()
+    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    after = trained.tensors()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_save_is_not_there_before_it_is_whole(trained, tmp_path):
+    saver = Saver(tmp_path, 2, World("cpu"))
+    saver.start(trained.named, trained.optimizers, progress(1))
+    assert latest(tmp_path) is None
+    while latest(tmp_path) is None:
+        saver.poll()
+    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["step-00000001"]
+    saver.poll()  # there is none any more
+
+
 def test_only_the_last_are_kept(trained, tmp_path):
     for step in (1, 2, 10):
-        save(tmp_path, *trained, progress(step), keep=2)
+        save(tmp_path, trained, step)
     names = sorted(path.name for path in (tmp_path / "saves").iterdir())
     assert names == ["step-00000002", "step-00000010"]
     assert latest(tmp_path).name == "step-00000010"
 
 
-def test_a_failed_save_leaves_nothing(trained, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("liquidmm.train.checkpoint.save_file", full)
-    with pytest.raises(Exception, match="No space left on device"):
-        save(tmp_path, *trained, progress(1), keep=2)
-    assert list((tmp_path / "saves").iterdir()) == []
+def test_the_remains_of_a_killed_save_are_cleared(trained, tmp_path):
+    remains = tmp_path / "saves" / ".step-00000001"
+    remains.mkdir(parents=True)
+    (remains / "shard-00009-model-00001-of-00001.safetensors").write_bytes(b"half")
     assert latest(tmp_path) is None
+    folder = save(tmp_path, trained)
+    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    assert not remains.exists()
+
+
+def test_a_full_disk_leaves_the_save_before(trained, tmp_path):
+    save(tmp_path, trained, 1)
+    # The limit on the size of a file stands in for a full disk: the same call of the system fails.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(LiquidError, match=r"step-00000002: can't be written \(.*Make room"):
+            save(tmp_path, trained, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["step-00000001"]
+    restore(latest(tmp_path), trained.named, trained.optimizers, World("cpu"))
 
 
 def test_final_replaces_an_older_one(trained, tmp_path):
-    checkpoint, _ = trained
     for card in ("first", "second"):
-        folder = write_final(tmp_path, checkpoint, card, "bfloat16")
+        folder = write_final(tmp_path, trained.checkpoint, card, "bfloat16")
     assert (folder / "README.md").read_text() == "second"
-    assert Checkpoint.load(folder, "cpu").vocabulary == checkpoint.vocabulary
+    assert Checkpoint.load(folder, "cpu").vocabulary == trained.checkpoint.vocabulary
 
 
 def test_no_saves(tmp_path):
@@ -101,28 +149,32 @@ def test_broken_state(tmp_path, text):
         read_progress(tmp_path)
 
 
-def test_broken_optimizer(trained, tmp_path):
-    checkpoint, optimizers = trained
-    folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=1)
-    (folder / "optimizer.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: can't be read"):
-        restore(folder, checkpoint.model, optimizers)
+def test_a_broken_shard(trained, tmp_path):
+    folder = save(tmp_path, trained)
+    next(folder.glob("shard-*")).write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*Remove this save"):
+        restore(folder, trained.named, trained.fresh_optimizers(), World("cpu"))
 
 
-def test_the_optimizer_of_another_model(trained, tmp_path):
-    checkpoint, optimizers = trained
-    folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=1)
-    other = replace(checkpoint, images=None).model
-    other.model.norm.weight = torch.nn.Parameter(torch.ones(3))
-    kind = "adamw" if len(optimizers) == 1 else "muon"
-    with pytest.raises(CheckpointError, match=r"no state for model\.norm\.weight"):
-        restore(folder, other, build_optimizers(other, OptimConfig(matrices=kind)))
+def test_the_save_of_another_model(trained, tmp_path):
+    folder = save(tmp_path, trained)
+    trained.named["model.more.weight"] = torch.nn.Parameter(torch.ones(3))
+    trained.optimizers[0].add_param_group({"params": [trained.named["model.more.weight"]]})
+    with pytest.raises(CheckpointError, match=r"holds no model/model\.more\.weight"):
+        restore(folder, trained.named, trained.optimizers, World("cpu"))
 
 
-def test_the_state_of_another_optimizer(trained, tmp_path):
-    checkpoint, optimizers = trained
-    folder = save(tmp_path, checkpoint, optimizers, progress(1), keep=1)
-    other = "muon" if len(optimizers) == 1 else "adamw"
-    fresh = build_optimizers(checkpoint.model, OptimConfig(matrices=other))
-    with pytest.raises(CheckpointError, match=r"q_proj.* optimizer needs .*optim\.matrices"):
-        restore(folder, checkpoint.model, fresh)
+def test_a_weight_of_another_shape(trained, tmp_path):
+    folder = save(tmp_path, trained)
+    norm = trained.checkpoint.model.model.norm
+    norm.weight = torch.nn.Parameter(torch.ones(3))
+    named = dict(trained.checkpoint.model.named_parameters())
+    with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*norm\.weight"):
+        restore(folder, named, trained.fresh_optimizers(), World("cpu"))
+
+
+def test_the_save_of_another_optimizer(trained, tmp_path):
+    folder = save(tmp_path, trained)
+    other = "muon" if trained.kind == "adamw" else "adamw"
+    with pytest.raises(CheckpointError, match=r"holds no optimizer/.*optim\.matrices"):
+        restore(folder, trained.named, trained.fresh_optimizers(other), World("cpu"))

@@ -1,15 +1,17 @@
-"""An endless stream of packed rows, drawn from several sources by weight.
+"""Endless streams of packed rows, drawn from several sources by weight.
 
 Contract: draw number n of a source is a pure function of (seed, source, n): each pass has an order
-of its own, and each draw a generator for the random choices of rendering. Which source is next
-follows from the counts alone: the one furthest behind its share, so that no source is ever a whole
-draw ahead of its share, and few are more than one behind. The state is therefore a few counts and
-the draws that wait to be packed; restoring it continues bit by bit.
+of its own, and each draw a generator for the random choices of rendering. The stream comes in
+lanes, which share the draws among them and are packed by themselves: the rows of a lane don't
+depend on who takes them, so any number of ranks that divide the lanes among them see the same data.
+Which source is next follows from a lane's counts alone: the one furthest behind its share, so that
+no source is ever a whole draw ahead of its share, and few are more than one behind. The state is
+therefore a few counts and the draws that wait to be packed; restoring it continues bit by bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -71,8 +73,8 @@ class _Stream:
         return np.random.default_rng([*self._seeds, 0, turn]).permutation(self._rows)
 
 
-class Mixture(Iterator[Packed]):
-    """Draws, renders and packs; iterate over it for as long as you like."""
+class Mixture:
+    """Draws, renders and packs, in lanes."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Mixture(Iterator[Packed]):
         length: int,
         seed: int,
         *,
+        lanes: int = 1,
         fingerprint: str | None = None,
         lookahead: int = 64,
     ) -> None:
@@ -91,8 +94,9 @@ class Mixture(Iterator[Packed]):
             renderer: Lays the rows out.
             length: Ids in a row.
             seed: Decides order and random choices, 0 or more.
+            lanes: Number of lanes; another number is another stream.
             fingerprint: Fingerprint of the checkpoint's image tokenizer; None does not compare.
-            lookahead: Examples in the packing buffer.
+            lookahead: Examples in the packing buffer of a lane.
 
         Raises:
             ConfigError: There are no sources.
@@ -101,12 +105,14 @@ class Mixture(Iterator[Packed]):
         """
         if not sources:
             raise ConfigError("sources: is empty. Name at least one folder of shards.")
-        self._renderer = renderer
         self._seed = seed
+        self._renderer = renderer
+        self._length = length
+        self._lookahead = lookahead
+        self._count = lanes
         tokenizer = renderer.sequences.tokenizer
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(pad for pad in pads if pad is not None)
-        self._packer: Packer[Ticket] = Packer(length, pad_id, lookahead)
         codebook_size = renderer.sequences.vocabulary.codebook_size
         opened = {
             path: read_shards(path) for path in dict.fromkeys(source.path for source in sources)
@@ -119,86 +125,169 @@ class Mixture(Iterator[Packed]):
         ]
         total = sum(source.weight for source in sources)
         self._weights = [source.weight / total for source in sources]
-        self._draws = [0] * len(sources)
-        self._rows = 0
-        self._filled = 0
+        self._lanes: dict[int, _Lane] = {}
+        self._new_lane = partial(
+            _Lane,
+            streams=self._streams,
+            weights=self._weights,
+            renderer=renderer,
+            packer=partial(Packer, length, pad_id, lookahead),
+            lanes=lanes,
+        )
 
-    def __next__(self) -> Packed:
-        while not self._packer.full:
-            source = self._next_source()
-            draw = self._draws[source]
-            self._draws[source] += 1
-            for piece, example in enumerate(self._pieces(source, draw)):
-                self._packer.add((source, draw, piece), example)
-        packed = self._packer.take()
-        self._rows += 1
-        self._filled += packed.filled
-        return packed
+    def take(self, lanes: Iterable[int] = (0,)) -> list[Packed]:
+        """Take the next row of some lanes.
+
+        Args:
+            lanes: Numbers of lanes, from 0.
+
+        Returns:
+            One row for each, in order.
+        """
+        return [self._lane(number).take() for number in lanes]
+
+    def example(self, source: int, draw: int) -> Example:
+        """Render one draw of one source; the stream stays where it is.
+
+        Args:
+            source: Place of the source, from 0.
+            draw: Number of the draw, from 0; draws below the source's rows differ in their rows.
+
+        Returns:
+            The example, longer than a row where it is to be cut.
+        """
+        return self._streams[source].example(self._renderer, draw)
 
     @property
     def fill(self) -> float:
-        """Share of the ids so far that were not padding; 1 before the first row."""
-        return self._filled / (self._rows * self._packer.length) if self._rows else 1.0
+        """Share of the ids taken so far that were not padding; 1 before the first row."""
+        rows = sum(lane.rows for lane in self._lanes.values())
+        filled = sum(lane.filled for lane in self._lanes.values())
+        return filled / (rows * self._length) if rows else 1.0
 
     @property
     def passes(self) -> tuple[float, ...]:
-        """How often each source has been gone through, as a fraction."""
+        """How often the lanes taken from went through each source, as a fraction."""
+        draws = [sum(lane.draws[n] for lane in self._lanes.values()) for n in range(len(self))]
         return tuple(
-            draws / len(stream) for draws, stream in zip(self._draws, self._streams, strict=True)
+            drawn / len(stream) for drawn, stream in zip(draws, self._streams, strict=True)
         )
 
+    def __len__(self) -> int:
+        return len(self._streams)
+
     def state(self) -> dict[str, Any]:
-        """Return the position in the stream as JSON-able values."""
-        return {
-            **self._identity(),
-            "draws": list(self._draws),
-            "waiting": [list(ticket) for ticket in self._packer.tickets],
-            "rows": self._rows,
-            "filled": self._filled,
-        }
+        """Return the position of the lanes taken from as JSON-able values."""
+        lanes = {str(number): lane.state() for number, lane in sorted(self._lanes.items())}
+        return {**self.identity(), "lanes": lanes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a position that `state` returned; the next rows are exactly those that followed.
 
+        The lanes of several states may have been put into one: a lane that is then taken from goes
+        on where it was.
+
         Raises:
             DataError: The position belongs to another seed, row length or set of sources.
         """
-        for name, value in self._identity().items():
+        for name, value in self.identity().items():
             if state.get(name) != value:
                 raise DataError(
                     f"mixture: the saved position has {name} {state.get(name)}, this run "
                     f"has {value}. Resume with the data and settings of the saved run."
                 )
-        packer: Packer[Ticket] = Packer(
-            self._packer.length, self._packer.pad_id, self._packer.lookahead
-        )
-        for source, draw, piece in state["waiting"]:
-            packer.add((source, draw, piece), self._pieces(source, draw)[piece])
-        self._packer = packer
-        self._draws = list(state["draws"])
-        self._rows = state["rows"]
-        self._filled = state["filled"]
+        self._lanes = {}
+        for number, position in state["lanes"].items():
+            self._lane(int(number)).restore(position)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the stream, as JSON-able values."""
         return {
             "seed": self._seed,
-            "length": self._packer.length,
-            "lookahead": self._packer.lookahead,
+            "length": self._length,
+            "lookahead": self._lookahead,
+            "lanes_in_all": self._count,
             "sizes": [len(stream) for stream in self._streams],
             "tasks": [stream.task for stream in self._streams],
             "weights": list(self._weights),
         }
 
+    def _lane(self, number: int) -> "_Lane":
+        if number not in self._lanes:
+            self._lanes[number] = self._new_lane(number)
+        return self._lanes[number]
+
+
+class _Lane:
+    """One of several streams that share the draws of all sources among them."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        streams: Sequence[_Stream],
+        weights: Sequence[float],
+        renderer: Renderer,
+        packer: Callable[[], Packer[Ticket]],
+        lanes: int,
+    ) -> None:
+        self._number = number
+        self._streams = streams
+        self._weights = weights
+        self._renderer = renderer
+        self._new_packer = packer
+        self._step = lanes
+        self._packer = packer()
+        self.draws = [0] * len(streams)
+        """Draws of each source so far."""
+        self.rows = 0
+        """Rows taken."""
+        self.filled = 0
+        """Ids in them that are not padding."""
+
+    def take(self) -> Packed:
+        """Take the next row."""
+        while not self._packer.full:
+            source = self._next_source()
+            draw = self.draws[source]
+            self.draws[source] += 1
+            for piece, example in enumerate(self._pieces(source, draw)):
+                self._packer.add((source, draw, piece), example)
+        packed = self._packer.take()
+        self.rows += 1
+        self.filled += packed.filled
+        return packed
+
+    def state(self) -> dict[str, Any]:
+        """Return the position."""
+        return {
+            "draws": list(self.draws),
+            "waiting": [list(ticket) for ticket in self._packer.tickets],
+            "rows": self.rows,
+            "filled": self.filled,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position."""
+        self._packer = self._new_packer()
+        for source, draw, piece in state["waiting"]:
+            self._packer.add((source, draw, piece), self._pieces(source, draw)[piece])
+        self.draws = list(state["draws"])
+        self.rows = state["rows"]
+        self.filled = state["filled"]
+
     def _next_source(self) -> int:
         """Return the source that is furthest behind its share; the first of equals."""
-        total = sum(self._draws) + 1
+        total = sum(self.draws) + 1
         behind = [
-            weight * total - draws for weight, draws in zip(self._weights, self._draws, strict=True)
+            weight * total - draws for weight, draws in zip(self._weights, self.draws, strict=True)
         ]
         return behind.index(max(behind))
 
     def _pieces(self, source: int, draw: int) -> list[Example]:
-        example = self._streams[source].example(self._renderer, draw)
+        # The lanes take turns, so that together they draw every row of a pass exactly once.
+        turn = draw * self._step + self._number
+        example = self._streams[source].example(self._renderer, turn)
         return split(example, self._packer.length)
 
 

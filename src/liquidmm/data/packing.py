@@ -34,6 +34,8 @@ class Packed:
     """Place in the document, from 0; (T,), int32."""
     task_ids: Ids
     """Place of the document's task in `TASKS`, `PADDING_TASK` for padding; (T,), int32."""
+    keys: tuple[str, ...] = ()
+    """Names of the records in it, in order."""
 
     @property
     def filled(self) -> int:
@@ -176,4 +178,10 @@ def _join(examples: list[Example], length: int, pad_id: int) -> Packed:
         task_ids[start:end] = TASKS.index(example.task)
         start = end
     position_ids[start:] = np.arange(length - start)
-    return Packed(input_ids=input_ids, labels=labels, position_ids=position_ids, task_ids=task_ids)
+    return Packed(
+        input_ids=input_ids,
+        labels=labels,
+        position_ids=position_ids,
+        task_ids=task_ids,
+        keys=tuple(example.key for example in examples),
+    )

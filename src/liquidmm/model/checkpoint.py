@@ -106,12 +106,9 @@ class Checkpoint:
         """
         path = local_folder(folder)
         target = device_of(device)
-        processor = LiquidProcessor.from_pretrained(path)
+        processor, images = load_parts(path, target, image_tokenizer)
         model = load_language_model(path, dtype_of(dtype, target))
         cast("torch.nn.Module", model).to(target).eval()
-        own = path / IMAGE_TOKENIZER_FOLDER
-        source = image_tokenizer or (own if own.is_dir() else None)
-        images = None if source is None else load_image_tokenizer(source).to(target)
         return cls(model=model, processor=processor, images=images)
 
     def save(
@@ -198,8 +195,30 @@ def check_codebook(images: ImageTokenizer | None, codebook_size: int) -> None:
         )
 
 
+def load_parts(
+    folder: Path, device: torch.device, image_tokenizer: Path | None = None
+) -> tuple[LiquidProcessor, ImageTokenizer | None]:
+    """Load what stands beside the language model.
+
+    Args:
+        folder: A local checkpoint folder.
+        device: Where to put the image tokenizer.
+        image_tokenizer: Another image tokenizer; None takes the folder's own, if it has one.
+
+    Returns:
+        The processor, and the image tokenizer where there is one.
+
+    Raises:
+        CheckpointError: The folder is no Liquid checkpoint, or a file in it is broken.
+    """
+    processor = LiquidProcessor.from_pretrained(folder)
+    own = folder / IMAGE_TOKENIZER_FOLDER
+    source = image_tokenizer or (own if own.is_dir() else None)
+    return processor, None if source is None else load_image_tokenizer(source).to(device)
+
+
 def load_language_model(
-    folder: Path, dtype: torch.dtype, gguf_file: str | None = None
+    folder: Path, dtype: torch.dtype, gguf_file: str | None = None, **options: Any
 ) -> PreTrainedModel:
     """Load a causal language model and insist that no weight is missing.
 
@@ -207,13 +226,14 @@ def load_language_model(
         folder: A local model folder.
         dtype: Number type of the weights in memory.
         gguf_file: Name of a GGUF file in the folder to read instead of safetensors.
+        **options: What else transformers shall know, such as `attn_implementation`.
 
     Raises:
         CheckpointError: A file is missing or broken, or the weights don't fit the configuration.
     """
     from transformers import AutoModelForCausalLM
 
-    options = _gguf_options(gguf_file) if gguf_file else {"use_safetensors": True}
+    options |= _gguf_options(gguf_file) if gguf_file else {"use_safetensors": True}
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -232,6 +252,38 @@ def load_language_model(
         raise CheckpointError(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}. Copy it again."
         )
+    return cast("PreTrainedModel", model)
+
+
+def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
+    """Build a causal language model of a folder's shape without any weight.
+
+    Args:
+        folder: A local model folder.
+        **options: What else transformers shall know, such as `attn_implementation`.
+
+    Returns:
+        The model, float32, its parameters on the meta device; buffers are real, since they are
+        computed and in no file.
+
+    Raises:
+        CheckpointError: The configuration can't be read.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=torch.float32, **options
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: no model can be made of its config.json ({reason}). Copy it again."
+        ) from error
+    model.tie_weights()
     return cast("PreTrainedModel", model)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from liquidmm.data.packing import Packed
+from liquidmm.data.render import IGNORE
 from liquidmm.train.loss import targets
 
 
@@ -40,6 +41,11 @@ class Batch:
         values = (stack("input_ids"), position_ids, target, stack("task_ids"))
         ids, positions, target, tasks = (value.to(device) for value in values)
         return cls(input_ids=ids, position_ids=positions, target=target, task_ids=tasks)
+
+    @property
+    def labels(self) -> Tensor:
+        """Number of positions that carry a label, a scalar."""
+        return (self.target != IGNORE).sum()
 
     def split(self, rows: int) -> Iterator[Batch]:
         """Cut into micro-batches of so many rows; 0 leaves it whole."""

@@ -1,38 +1,51 @@
-"""Saves of a running training, and the folder that comes out at the end.
+"""Saves of a running training, from which it goes on.
 
-    OUT/run.json              the resolved run
-    OUT/saves/step-00000500/  model/ (a checkpoint, float32), optimizer.safetensors, state.json
-    OUT/final/                the trained checkpoint with its README.md
+    OUT/saves/step-00000500/  shard-*.safetensors   what is learnt and the optimizer's memory of it
+                              state.json            step, data position, the resolved run
 
-Contract: a save appears whole or not at all, and a run that goes on from one is the same, bit by
-bit, as one that never stopped. Safetensors and JSON only, no pickles. Older saves are removed only
-after the newer one stands.
+Contract: a save appears whole or not at all: the ranks write their parts into a folder of another
+name, in the background, and the first rank renames it when all of them are on disk. Older saves
+are removed only after that. A run that goes on from a save is the same, bit by bit, as one that
+never stopped; on another number of ranks it is so up to the order of additions. Safetensors and
+JSON only, written and read by torch's distributed checkpoints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from liquidmm.errors import CheckpointError
-from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.runtime import atomic_folder
+from liquidmm.errors import CheckpointError, LiquidError
+from liquidmm.runtime import atomic_file
+from liquidmm.train.parallel import World
 
 _NAME = re.compile(r"step-(\d{8})")
-_RNG = "rng/"
 # What the two optimizers of `build_optimizers` remember about a parameter.
-_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
-_MUON = {"momentum_buffer"}
+_ADAMW = ("exp_avg", "exp_avg_sq", "step")
+_MUON = ("momentum_buffer",)
+
+Named = Mapping[str, nn.Parameter]
+"""Parameters that are learnt, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,38 +60,95 @@ class Progress:
     """The resolved run."""
 
 
-def save(
-    out: Path,
-    checkpoint: Checkpoint,
-    optimizers: Sequence[torch.optim.Optimizer],
-    progress: Progress,
-    keep: int,
-) -> Path:
-    """Write a save and remove the oldest ones.
+class Saver:
+    """Writes the saves of a run, one at a time, while the training goes on."""
 
-    Args:
-        out: Folder of the run.
-        checkpoint: The model with its processor; its weights are written as they are.
-        optimizers: Its optimizers.
-        progress: Step, data position and run.
-        keep: Saves to leave, at least 1.
+    def __init__(self, out: Path, keep: int, world: World) -> None:
+        """Set up; with several ranks the writing has a process group of its own.
 
-    Returns:
-        The folder of the new save.
+        Args:
+            out: Folder of the run.
+            keep: Saves to leave, at least 1.
+            world: The ranks.
+        """
+        self._saves = out / "saves"
+        self._keep = keep
+        self._world = world
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: tuple[Future[Any], Path] | None = None
+        # With one rank there is none on purpose.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
-    Raises:
-        LiquidError: The disk refused.
-    """
-    folder = out / "saves" / f"step-{progress.step:08d}"
-    with atomic_folder(folder, overwrite=True) as temporary:
-        checkpoint.save(temporary / "model")
-        tensors = dict(_flatten(checkpoint.model, optimizers))
-        save_file(tensors | _random_states(), temporary / "optimizer.safetensors")
-        state = {"step": progress.step, "data": progress.data, "run": progress.run}
-        (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    for old in _saves(out)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    def start(
+        self, named: Named, optimizers: Sequence[torch.optim.Optimizer], progress: Progress
+    ) -> Path:
+        """Begin a save; what it holds is copied before this returns.
+
+        Args:
+            named: What is learnt.
+            optimizers: Its optimizers.
+            progress: Step, data position and run; only the first rank's is written.
+
+        Returns:
+            The folder there will be.
+
+        Raises:
+            LiquidError: The disk refused, this time or for the save before.
+        """
+        self.finish()
+        folder = self._saves / f"step-{progress.step:08d}"
+        partial = self._saves / f".{folder.name}"
+        with self._world.together():
+            if self._world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+                with _disk(folder):
+                    partial.mkdir(parents=True)
+                state = {"step": progress.step, "data": progress.data, "run": progress.run}
+                with atomic_file(partial / "state.json") as path:
+                    path.write_text(json.dumps(state), encoding="utf-8")
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        copied = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
+        future = async_save(
+            copied,
+            storage_writer=writer,
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        self._pending = cast("Future[Any]", future), folder
+        return folder
+
+    def poll(self) -> None:
+        """Put a save in its place if it is written; all ranks call it after every step.
+
+        Raises:
+            LiquidError: The disk refused.
+        """
+        if self._pending is not None and not self._world.any(not self._pending[0].done()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save that is being written, if there is one.
+
+        Raises:
+            LiquidError: The disk refused; the save before it stands.
+        """
+        if self._pending is None:
+            return
+        (future, folder), self._pending = self._pending, None
+        partial = folder.with_name(f".{folder.name}")
+        with self._world.together():
+            try:
+                with _disk(folder):
+                    future.result()
+                    if self._world.is_main:
+                        shutil.rmtree(folder, ignore_errors=True)  # of a run with more steps
+                        partial.rename(folder)
+            except LiquidError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        if self._world.is_main:
+            for old in _saves(self._saves)[: -self._keep]:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(out: Path) -> Path | None:
@@ -90,7 +160,7 @@ def latest(out: Path) -> Path | None:
     Returns:
         Its folder, or None.
     """
-    saves = _saves(out)
+    saves = _saves(out / "saves")
     return saves[-1] if saves else None
 
 
@@ -116,59 +186,50 @@ def read_progress(folder: Path) -> Progress:
         ) from error
 
 
-def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Put the optimizers and torch's random state back as they were.
+def restore(
+    folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: World
+) -> None:
+    """Put what is learnt and the optimizers back as they were; each rank reads its own part.
 
     Args:
-        folder: A save; ``model`` was loaded from its ``model`` folder.
-        model: The model.
-        optimizers: Fresh optimizers of that model.
+        folder: A save.
+        named: What is learnt, in memory but of any value.
+        optimizers: Fresh optimizers of it.
+        world: The ranks.
 
     Raises:
         CheckpointError: The save is broken or belongs to another model or optimizer.
     """
-    path = folder / "optimizer.safetensors"
+    for _, parameter, optimizer in _optimized(named, optimizers):
+        optimizer.state[parameter] = _empty_state(parameter, optimizer)
+    wanted = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
+    reader = HuggingFaceStorageReader(str(folder))
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        found = reader.read_metadata().state_dict_metadata
+        missing = sorted(wanted.keys() - found.keys())
+        if not missing:
+            load(wanted, storage_reader=reader, no_dist=world.size == 1)
+    except (OSError, SafetensorError, CheckpointException, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
-            f"{path}: can't be read ({error}). Remove this save and resume from the one before it."
+            f"{folder}: can't be read ({reason}). Remove this save and resume from the one before "
+            "it, or with the model and optimizer of the saved run."
         ) from error
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, kind = key.rpartition("/")
-        states.setdefault(name, {})[kind] = value
-    for name, parameter, optimizer in _optimized(model, optimizers):
-        state = states.get(name, {})
-        if not state or any(v.dim() and v.shape != parameter.shape for v in state.values()):
-            raise CheckpointError(
-                f"{path}: holds no state for {name} {tuple(parameter.shape)}. "
-                "It belongs to another model."
-            )
-        wanted = _MUON if isinstance(optimizer, torch.optim.Muon) else _ADAMW
-        if state.keys() != wanted:
-            raise CheckpointError(
-                f"{path}: {name} has {', '.join(sorted(state))}, its optimizer needs "
-                f"{', '.join(sorted(wanted))}. Resume with the optim.matrices of the saved run."
-            )
-        # Fused AdamW wants `step` on the parameter's device.
-        optimizer.state[parameter] = {
-            kind: value.to(parameter.device) for kind, value in state.items()
-        }
-    torch.set_rng_state(tensors[f"{_RNG}cpu"])
-    if torch.cuda.is_available() and f"{_RNG}cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[f"{_RNG}cuda"])
+    if missing:
+        raise CheckpointError(
+            f"{folder}: holds no {missing[0]}. Resume with the model and the optim.matrices of the "
+            "saved run."
+        )
 
 
-def _saves(out: Path) -> list[Path]:
-    folder = out / "saves"
+def _saves(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def _optimized(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    named: Named, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
     owner = {
         id(parameter): optimizer
@@ -176,88 +237,48 @@ def _optimized(
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    for name, parameter in model.named_parameters():
-        if id(parameter) in owner:
-            yield name, parameter, owner[id(parameter)]
+    for name, parameter in named.items():
+        yield name, parameter, owner[id(parameter)]
 
 
-def _flatten(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+def _tensors(
+    named: Named, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter, optimizer in _optimized(model, optimizers):
+    """Everything of a save by its name there."""
+    for name, parameter, optimizer in _optimized(named, optimizers):
+        yield f"model/{name}", parameter
         for key, value in optimizer.state[parameter].items():
-            yield f"{name}/{key}", value.detach().cpu().contiguous()
+            yield f"optimizer/{name}/{key}", value
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {f"{_RNG}cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[f"{_RNG}cuda"] = torch.cuda.get_rng_state()
-    return states
+def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer will remember about a parameter, to be filled."""
+    if isinstance(optimizer, torch.optim.Muon):
+        return {key: torch.zeros_like(parameter) for key in _MUON}
+    # Fused AdamW wants `step` on the parameter's device.
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {key: step if key == "step" else torch.zeros_like(parameter) for key in _ADAMW}
 
 
-def write_final(out: Path, checkpoint: Checkpoint, card: str, dtype: str) -> Path:
-    """Write what the run was for: a plain checkpoint with a model card.
-
-    Args:
-        out: Folder of the run.
-        checkpoint: The trained model.
-        card: Text of README.md.
-        dtype: Type of the weights on disk.
-
-    Returns:
-        OUT/final; one that was there is replaced.
-
-    Raises:
-        LiquidError: The disk refused.
-    """
-    folder = out / "final"
-    with atomic_folder(folder, overwrite=True) as temporary:
-        checkpoint.save(temporary, dtype=dtype)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    return folder
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turn the disk's refusals into one line."""
+    try:
+        yield
+    except (OSError, CheckpointException, SafetensorError) as error:
+        causes = [error, *getattr(error, "failures", {}).values()]
+        reason = next((str(e) for e in map(_os_error, causes) if e), "")
+        if not reason:
+            raise
+        raise LiquidError(
+            f"{folder}: can't be written ({reason}). Make room and give the same command again; "
+            "it goes on from the save before."
+        ) from error
 
 
-def model_card(run: dict[str, Any], figures: dict[str, Any]) -> str:
-    """Write the README.md of a trained checkpoint.
-
-    Args:
-        run: The resolved run.
-        figures: The last validation, or the last training figures.
-
-    Returns:
-        Markdown.
-    """
-    data, loop, optim = run["data"], run["train"], run["optim"]
-    sources = [f"| `{s['path']}` | {s['task']} | {s['weight']} |" for s in data["sources"]]
-    results = [f"| {name} | {value} |" for name, value in figures.items()]
-    seen = loop["steps"] * loop["batch_rows"] * data["length"]
-    lines = [
-        "# A Liquid model",
-        "",
-        "A stock causal language model whose vocabulary also holds the codes of an image",
-        "tokenizer: it reads and writes text and pictures as one stream of ids. Load it with",
-        "`liquidmm.load(folder)`; for text alone `AutoModelForCausalLM.from_pretrained` does.",
-        "",
-        "## Training",
-        "",
-        f"Started from `{run['checkpoint']}`: {loop['steps']} steps of {loop['batch_rows']} rows",
-        f"of {data['length']} ids, {seen / 1e6:.1f}M ids in all. Matrices by {optim['matrices']},",
-        f"the rest by adamw; learning rate {optim['lr']} ({optim['schedule']}, warm-up",
-        f"{optim['warmup']}), weight decay {optim['weight_decay']}, clip {optim['clip']}, max-z",
-        f"{optim['max_z']}, products in {loop['precision']}, seed {run['seed']}.",
-        "",
-        "| shards | task | weight |",
-        "|---|---|---|",
-        *sources,
-        "",
-        "## Figures at the end",
-        "",
-        "Loss in nats a label, accuracy of the most likely id.",
-        "",
-        "| figure | value |",
-        "|---|---|",
-        *results,
-        "",
-    ]
-    return "\n".join(lines)
+def _os_error(cause: Any) -> str:
+    error = cause[0] if isinstance(cause, tuple) else cause
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    return text if isinstance(error, SafetensorError) and "os error" in text.lower() else ""

@@ -15,7 +15,9 @@ from liquidmm.config import to_dict
 from liquidmm.data.mixture import Source
 from liquidmm.data.render import RenderConfig
 from liquidmm.errors import ConfigError
+from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
+from liquidmm.train.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,33 +48,34 @@ class LoopRun:
     steps: int
     """Optimizer steps of the run."""
     batch_rows: int = 16
-    """Rows of one optimizer step."""
+    """Rows of one optimizer step, on all ranks together."""
     micro_batch_rows: int = 0
-    """Rows computed at a time; 0 computes a step's rows at once."""
+    """Rows a rank computes at a time; 0 computes its rows of a step at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights and optimizer stay in float32."""
-    compile: bool = False
-    """Compile the decoder blocks: a start of a minute, then faster on a GPU."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     validate_every: int = 0
     """Steps between two validations; 0 validates only at the end."""
     validate_rows: int = 32
-    """Rows of each validation source."""
+    """Rows of each validation source, on all ranks together."""
     sample_every: int = 0
     """Steps between two sample grids; 0 draws only at the end."""
     save_every: int = 500
     """Steps between two saves; 0 saves only when the run is stopped."""
     keep: int = 2
     """How many of the last saves are kept."""
+    spike: float = 6.0
+    """Report a loss that lies so many standard deviations above the mean of the steps before; 0
+    reports none."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("steps", "batch_rows", "log_every", "validate_rows", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1 ({getattr(self, name)}).")
-        for name in ("micro_batch_rows", "validate_every", "sample_every", "save_every"):
-            if getattr(self, name) < 0:
+        for name in ("micro_batch_rows", "validate_every", "sample_every", "save_every", "spike"):
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if self.micro_batch_rows and self.batch_rows % self.micro_batch_rows:
             raise ConfigError(
@@ -86,7 +89,10 @@ class SampleRun:
     """What is drawn along the way."""
 
     prompts: tuple[str, ...] = ()
-    """Captions of the grid; none draws nothing."""
+    """Captions of the grid; none draws nothing. What the model says about each drawing stands
+    beside it, in a text file."""
+    questions: tuple[str, ...] = ()
+    """What the model is asked without a picture; question and answer go to the same file."""
     guidance: float = 7.0
     """Guidance of the grid."""
     seed: int = 0
@@ -105,10 +111,16 @@ class TrainRun:
     """Where sequences come from."""
     train: LoopRun
     """How long, how large and how often."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What of the model is trained, and how it is computed."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several ranks share the model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer, schedule and stabilizers."""
     sample: SampleRun = field(default_factory=SampleRun)
     """What is drawn along the way."""
+    trackers: tuple[Literal["trackio", "wandb"], ...] = ()
+    """Where figures go besides metrics.jsonl and TensorBoard."""
     seed: int = 0
     """Seed of the order of the data and of guidance dropout."""
     device: str | None = None
@@ -128,20 +140,50 @@ class TrainRun:
         if self.out.resolve() == self.checkpoint.resolve():
             raise ConfigError(f"out: is the checkpoint itself ({self.out}). Choose another folder.")
 
+    def rows_of_rank(self, ranks: int) -> int:
+        """Give the rows of one step that each of so many ranks computes.
 
-# Keys that say what is shown and kept, never what is learnt: a resumed run may change them.
+        Raises:
+            ConfigError: The rows can't be shared evenly.
+        """
+        for name in ("batch_rows", "validate_rows"):
+            rows = getattr(self.train, name)
+            if rows % ranks:
+                raise ConfigError(
+                    f"train.{name}: {rows} rows can't be shared evenly by {ranks} ranks. Choose a "
+                    "multiple."
+                )
+        rows = self.train.batch_rows // ranks
+        micro = self.train.micro_batch_rows
+        if micro and rows % micro:
+            raise ConfigError(
+                f"train.micro_batch_rows: must divide the rows of a rank ({micro} of {rows}: "
+                f"{self.train.batch_rows} rows on {ranks} ranks)."
+            )
+        return rows
+
+
+# Keys that say what is shown and kept and how it is computed, never what is learnt: a resumed run
+# may change them. (Those that change the order of additions change the last digits.)
 _FREE = {
     "out",
     "device",
     "final_dtype",
     "sample",
+    "trackers",
+    "parallel",
+    "model.attention",
+    "model.checkpoint_activations",
+    "model.compile",
     "data.validation",
+    "train.micro_batch_rows",
     "train.log_every",
     "train.validate_every",
     "train.validate_rows",
     "train.sample_every",
     "train.save_every",
     "train.keep",
+    "train.spike",
 }
 
 

@@ -12,7 +12,7 @@ the square of the largest logit, averaged over the positions that carry a label.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from liquidmm.data.render import IGNORE
 from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.train.adapters import unwrapped, weight_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +56,8 @@ class Head:
     """Bound c of ``c tanh(logit / c)`` (Gemma 2); None where there is none."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossResult:
-    """The loss of one batch and what is counted beside it."""
+class LossResult(NamedTuple):
+    """The loss of one batch and what is counted beside it; a tuple, so that FSDP sees the loss."""
 
     loss: Tensor
     """What to differentiate, scalar, float32 or float64."""
@@ -82,16 +82,17 @@ def head_of(model: PreTrainedModel) -> Head:
         CheckpointError: The head isn't one matrix without a bias.
     """
     layer: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if not isinstance(layer, nn.Linear) or cast("Tensor | None", layer.bias) is not None:
+    plain = unwrapped(layer)
+    if not isinstance(plain, nn.Linear) or cast("Tensor | None", plain.bias) is not None:
         raise CheckpointError(
-            f"{type(model).__name__}: its head is no plain matrix ({type(layer).__name__}). "
+            f"{type(model).__name__}: its head is no plain matrix ({type(plain).__name__}). "
             "Use a decoder whose head is a linear layer without bias."
         )
     config = model.config
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(weight=layer.weight, scale=scale, softcap=softcap)
+    return Head(weight=weight_of(layer), scale=scale, softcap=softcap)
 
 
 def targets(labels: Tensor, position_ids: Tensor) -> Tensor:
@@ -187,7 +188,8 @@ class _HeadLoss(torch.autograd.Function):
         correct = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         total = torch.zeros((), dtype=exact, device=rows.device)
         rows_grad = torch.empty_like(rows) if want_rows else None
-        weight_grad = torch.zeros_like(weight) if want_weight else None
+        # Many chunks add up here: in bfloat16 the small ones would get lost.
+        weight_grad = torch.zeros_like(weight, dtype=exact) if want_weight else None
         with torch.autocast(rows.device.type, enabled=False):
             table = weight.to(rows.dtype)
             size = max(1, weights.config.chunk_logits // len(table))
@@ -207,6 +209,8 @@ class _HeadLoss(torch.autograd.Function):
                     rows_grad[part] = slope @ table
                 if weight_grad is not None:
                     weight_grad += slope.T @ rows[part]
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight.dtype)
         ctx.save_for_backward(rows_grad, weight_grad)
         ctx.mark_non_differentiable(nll, correct)
         return total / weights.denominator, nll, correct

@@ -1,4 +1,4 @@
-"""What a run reports: speed, loss and token accuracy for each task, gradient norm, learning rate.
+"""What a run reports: speed, memory, loss and accuracy for each task, gradient norm, learning rate.
 
 Contract: `Tally` adds up what the loss counted; `MetricsLog` appends one JSON object a line and
 shows the gist on a progress bar. A resumed run first drops the lines after the step it goes on
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +25,7 @@ from tqdm import tqdm
 from liquidmm.errors import LiquidError
 from liquidmm.runtime import atomic_file
 from liquidmm.train.loss import LossResult
+from liquidmm.train.trackers import Tracker
 
 
 class Tally:
@@ -41,15 +45,23 @@ class Tally:
         new = torch.stack([result.nll, result.correct, result.counts]).double()  # (3, tasks)
         self._sums = new if self._sums is None else self._sums + new
 
-    def report(self) -> dict[str, float]:
+    def merge(self, other: Tally) -> None:
+        """Take in what another one added up."""
+        if other._sums is not None:
+            self._sums = other._sums if self._sums is None else self._sums + other._sums
+
+    def report(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Give mean loss in nats and token accuracy, in all and for each task that was seen.
+
+        Args:
+            total: Adds a tensor up over the ranks; all of them must have seen something.
 
         Returns:
             "loss", "accuracy", "loss/chat" and so on; "tokens" is the number of labels.
         """
         if self._sums is None:
             return {"tokens": 0}
-        nll, correct, counts = self._sums.tolist()
+        nll, correct, counts = total(self._sums.clone()).tolist()
         report: dict[str, float] = {"tokens": int(sum(counts))}
         rows = [("", sum(nll), sum(correct), sum(counts))]
         rows += [
@@ -57,27 +69,31 @@ class Tally:
         ]
         for suffix, loss, hits, count in rows:
             if count:
-                report[f"loss{suffix}"] = round(loss / count, 5)
-                report[f"accuracy{suffix}"] = round(hits / count, 5)
+                report[f"loss{suffix}"] = round(loss / count, 7)
+                report[f"accuracy{suffix}"] = round(hits / count, 7)
         return report
 
 
 class MetricsLog:
     """metrics.jsonl and the progress bar of one run; a context manager."""
 
-    def __init__(self, path: Path, *, step: int, steps: int, show: bool = True) -> None:
+    def __init__(
+        self, path: Path | None, *, step: int, steps: int, trackers: Sequence[Tracker] = ()
+    ) -> None:
         """Open the file and drop the lines after ``step``.
 
         Args:
-            path: The JSON lines file.
+            path: The JSON lines file; None writes and shows nothing.
             step: Steps done before; 0 starts a new file.
             steps: Steps of the whole run.
-            show: Draw a progress bar on stderr.
+            trackers: Where the figures go as well; they are closed at the end.
         """
         self._path = path
-        _truncate(path, step)
+        self._trackers = trackers
+        if path is not None:
+            _truncate(path, step)
         self._bar = tqdm(
-            total=steps, initial=step, unit="step", disable=not show, dynamic_ncols=True
+            total=steps, initial=step, unit="step", disable=path is None, dynamic_ncols=True
         )
         self._began = time.perf_counter()
         self._paused = 0.0
@@ -93,8 +109,10 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the bar."""
+        """Close the bar and the trackers."""
         self._bar.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def advance(self, ids: int) -> None:
         """Count one step of so many ids."""
@@ -116,7 +134,7 @@ class MetricsLog:
         seconds = max(1e-9, now - self._began - self._paused)
         speed = round(self._ids / seconds, 1)
         self._began, self._paused, self._ids = now, 0.0, 0
-        self.append(step, values | {"tokens_per_second": speed})
+        self.append(step, values | {"tokens_per_second": speed, "memory_gib": peak_memory()})
         shown = {"loss": f"{values.get('loss', math.nan):.3f}", "tok/s": f"{speed:.0f}"}
         self._bar.set_postfix(shown)
 
@@ -126,6 +144,10 @@ class MetricsLog:
         Raises:
             LiquidError: The disk refused.
         """
+        if self._path is None:
+            return
+        for tracker in self._trackers:
+            tracker.log(step, values)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
@@ -160,6 +182,14 @@ class PauseClock:
     ) -> None:
         """Stop."""
         self._log.wait(time.perf_counter() - self._began)
+
+
+def peak_memory() -> float:
+    """Give the most memory this process has held so far, in GiB: the GPU's where there is one."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Optimizers for decoders, and learning rates as pure functions of the step.
 
 Contract: nothing here keeps state besides the optimizers themselves. What is no matrix (norms,
-biases, stacks of experts) and the embedding table, with a head tied to it, isn't decayed and always
-moved by AdamW.
+biases, stacks of experts) and the embedding table, with a head tied to it or rows of it that are
+trained apart, isn't decayed and always moved by AdamW.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from liquidmm.errors import ConfigError
+from liquidmm.train.adapters import is_new_rows, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +98,9 @@ def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[n
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     tables = {id(parameter) for parameter in _tables(model)}
-    for parameter in model.parameters():  # a tied head appears once
+    for name, parameter in model.named_parameters():  # a tied head appears once
         if parameter.requires_grad:
-            plain = parameter.dim() != 2 or id(parameter) in tables
+            plain = parameter.dim() != 2 or id(parameter) in tables or is_new_rows(name)
             (rest if plain else matrices).append(parameter)
     return matrices, rest
 
@@ -116,7 +117,7 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
         matrices of the blocks before it.
     """
     decayed, rest = split_parameters(model)
-    head = id(model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    head = id(unwrapped(model.get_output_embeddings()).weight)  # type: ignore[no-untyped-call]
     blocks = [parameter for parameter in decayed if id(parameter) != head]
     optimizers: list[torch.optim.Optimizer] = []
     if config.matrices == "muon" and blocks:

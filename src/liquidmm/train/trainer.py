@@ -1,8 +1,10 @@
 """The one loop of the language model: pre-training and tuning differ by the run file only.
 
-Contract: `train` takes a run and gives the folder that came out of it. A step's loss is the mean
-over all its labels, whatever the micro-batches. A stopped run, gone on with, equals one that never
-stopped, bit by bit. Saving, validating and sampling don't touch the random state of training.
+Contract: `train` takes a run and gives the folder that came out of it, on one rank or on many. A
+step's loss is the mean over all its labels, whatever the micro-batches and ranks. A stopped run,
+gone on with, equals one that never stopped, bit by bit: the data of a step follow from the saved
+position, and all other randomness from (seed, step, rank). Saving, validating and sampling change
+nothing.
 """
 
 from __future__ import annotations
@@ -11,34 +13,38 @@ import contextlib
 import json
 import math
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from liquidmm.config import to_dict
-from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import Mixture, Source
-from liquidmm.data.render import IGNORE, TASKS, RenderConfig, Renderer
+from liquidmm.data.mixture import Mixture
+from liquidmm.data.packing import Packed
+from liquidmm.data.render import TASKS
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.runtime import atomic_file, get_logger
+from liquidmm.runtime import atomic_file, dtype_of, get_logger
 from liquidmm.train import checkpoint as saves
-from liquidmm.train.batch import Batch, hidden_states
+from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainRun, differences
-from liquidmm.train.loss import Head, LossConfig, LossResult, head_of, next_token_loss
+from liquidmm.train.final import model_card, write_final
+from liquidmm.train.loss import LossConfig
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
+from liquidmm.train.model import load_trainee
 from liquidmm.train.optim import build_optimizers, learning_rate
+from liquidmm.train.parallel import World, synchronize_gradients, whole
+from liquidmm.train.setup import Setup, open_setup
 from liquidmm.train.stop import StopSignals
+from liquidmm.train.trackers import open_trackers
+from liquidmm.train.watch import SpikeWatch, write_failed
 
 OnSample = Callable[[Checkpoint, int], None]
-"""Called with the live checkpoint, in evaluation mode, and the steps done."""
+"""Called on the first rank with the checkpoint as it is, in evaluation mode, and the steps done."""
 
 _LOG = get_logger(__name__)
 
@@ -46,7 +52,8 @@ _LOG = get_logger(__name__)
 def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = False) -> Path:
     """Train a checkpoint, or go on where a run of the same settings stopped.
 
-    SIGTERM and SIGINT end the run after the step in progress with a save.
+    SIGTERM and SIGINT end the run after the step in progress with a save. Every rank of a
+    `torchrun` calls this with the same run.
 
     Args:
         run: What to do.
@@ -61,23 +68,28 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
         ConfigError: ``run.out`` holds a run with other settings, or none to resume.
         CheckpointError: The checkpoint or a save can't be loaded.
         DataError: A folder of shards can't be read or doesn't fit.
-        LiquidError: The loss is no number any more, or the disk refused.
+        LiquidError: The loss is no number any more, the ranks differ, or the disk refused.
     """
     prepare_cpu()
-    save = _save_to_resume(run, resume)
-    final = run.out / "final"
-    done = 0 if save is None else saves.read_progress(save).step
-    if final.is_dir() and done >= run.train.steps:
-        _LOG.info("%s: is finished already", final)
-        return final
-    with atomic_file(run.out / "run.json") as path:
-        path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
-    trainer = _Trainer(run, save, on_sample)
-    with StopSignals() as stop:
-        return trainer.run_until(stop)
+    with World(run.device) as world, StopSignals() as stop:
+        with world.together():
+            save = _save_to_resume(run, resume, told=world.is_main)
+        world.agree(save, "the newest save", "Give all ranks the same folder out.")
+        done = 0 if save is None else saves.read_progress(save).step
+        final = run.out / "final"
+        if final.is_dir() and done >= run.train.steps:
+            _LOG.info("%s: is finished already", final)
+            return final
+        with world.together():
+            setup = open_setup(run, world.size, world.device)
+        world.agree(setup.digest, "the data or checkpoint", "Give all ranks the same files.")
+        if world.is_main:
+            with atomic_file(run.out / "run.json") as path:
+                path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
+        return _Trainer(run, setup, world, save, on_sample).run_until(stop)
 
 
-def _save_to_resume(run: TrainRun, resume: bool) -> Path | None:
+def _save_to_resume(run: TrainRun, resume: bool, *, told: bool) -> Path | None:
     save = saves.latest(run.out)
     if save is None:
         if resume:
@@ -89,7 +101,7 @@ def _save_to_resume(run: TrainRun, resume: bool) -> Path | None:
             f"{run.out}: holds a run with other settings ({'; '.join(changed)}). Choose "
             "another out, restore the settings, or go on with the new ones: --resume."
         )
-    for change in changed:
+    for change in changed if told else ():
         _LOG.warning("resuming although %s", change)
     return save
 
@@ -97,100 +109,103 @@ def _save_to_resume(run: TrainRun, resume: bool) -> Path | None:
 class _Trainer:
     """Everything a run holds while it runs."""
 
-    def __init__(self, run: TrainRun, save: Path | None, on_sample: OnSample | None) -> None:
+    def __init__(
+        self,
+        run: TrainRun,
+        setup: Setup,
+        world: World,
+        save: Path | None,
+        on_sample: OnSample | None,
+    ) -> None:
         self.run = run
+        self.setup = setup
+        self.world = world
         self.on_sample = on_sample
-        torch.manual_seed(run.seed)
-        folder = run.checkpoint if save is None else save / "model"
-        self.checkpoint = _with_sizes(Checkpoint.load(folder, run.device, "float32"), run)
-        self.model = self.checkpoint.model
-        self.device = next(self.model.parameters()).device
-        self.head: Head = head_of(self.model)
-        self.loss = LossConfig(max_z=run.optim.max_z, z_loss=run.optim.z_loss)
-        self.optimizers = build_optimizers(self.model, run.optim)
+        with world.together():
+            self.trainee = load_trainee(
+                setup.folder,
+                setup.processor.vocabulary,
+                run.model,
+                LossConfig(max_z=run.optim.max_z, z_loss=run.optim.z_loss),
+                world=world,
+                parallel=run.parallel,
+                precision=getattr(torch, run.train.precision),
+            )
+        self.optimizers = build_optimizers(self.trainee.model, run.optim)
         self.groups = [group for each in self.optimizers for group in each.param_groups]
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
-        self.stream = self.open_stream(run.data.sources, run.data.render)
+        self.stream: Mixture = setup.stream
+        self.lanes = range(world.rank, run.train.batch_rows, world.size)
+        self.saver = saves.Saver(run.out, run.train.keep, world)
+        self.watch = SpikeWatch(run.train.spike)
         self.validation: list[tuple[str, Batch]] | None = None
         self.figures: dict[str, Any] = {}
         self.step = 0
         if save is not None:
-            progress = saves.read_progress(save)
-            saves.restore(save, self.model, self.optimizers)
-            self.stream.restore(progress.data)
+            with world.together():
+                progress = saves.read_progress(save)
+                saves.restore(save, self.trainee.trainable(), self.optimizers, world)
+                self.stream.restore(_only(progress.data, self.lanes))
             self.step = progress.step
-            _LOG.info("%s: goes on after step %d", run.out, self.step)
-        if run.train.compile:
-            for block in _blocks(self.model):
-                block.compile()
-
-    def open_stream(self, sources: Sequence[Source], render: RenderConfig) -> Mixture:
-        """Open shards as an endless stream of packed rows."""
-        images = self.checkpoint.images
-        return Mixture(
-            sources,
-            Renderer(
-                self.checkpoint.processor.sequences,
-                render,
-                None if images is None else images.factor,
-            ),
-            self.run.data.length,
-            self.run.seed,
-            fingerprint=None if images is None else images.fingerprint,
-        )
-
-    def validation_batches(self) -> Iterator[tuple[str, Batch]]:
-        """Make the rows to measure on, which are always the same ones."""
-        render = replace(self.run.data.render, guidance_dropout=0.0)
-        # Folders of the same name must not share a figure.
-        folders = {source.path for source in self.run.data.validation}
-        names = Counter(path.name for path in folders)
-        for source in self.run.data.validation:
-            stream = self.open_stream((source,), render)
-            rows = [next(stream) for _ in range(self.run.train.validate_rows)]
-            name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
-            yield f"{name}/{source.task}", Batch.of(rows, self.device)
+            if world.is_main:
+                _LOG.info("%s: goes on after step %d", run.out, self.step)
 
     def run_until(self, stop: threading.Event) -> Path:
-        """Train to the last step, or until ``stop`` is set."""
-        loop = self.run.train
-        path = self.run.out / "metrics.jsonl"
-        with MetricsLog(path, step=self.step, steps=loop.steps) as log:
-            self.model.train()
+        """Train to the last step, or until ``stop`` is set on some rank."""
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self.open_log())
             tally = Tally(TASKS)
-            while self.step < loop.steps and not stop.is_set():
-                rate = learning_rate(self.step, loop.steps, self.run.optim)
+            while self.step < self.run.train.steps and not self.world.any(stop.is_set()):
+                rate = learning_rate(self.step, self.run.train.steps, self.run.optim)
                 norm = self.one_step(rate, tally)
                 self.step += 1
-                log.advance(loop.batch_rows * self.run.data.length)
-                if self.due(loop.log_every):
-                    self.figures = tally.report()
+                log.advance(self.run.train.batch_rows * self.run.data.length)
+                if self.due(self.run.train.log_every):
+                    self.figures = tally.report(self.world.sum)
                     log.write(self.step, self.figures | {"gradient_norm": norm, "lr": rate})
                     tally = Tally(TASKS)
                 with log.pause():
                     self.between_steps(log)
-            if self.step < loop.steps:
+            if self.step < self.run.train.steps:
                 folder = self.save()
-                _LOG.info("stopped after step %d; saved in %s", self.step, folder)
+                self.saver.finish()
+                if self.world.is_main:
+                    _LOG.info("stopped after step %d; saved in %s", self.step, folder)
                 return folder
             return self.finish(log)
 
+    def open_log(self) -> MetricsLog:
+        """Open metrics.jsonl, the bar and the trackers; other ranks than the first get a dummy."""
+        main = self.world.is_main
+        run, names = self.run, self.run.trackers
+        return MetricsLog(
+            run.out / "metrics.jsonl" if main else None,
+            step=self.step,
+            steps=run.train.steps,
+            trackers=open_trackers(names, run.out, self.step, to_dict(run)) if main else [],
+        )
+
     def one_step(self, rate: float, tally: Tally) -> float:
         """Do one optimizer step; return the gradient norm before clipping."""
-        rows = [next(self.stream) for _ in range(self.run.train.batch_rows)]
-        batch = Batch.of(rows, self.device)
-        labels = int((batch.target != IGNORE).sum())
-        for part in batch.split(self.run.train.micro_batch_rows):
-            result = self.forward(part, labels)
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            tally.add(result)
+        numbers = [self.run.seed, self.step, self.world.rank]
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        rows = self.stream.take(self.lanes)
+        batch = Batch.of(rows, self.world.device)
+        labels = int(self.world.sum(batch.labels))
+        parts = list(batch.split(self.run.train.micro_batch_rows))
+        of_step = Tally(TASKS)
+        for part in parts:
+            synchronize_gradients(self.trainee, last=part is parts[-1])
+            result = self.trainee(part, len(TASKS), labels)
+            # Sharding averages over the ranks what is to be added up.
+            (result.loss * self.world.size).backward()
+            of_step.add(result)
+        tally.merge(of_step)
         clip = self.run.optim.clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, clip)))
         if not math.isfinite(norm):
-            raise LiquidError(
-                f"step {self.step + 1}: the gradient is {norm}. Lower optim.lr or lengthen the "
-                f"warm-up; the last save is {saves.latest(self.run.out)}."
-            )
+            self.give_up(norm, rows, batch)
+        self.look_at(of_step, rows)
         for group in self.groups:
             group["lr"] = rate
         for optimizer in self.optimizers:
@@ -198,19 +213,29 @@ class _Trainer:
             optimizer.zero_grad()
         return norm
 
-    def forward(self, batch: Batch, labels: int | None = None) -> LossResult:
-        """Compute the loss of some rows as their part of a step with so many labels."""
-        bfloat16 = self.run.train.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            return next_token_loss(
-                hidden_states(self.model, batch),
-                self.head,
-                batch.target,
-                batch.task_ids,
-                self.loss,
-                tasks=len(TASKS),
-                denominator=labels,
+    def give_up(self, norm: float, rows: list[Packed], batch: Batch) -> None:
+        """Stop before weights are spoilt, and keep the rows that did it."""
+        with self.world.together():
+            path = write_failed(self.run.out, self.step + 1, self.world.rank, rows, batch)
+        self.saver.finish()
+        with self.world.together():
+            raise LiquidError(
+                f"step {self.step + 1}: the gradient is {norm}; its rows are in {path.parent}. "
+                "Lower optim.lr or lengthen the warm-up, or leave those records out; the last save "
+                f"is {saves.latest(self.run.out)}."
             )
+
+    def look_at(self, of_step: Tally, rows: list[Packed]) -> None:
+        """Report a step whose loss stands out, with the records it was made from."""
+        spike = self.watch.look(of_step.report(self.world.sum).get("loss", 0.0))
+        if spike is None:
+            return
+        keys = self.world.gather([row.keys for row in rows])
+        if self.world.is_main:
+            line = {"step": self.step + 1, "spike": spike, "records": keys}
+            with (self.run.out / "spikes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            _LOG.warning("step %d: %s; its records are in spikes.jsonl", self.step + 1, spike)
 
     def due(self, every: int) -> bool:
         """Tell whether something that comes every so many steps comes now."""
@@ -219,6 +244,7 @@ class _Trainer:
     def between_steps(self, log: MetricsLog) -> None:
         """Save, validate and sample where it is time to; the end has its own turn."""
         loop = self.run.train
+        self.saver.poll()
         if self.step >= loop.steps:
             return
         if self.due(loop.save_every):
@@ -233,26 +259,41 @@ class _Trainer:
         self.save()
         self.validate(log)
         self.sample()
-        card = saves.model_card(to_dict(self.run), self.figures)
-        return saves.write_final(self.run.out, self.checkpoint, card, self.run.final_dtype)
+        self.saver.finish()
+        final = self.run.out / "final"
+        model = self.trainee.plain(
+            self.setup.folder, self.world, getattr(torch, self.run.final_dtype)
+        )
+        with self.world.together():
+            if model is not None:
+                card = model_card(to_dict(self.run), self.figures)
+                write_final(self.run.out, self.setup.checkpoint(model), card, self.run.final_dtype)
+        return final
 
     def save(self) -> Path:
-        """Save everything the run needs to go on."""
-        progress = saves.Progress(step=self.step, data=self.stream.state(), run=to_dict(self.run))
-        keep = self.run.train.keep
-        return saves.save(self.run.out, self.checkpoint, self.optimizers, progress, keep)
+        """Begin to save everything the run needs to go on."""
+        states = self.world.gather(self.stream.state())
+        lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
+        progress = saves.Progress(
+            step=self.step, data=states[0] | {"lanes": lanes}, run=to_dict(self.run)
+        )
+        return self.saver.start(self.trainee.trainable(), self.optimizers, progress)
 
     def validate(self, log: MetricsLog) -> None:
         """Measure each validation source by itself."""
         figures: dict[str, Any] = {}
         if self.validation is None:
-            self.validation = list(self.validation_batches())
+            part = slice(self.world.rank, None, self.world.size)
+            self.validation = [
+                (name, Batch.of(rows[part], self.world.device))
+                for name, rows in self.setup.validation_rows()
+            ]
         with self.evaluating():
             for name, batch in self.validation:
                 tally = Tally(TASKS)
-                for part in batch.split(self.run.train.micro_batch_rows):
-                    tally.add(self.forward(part))
-                report = tally.report()
+                for micro in batch.split(self.run.train.micro_batch_rows):
+                    tally.add(self.trainee(micro, len(TASKS)))
+                report = tally.report(self.world.sum)
                 figures[f"validation/loss/{name}"] = report.get("loss")
                 figures[f"validation/accuracy/{name}"] = report.get("accuracy")
         if figures:
@@ -261,40 +302,26 @@ class _Trainer:
 
     def sample(self) -> None:
         """Let the caller show what the model can do."""
-        if self.on_sample is not None:
-            with self.evaluating():
-                self.on_sample(self.checkpoint, self.step)
+        if self.on_sample is None:
+            return
+        with self.evaluating():
+            dtype = dtype_of("auto", self.world.device)
+            model = self.trainee.plain(self.setup.folder, self.world, dtype)
+            if model is not None:
+                nn.Module.eval(nn.Module.to(model, self.world.device))
+                self.on_sample(self.setup.checkpoint(model), self.step)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without gradients and without touching the training's random state."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        self.model.eval()  # type: ignore[no-untyped-call]
+        """Evaluation mode, without gradients."""
+        self.trainee.eval()
         try:
-            with (
-                torch.no_grad(),
-                torch.random.fork_rng(devices),
-                torch.compiler.set_stance("force_eager"),
-            ):
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
-            self.model.train()
+            self.trainee.train()
 
 
-def _with_sizes(checkpoint: Checkpoint, run: TrainRun) -> Checkpoint:
-    """Write down the sizes of the pictures to be trained on, where the checkpoint names none."""
-    if checkpoint.processor.sizes or checkpoint.images is None:
-        return checkpoint
-    counts: Counter[tuple[int, int]] = Counter()
-    for source in run.data.sources:
-        if source.task == "text_to_image":
-            for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = (int(side) * checkpoint.images.factor for side in size.split(" x "))
-                counts[width, height] += count
-    sizes = tuple(size for size, _ in counts.most_common())
-    return checkpoint.with_pictures(checkpoint.images, sizes)
-
-
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """Find the decoder blocks: the first list of modules, in every family."""
-    return next(part for part in model.base_model.modules() if isinstance(part, nn.ModuleList))
+def _only(state: dict[str, Any], lanes: range) -> dict[str, Any]:
+    mine = {number: lane for number, lane in state["lanes"].items() if int(number) in lanes}
+    return state | {"lanes": mine}

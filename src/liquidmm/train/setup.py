@@ -1,0 +1,145 @@
+"""What a run is checked by before any weight is loaded: its checkpoint's parts and its data.
+
+Contract: what can be wrong with the files of a run is found here, in seconds and on every rank;
+afterwards the rows of training and of validation can be drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from liquidmm.config import to_dict
+from liquidmm.data.manifest import read_manifest
+from liquidmm.data.mixture import Mixture, Source
+from liquidmm.data.packing import Packed
+from liquidmm.data.render import RenderConfig, Renderer
+from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
+from liquidmm.model.processor import LiquidProcessor
+from liquidmm.train.config import TrainRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from liquidmm.vision.tokenizer import ImageTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """The files of a run, opened; made by `open_setup`."""
+
+    run: TrainRun
+    """The run."""
+    folder: Path
+    """Local folder of its checkpoint."""
+    processor: LiquidProcessor
+    """Tokenizer and id layout, with the sizes of the pictures trained on."""
+    images: ImageTokenizer | None
+    """The image tokenizer, where the checkpoint has one."""
+    stream: Mixture
+    """The data, one lane for each row of a step."""
+
+    @property
+    def digest(self) -> str:
+        """Short hash of what all ranks must have alike: id layout, tokenizer and data."""
+        told = {
+            "vocabulary": self.processor.vocabulary.to_dict(),
+            "images": None if self.images is None else self.images.fingerprint,
+            "stream": self.stream.identity(),
+            "shards": [
+                (manifest.origin.source_digest, to_dict(manifest.totals))
+                for manifest in (read_manifest(source.path) for source in self.run.data.sources)
+            ],
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    def checkpoint(self, model: PreTrainedModel) -> Checkpoint:
+        """Put a language model together with the other parts."""
+        return Checkpoint(model=model, processor=self.processor, images=self.images)
+
+    def validation_rows(self) -> Iterator[tuple[str, list[Packed]]]:
+        """Make the rows to measure on, which are always the same ones.
+
+        Yields:
+            Name of the source and task, and ``train.validate_rows`` rows.
+        """
+        render = replace(self.run.data.render, guidance_dropout=0.0, opening_share=0.0)
+        # Folders of the same name must not share a figure.
+        folders = {source.path for source in self.run.data.validation}
+        names = Counter(path.name for path in folders)
+        for source in self.run.data.validation:
+            stream = _open(self.run, self.processor, self.images, (source,), render)
+            rows = [stream.take()[0] for _ in range(self.run.train.validate_rows)]
+            name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
+            yield f"{name}/{source.task}", rows
+
+
+def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
+    """Open and check the files of a run.
+
+    Args:
+        run: The run.
+        ranks: Number of ranks.
+        device: Where the image tokenizer goes.
+
+    Returns:
+        The opened files.
+
+    Raises:
+        ConfigError: The rows can't be shared by the ranks.
+        CheckpointError: The checkpoint wasn't expanded, or is broken.
+        DataError: A folder of shards can't be read, is empty, or was made for another checkpoint.
+    """
+    run.rows_of_rank(ranks)
+    folder = local_folder(str(run.checkpoint))
+    processor, images = load_parts(folder, device)
+    processor = _with_sizes(processor, images, run)
+    stream = _open(
+        run, processor, images, run.data.sources, run.data.render, lanes=run.train.batch_rows
+    )
+    for source in run.data.validation:
+        _open(run, processor, images, (source,), run.data.render)
+    return Setup(run=run, folder=folder, processor=processor, images=images, stream=stream)
+
+
+def _open(
+    run: TrainRun,
+    processor: LiquidProcessor,
+    images: ImageTokenizer | None,
+    sources: Sequence[Source],
+    render: RenderConfig,
+    *,
+    lanes: int = 1,
+) -> Mixture:
+    factor = None if images is None else images.factor
+    return Mixture(
+        sources,
+        Renderer(processor.sequences, render, factor),
+        run.data.length,
+        run.seed,
+        lanes=lanes,
+        fingerprint=None if images is None else images.fingerprint,
+    )
+
+
+def _with_sizes(
+    processor: LiquidProcessor, images: ImageTokenizer | None, run: TrainRun
+) -> LiquidProcessor:
+    """Write down the sizes of the pictures to be trained on, where the checkpoint names none."""
+    if processor.sizes or images is None:
+        return processor
+    counts: Counter[tuple[int, int]] = Counter()
+    for source in run.data.sources:
+        if source.task == "text_to_image":
+            for size, count in read_manifest(source.path).totals.sizes.items():
+                width, height = (int(side) * images.factor for side in size.split(" x "))
+                counts[width, height] += count
+    sizes = tuple(size for size, _ in counts.most_common())
+    return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.prepare)

@@ -1,0 +1,143 @@
+"""Data, plans and ranks of the tests of training."""
+
+import multiprocessing
+import runpy
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from liquidmm.data.manifest import Origin
+from liquidmm.data.records import Message
+from liquidmm.data.shards import Row, ShardWriter
+
+WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
+SCRIPT = Path(__file__).with_name("one_rank.py")
+
+# Processes are forked from one that has imported what takes long.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["liquidmm.train.trainer", "liquidmm.cli", "transformers"])
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    """Rows of all kinds."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
+    asked = (
+        Message(role="user", content="<image>What is this?"),
+        Message(role="assistant", content="a cup of tea"),
+    )
+    return [
+        *[
+            Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(picture,))
+            for word, picture in zip(WORDS, pictures, strict=True)
+        ],
+        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def write_shards(checkpoint) -> Callable[..., Path]:
+    """Write rows into a new folder, as encoded with the tiny checkpoint's tokenizer or another."""
+
+    def write(folder: Path, rows: list[Row], fingerprint: str | None = None) -> Path:
+        origin = Origin(
+            fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint,
+            codebook_size=16,
+            factor=4,
+            source="s",
+            source_digest="d",
+            settings={},
+        )
+        writer = ShardWriter(folder, origin)
+        writer.write(rows, [])
+        writer.close()
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, write_shards, rows) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards") / "all", rows)
+
+
+@pytest.fixture
+def plan(tmp_path, shards, checkpoint_folder) -> dict[str, Any]:
+    """A short run of all four tasks, as a run file gives it."""
+    path = str(shards)
+    return {
+        "checkpoint": str(checkpoint_folder),
+        "out": str(tmp_path / "out"),
+        "data": {
+            "sources": [
+                {"path": path, "task": "text_to_image", "weight": 3},
+                {"path": path, "task": "image_to_text"},
+                {"path": path, "task": "chat"},
+                {"path": path, "task": "text"},
+            ],
+            "validation": [
+                {"path": path, "task": "text_to_image"},
+                {"path": path, "task": "text"},
+            ],
+            "length": 96,
+        },
+        "train": {
+            "steps": 4,
+            "batch_rows": 2,
+            "micro_batch_rows": 1,
+            "log_every": 1,
+            "validate_every": 2,
+            "validate_rows": 2,
+            "save_every": 2,
+            "sample_every": 2,
+        },
+        "optim": {"lr": 1e-3, "warmup": 1},
+    }
+
+
+class Launcher:
+    """Starts the ranks of runs and remembers what errors they told."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def __call__(
+        self, plan: dict[str, Any], ranks: int = 1, *, resume: bool = False, patch: str = ""
+    ) -> list[int]:
+        """Run all ranks to their end; ``patch`` is code to run before. Give the exit codes."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for rank in range(ranks):
+            environment = {
+                "OMP_NUM_THREADS": "1",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            names = {"ENVIRONMENT": environment, "PLAN": plan, "RESUME": resume, "PATCH": patch}
+            names["LOG"] = str(self._log)
+            process = _CONTEXT.Process(target=runpy.run_path, args=(str(SCRIPT), names))
+            process.start()
+            processes.append(process)
+        for process in processes:
+            process.join(180)
+        return [process.exitcode for process in processes]
+
+    def told(self) -> list[str]:
+        """Give the errors so far."""
+        return self._log.read_text().splitlines() if self._log.exists() else []
+
+
+@pytest.fixture
+def launch(tmp_path) -> Launcher:
+    return Launcher(tmp_path / "errors.txt")
