@@ -1,9 +1,10 @@
 """What can truly be said and asked about a scene of a few things on a 2 x 2 grid.
 
 Contract: pure functions of a ``Scene`` and a seeded random state. Every caption and answer follows
-from the layout; answers are short and in lower case: "two", "a dog", "red", "top left". Yes and no
-are about equally likely and come with what they follow from ("yes, at the top left"): a small model
-learns to look from the reason, hardly from one bit.
+from the layout; answers are short and in lower case: "two", "a dog", "red". Where the answer is a
+place or one bit, what is seen stands before it, in reading order ("a dog at the top left and a cat
+at the top right: yes"): a small model can look first and decide then, hardly the other way round.
+Yes and no are about equally likely.
 """
 
 import random
@@ -62,6 +63,11 @@ class Question:
     """The answer."""
 
 
+def verdict(answer: str) -> str:
+    """Return what an answer comes to: "yes" of "a dog at the top left: yes", else all of it."""
+    return answer.rpartition(": ")[2]
+
+
 def scene_captions(scene: Scene) -> tuple[str, ...]:
     """Describe a scene.
 
@@ -94,10 +100,11 @@ def scene_questions(
         rng: Random state.
 
     Returns:
-        Up to ``count`` questions in random order, then one for everything that is there.
+        Up to ``count`` questions in random order.
     """
     presence = rng.choice(("Is there {}?", "Do you see {}?", "Is there {} in the picture?"))
     count_form = rng.choice(("How many {} are there?", "How many {} do you see?"))
+    listing = rng.choice(("What is in the picture?", "What do you see?", "Which things are where?"))
     makers: list[tuple[float, Callable[[], Question | None]]] = [
         (3.0, lambda: _presence(scene, names, presence, rng)),
         (3.0, lambda: _count(scene, count_form, rng)),
@@ -106,6 +113,7 @@ def scene_questions(
         (1.5, lambda: _place(scene, rng)),
         (2.0, lambda: _comparison(scene, rng)),
         (2.0, lambda: _colour(scene, rng)),
+        (2.0, lambda: _list(scene, listing)),
     ]
     weights, asks = zip(*makers, strict=True)
     found: dict[str, Question] = {}
@@ -115,24 +123,20 @@ def scene_questions(
         if question is None or question.text in found or len(found) == count:
             continue
         # There is more that could be missing than there is: without a limit most answers were no.
-        answer = question.task, question.answer.partition(",")[0]
+        answer = question.task, verdict(question.answer)
         answers[answer] += 1
         asked = [known.task for known in found.values()].count(question.task)
         if answers[answer] <= len(scene.counts()) and asked < 3:
             found[question.text] = question
-    # Last: after it, the other answers could be read instead of seen.
-    return (*found.values(), _list(scene, rng))
+    return tuple(found.values())
 
 
 def _presence(scene: Scene, names: Sequence[str], form: str, rng: random.Random) -> Question:
     counts = scene.counts()
     yes = rng.random() < 0.5
     name = rng.choice([name for name in ([*counts] if yes else names) if yes or name not in counts])
-    answer = "no"
-    if yes:
-        alone = [cell for cell, thing in _single(scene) if thing.name == name]
-        answer = f"yes, at the {PLACES[alone[0]]}" if alone else f"yes, {NUMBERS[counts[name]]}"
-    return Question(task="presence", text=form.format(with_article(name)), answer=answer)
+    text = form.format(with_article(name))
+    return Question(task="presence", text=text, answer=_looked(scene, "yes" if yes else "no"))
 
 
 def _count(scene: Scene, form: str, rng: random.Random) -> Question:
@@ -156,11 +160,7 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
     step = towards if yes else -towards
     side = _SIDES[(step, 0) if axis == 0 else (0, step)]
     text = f"Is the {first[1].name} {side} the {second[1].name}?"
-    reason = (
-        f"the {first[1].name} is at the {PLACES[first[0]]}, the {second[1].name} at the "
-        f"{PLACES[second[0]]}"
-    )
-    return Question(task="relation", text=text, answer=f"{'yes' if yes else 'no'}, {reason}")
+    return Question(task="relation", text=text, answer=_looked(scene, "yes" if yes else "no"))
 
 
 def _which(scene: Scene, rng: random.Random) -> Question | None:
@@ -183,7 +183,8 @@ def _place(scene: Scene, rng: random.Random) -> Question | None:
     if not single:
         return None
     cell, thing = rng.choice(single)
-    return Question(task="place", text=f"Where is the {thing.name}?", answer=PLACES[cell])
+    answer = _looked(scene, PLACES[cell])
+    return Question(task="place", text=f"Where is the {thing.name}?", answer=answer)
 
 
 def _comparison(scene: Scene, rng: random.Random) -> Question | None:
@@ -195,13 +196,15 @@ def _comparison(scene: Scene, rng: random.Random) -> Question | None:
     yes = rng.random() < 0.5
     first, second = (more, fewer) if yes else (fewer, more)
     text = f"Are there more {plural(first)} than {plural(second)}?"
-    reason = f"{_counted(first, counts[first])} and {_counted(second, counts[second])}"
-    return Question(task="comparison", text=text, answer=f"{'yes' if yes else 'no'}, {reason}")
+    return Question(task="comparison", text=text, answer=_looked(scene, "yes" if yes else "no"))
 
 
-def _list(scene: Scene, rng: random.Random) -> Question:
-    text = rng.choice(("What is in the picture?", "What do you see?", "Which things are where?"))
+def _list(scene: Scene, text: str) -> Question:
     return Question(task="list", text=text, answer=_join(_placed(scene)))
+
+
+def _looked(scene: Scene, answer: str) -> str:
+    return f"{_join(_placed(scene))}: {answer}"
 
 
 def _placed(scene: Scene) -> list[str]:

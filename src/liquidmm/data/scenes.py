@@ -5,7 +5,7 @@ Contract: ``build_scenes`` reads the folder ``build_icons`` wrote and writes ano
     images/scenes/<number>.png   one to four trained icons of one style on a 2 x 2 grid, on white
     images/icons/<style>-<concept>.png   single icons that are asked about
     captions.jsonl               one image-text record per scene
-    chat.jsonl                   conversations of one to six questions about a scene or an icon;
+    chat.jsonl                   conversations of one to four questions about a scene or an icon;
                                  ``tasks`` names what each question tests
     summary.json                 counts per split, task and answer
 
@@ -29,7 +29,14 @@ from PIL import Image
 
 from liquidmm.data.icon_captions import with_article
 from liquidmm.data.scene_colours import dominant_colour
-from liquidmm.data.scene_language import Question, Scene, Thing, scene_captions, scene_questions
+from liquidmm.data.scene_language import (
+    Question,
+    Scene,
+    Thing,
+    scene_captions,
+    scene_questions,
+    verdict,
+)
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import atomic_folder
 
@@ -157,8 +164,8 @@ def build_scenes(
             rng = _state(config, f"questions/{number}")
             names = [thing.name for thing in styles[scene.style]]
             # With more things the answers are longer; a conversation has to fit 256 ids.
-            most = {1: 5, 2: 5, 3: 4, 4: 3}[len(scene.things)]
-            questions = scene_questions(scene, names, rng.randint(3, most), rng)
+            most = {1: 4, 2: 3, 3: 3, 4: 2}[len(scene.things)]
+            questions = scene_questions(scene, names, rng.randint(2, most), rng)
             chats.append({**common, **_conversation(image, questions)})
         chats.extend(_icon_chats(icons, folder, trained, config))
         _write_lines(folder / "captions.jsonl", captions)
@@ -310,7 +317,7 @@ def _summary(
             message["content"] for message in chat["messages"] if message["role"] == "assistant"
         ]
         for task, answer in zip(chat["tasks"], answers, strict=True):
-            counted = "other" if task in _OPEN else answer.partition(",")[0]
+            counted = "other" if task in _OPEN else verdict(answer)
             tasks.setdefault(task, Counter())[counted] += 1
     return {
         "scenes": len(captions),

@@ -1,7 +1,7 @@
 """Scenes: exact answers to questions about unseen composed pictures, by kind of question.
 
-An answer is right if it equals the known one after lower-casing, dropping punctuation and articles;
-where the known one is yes or no with its reason, the yes or no decides.
+An answer is right if what it comes to equals the known one after lower-casing, dropping punctuation
+and articles; what stands before a colon is what the model says it sees, and doesn't count.
 Beside each share stands what the most frequent answer of that kind alone would score on the same
 questions.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from liquidmm.data.records import ChatRecord, parse_record
+from liquidmm.data.scene_language import verdict
 from liquidmm.errors import DataError
 from liquidmm.evaluate.gallery import need
 from liquidmm.evaluate.metrics import Tally, words
@@ -67,18 +68,15 @@ def scenes(context: Context) -> None:
 
 
 def is_right(answer: str, known: str) -> bool:
-    """Compare an answer with the known one; of "yes, at the top left" only the yes counts."""
-    return _decisive(answer) == _decisive(known)
-
-
-def _decisive(answer: str) -> tuple[str, ...]:
-    spoken = words(answer)
-    return spoken[:1] if spoken[:1] in {("yes",), ("no",)} else spoken
+    """Compare an answer with the known one; of "a dog at the top left: yes" only the yes counts."""
+    return words(verdict(answer)) == words(verdict(known))
 
 
 def most_frequent(questions: Sequence[Question], kind: str) -> Tally:
     """What always giving the most frequent answer of a kind scores."""
-    counts = Counter(_decisive(question.answer) for question in questions if question.kind == kind)
+    counts = Counter(
+        words(verdict(question.answer)) for question in questions if question.kind == kind
+    )
     return Tally(right=max(counts.values()), n=counts.total())
 
 
