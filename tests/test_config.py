@@ -189,3 +189,110 @@ def test_unreadable_files(tmp_path):
     broken.write_text("steps = \n")
     with pytest.raises(ConfigError, match=r"broken\.toml: is not valid TOML \(.*line 1"):
         load_run(Run, broken)
+
+
+PARENT = """
+steps = 3
+size = [64, 96]
+names = ["a", "b"]
+limits = { x = 1, y = 2 }
+[optimizer]
+lr = 1e-3
+fused = true
+[[sources]]
+path = "a"
+[[sources]]
+path = "b"
+"""
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+
+
+def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
+    write(tmp_path, parent=PARENT)
+    write(
+        tmp_path / "sub",
+        child='extends = "../parent.toml"\nnames = ["c"]\nlimits.x = 5\n[optimizer]\nlr = 2e-5\n',
+        grandchild='extends = "child.toml"\nsteps = 7\nsize = 32\n[[sources]]\npath = "c"\n',
+    )
+    grandchild = tmp_path / "sub" / "grandchild.toml"
+    run = load_run(Run, grandchild)
+    assert run == Run(
+        steps=7,
+        size=32,
+        names=("c",),
+        limits={"x": 5, "y": 2},
+        optimizer=Optimizer(lr=2e-5, fused=True),
+        sources=(Part(path=Path("c")),),
+    )
+    changed = load_run(Run, grandchild, ["optimizer.fused=false", "sources.0.weight=2"])
+    assert changed.optimizer == Optimizer(lr=2e-5)
+    assert changed.sources[0].weight == 2.0
+    # the file that is built on stays a run file of its own
+    assert load_run(Run, tmp_path / "parent.toml").names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"run": 'extends = "none.toml"'},
+            (
+                "{0}/run.toml: extends: {0}/none.toml can't be read (No such file or directory). "
+                "Name a TOML file by its path from {0}."
+            ),
+        ),
+        (
+            {"run": 'extends = "a.toml"', "a": 'extends = "none.toml"'},
+            (
+                "{0}/a.toml: extends: {0}/none.toml can't be read (No such file or directory). "
+                "Name a TOML file by its path from {0}."
+            ),
+        ),
+        (
+            {"run": 'extends = "run.toml"'},
+            "{0}/run.toml: extends: goes round in a circle: {0}/run.toml -> {0}/run.toml. Cut it.",
+        ),
+        (
+            {"run": 'extends = "a.toml"', "a": 'extends = "./run.toml"'},
+            (
+                "{0}/a.toml: extends: goes round in a circle: {0}/run.toml -> {0}/a.toml -> "
+                "{0}/run.toml. Cut it."
+            ),
+        ),
+        ({"run": "extends = 3"}, "{0}/run.toml: extends: must be a path, not 3."),
+        (
+            {"run": 'extends = "a.toml"', "a": "steps = x"},
+            (
+                "{0}/a.toml: is not valid TOML (Invalid value (at line 1, column 9)). "
+                "Correct that line."
+            ),
+        ),
+        (
+            {"run": 'extends = "a.toml"', "a": "stepps = 1"},
+            "{0}/run.toml: stepps: is an unknown key. Did you mean 'steps'?",
+        ),
+        (
+            {"run": "steps = 1\n[optimizer]\nextends = 'a.toml'"},
+            "{0}/run.toml: optimizer.extends: is an unknown key.",
+        ),
+    ],
+)
+def test_refuses_extends(tmp_path, files, message):
+    write(tmp_path, **files)
+    with pytest.raises(ConfigError) as caught:
+        load_run(Run, tmp_path / "run.toml")
+    assert str(caught.value).startswith(message.format(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_extends_is_no_setting(tmp_path):
+    write(tmp_path, parent=PARENT, run="steps = 1")
+    with pytest.raises(ConfigError, match=r"run\.toml: extends: is an unknown key"):
+        load_run(Run, tmp_path / "run.toml", ["extends=parent.toml"])
+    with pytest.raises(ConfigError, match=r"^x: extends: is an unknown key"):
+        from_dict(Run, {"steps": 1, "extends": "parent.toml"}, "x")

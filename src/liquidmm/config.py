@@ -3,7 +3,9 @@
 Contract: a schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
 `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the
 only default. Unknown, missing and ill-typed keys raise `ConfigError` naming the file and the dotted
-key. An int is taken where a float is asked for; a bool is never a number. Paths stay as written.
+key. An int is taken where a float is asked for; a bool is never a number. Paths stay as written,
+with one exception: a run file may build on another with a top-level ``extends = "other.toml"``,
+which starts from its own folder.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from liquidmm.errors import ConfigError, suggest
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 S = TypeVar("S", bound="DataclassInstance")
+
+EXTENDS = "extends"
+"""Key of a run file that names the file it builds on; it never reaches the configuration."""
 
 
 def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
@@ -44,7 +49,10 @@ def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
 
 
 def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
-    """Read a TOML run file and apply overrides from the command line.
+    """Read a TOML run file, with those it builds on, and apply overrides from the command line.
+
+    A file with ``extends`` holds only what differs from the other file: tables are merged key by
+    key, everything else is replaced as a whole, lists of tables too.
 
     Args:
         schema: The dataclass to build.
@@ -56,17 +64,10 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         The checked configuration.
 
     Raises:
-        ConfigError: The file can't be read or isn't TOML, an override has no "=", or `from_dict`
-            refused.
+        ConfigError: A file can't be read or isn't TOML, files build on each other in a circle, an
+            override has no "=", or `from_dict` refused.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: can't be read ({error.strerror}). Name a TOML run file."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML ({error}). Correct that line.") from error
+    data = _read(Path(path), ())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
@@ -97,6 +98,43 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a run file and merge it into the one it builds on; ``children`` led here."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = f"can't be read ({error.strerror})."
+        if children:
+            raise ConfigError(
+                f"{children[-1]}: {EXTENDS}: {path} {reason} Name a TOML file by its path from "
+                f"{children[-1].parent}."
+            ) from error
+        raise ConfigError(f"{path}: {reason} Name a TOML run file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML ({error}). Correct that line.") from error
+    if EXTENDS not in data:
+        return data
+    name = data.pop(EXTENDS)
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: {EXTENDS}: must be a path, not {name!r}.")
+    chain = (*children, path)
+    parent = path.parent / name
+    if parent.resolve() in {file.resolve() for file in chain}:
+        circle = " -> ".join(map(str, (*chain, parent)))
+        raise ConfigError(f"{path}: {EXTENDS}: goes round in a circle: {circle}. Cut it.")
+    return _merged(_read(parent, chain), data)
+
+
+def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key; of everything else the child's wins."""
+    merged = dict(parent)
+    for key, value in child.items():
+        before = parent.get(key)
+        tables = isinstance(before, dict) and isinstance(value, dict)
+        merged[key] = _merged(cast("dict[str, Any]", before), value) if tables else value
+    return merged
 
 
 def _parse_value(text: str) -> Any:
@@ -177,7 +215,7 @@ class _Reader:
         for name, field in fields.items():
             key = _join(prefix, name)
             if name in data:
-                values[name] = self.value(_hints(typing.cast(Any, schema))[name], data[name], key)
+                values[name] = self.value(_hints(cast(Any, schema))[name], data[name], key)
             elif field.default is field.default_factory is dataclasses.MISSING:
                 raise self.error(key, "is missing. Add it to the run file or give it with --set.")
         try:
@@ -213,9 +251,9 @@ class _Reader:
             item = typing.get_args(kind)[1]
             return {name: self.value(item, value, _join(key, name)) for name, value in data.items()}
         if dataclasses.is_dataclass(kind):
-            if isinstance(data, typing.cast(type[Any], kind)):
+            if isinstance(data, cast(type[Any], kind)):
                 return data
-            return self.table(typing.cast(type[Any], kind), data, key)
+            return self.table(cast(type[Any], kind), data, key)
         return self.scalar(kind, data, key)
 
     def scalar(self, kind: Any, data: Any, key: str) -> Any:
