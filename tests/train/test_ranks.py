@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,12 +79,21 @@ def test_a_save_of_two_ranks_goes_on_on_one_and_back(longer, launch):
     [
         {"parallel": {"replicas": 2}},
         {"parallel": {"reshard": False}},
+        {"parallel": {"accumulate": "sharded"}},
         {"model": {"checkpoint_activations": True}},
         {"model": {"freeze": ["model.layers.0.*"]}},
         {"model": {"lora": {"rank": 2}}},
         {"optim": {"lr": 1e-3, "warmup": 1, "matrices": "muon"}},
     ],
-    ids=["replicas", "kept-gathered", "activations", "frozen", "lora", "muon"],
+    ids=[
+        "replicas",
+        "kept-gathered",
+        "accumulated-sharded",
+        "activations",
+        "frozen",
+        "lora",
+        "muon",
+    ],
 )
 def test_settings_on_two_ranks_equal_one(longer, launch, changes):
     one, two = (longer(name, train={"steps": 6}, **changes) for name in ("one", "two"))
@@ -165,3 +178,45 @@ def test_ranks_that_see_different_data(longer, launch, tmp_path, write_shards, r
     (message,) = launch.told()
     assert message.startswith("rank 1: the data or checkpoint is ")
     assert message.endswith("Give all ranks the same files.")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_rank_that_died(longer, launch, tmp_path):
+    unbroken, broken = (longer(name, train={"save_every": 2}) for name in ("unbroken", "broken"))
+    assert launch(unbroken, 2) == [0, 0]
+    (tmp_path / "run.json").write_text(json.dumps(broken))
+    script = tmp_path / "dies_once.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "import liquidmm.train.trainer as t\n"
+        "from liquidmm.config import from_dict\n"
+        "from liquidmm.train.config import TrainRun\n"
+        "step = t._Trainer.one_step\n"
+        "def one_step(self, *rest):\n"
+        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "    if first and self.step == 7 and self.world.rank == 1:\n"
+        "        os._exit(3)\n"
+        "    return step(self, *rest)\n"
+        "t._Trainer.one_step = one_step\n"
+        "plan = json.load(open(sys.argv[1]))\n"
+        "t.train(from_dict(TrainRun, plan, 'run.toml'))\n"
+        "os._exit(0)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [
+        "--max-restarts",
+        "2",
+        "--master-port",
+        "0",
+        str(script),
+        str(tmp_path / "run.json"),
+    ]
+    # What makes gloo's restarts reliable: docs/launch.md.
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step" in done.stderr
+    first, second = (
+        load_file(Path(plan["out"]) / "final/model.safetensors") for plan in (unbroken, broken)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)

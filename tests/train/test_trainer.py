@@ -7,13 +7,15 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from liquidmm.config import from_dict, to_dict
+from liquidmm.data.shards import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, hidden_states
@@ -110,12 +112,21 @@ def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
     assert figures[0] == figures[1]
 
 
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2"]
+WITH_WINDOW = ["mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
+
+
 @pytest.mark.parametrize(
-    "family",
-    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2"],
+    ("family", "window"),
+    [(family, None) for family in FAMILIES] + [(family, 3) for family in WITH_WINDOW],
 )
-def test_packed_documents_never_see_each_other(family_base, family):
-    model = AutoModelForCausalLM.from_pretrained(family_base(family), dtype=torch.float64).train()
+def test_packed_documents_never_see_each_other(family_base, family, window):
+    config = AutoConfig.from_pretrained(family_base(family))
+    if window is not None:
+        config.sliding_window = window  # shorter than the documents
+    model = AutoModelForCausalLM.from_pretrained(
+        family_base(family), config=config, dtype=torch.float32
+    ).train()
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(3)
     sizes = (5, 9, 4, 7, 11)
@@ -131,7 +142,13 @@ def test_packed_documents_never_see_each_other(family_base, family):
     with torch.no_grad():
         packed = logits(ids, positions)
         alone = [logits(one[None], torch.arange(len(one))[None]) for one in documents]
-    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=0)
+        # The stock forward pass with its own mask, as any other engine runs it.
+        plain = [model(one[None], use_cache=False).logits[0] for one in documents]
+    tolerance = 1e-5 * max(1.0, float(packed.abs().max()))
+    torch.testing.assert_close(packed, torch.cat(alone), atol=tolerance, rtol=0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    capped = packed if softcap is None else softcap * torch.tanh(packed / softcap)
+    torch.testing.assert_close(capped, torch.cat(plain), atol=tolerance, rtol=0)
 
 
 def test_micro_batches_change_nothing_but_rounding(plan, tmp_path):
@@ -237,7 +254,8 @@ def test_command_line(plan, tmp_path):
     lines = [f'checkpoint = "{plan["checkpoint"]}"', f'out = "{plan["out"]}"']
     for table in ("train", "optim"):
         lines += [f"[{table}]", *(f"{key} = {value}" for key, value in plan[table].items())]
-    lines += ["[sample]", 'prompts = ["a red apple"]', "[data]", "length = 96"]
+    lines += ["[sample]", 'prompts = ["a red apple"]', 'questions = ["Who are you?"]']
+    lines += ["[data]", "length = 96"]
     for source in plan["data"]["sources"]:
         lines += ["[[data.sources]]", f'path = "{source["path"]}"', f'task = "{source["task"]}"']
     path = tmp_path / "run.toml"
@@ -246,8 +264,12 @@ def test_command_line(plan, tmp_path):
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout.strip() == str(Path(plan["out"]) / "final")
-    samples = sorted(path.name for path in (Path(plan["out"]) / "samples").iterdir())
-    assert samples == ["step-00000001.png", "step-00000002.png"]
+    samples = Path(plan["out"]) / "samples"
+    names = sorted(path.name for path in samples.iterdir())
+    assert names == [f"step-0000000{step}.{kind}" for step in (1, 2) for kind in ("png", "txt")]
+    lines = (samples / "step-00000002.txt").read_text().split("\n")
+    assert lines[0] == "a red apple"
+    assert "Who are you?" in lines
 
 
 @pytest.mark.slow
@@ -272,12 +294,34 @@ def test_compiled_blocks(plan, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_its_pictures_by_heart(plan):
-    plan["data"]["sources"] = plan["data"]["sources"][:1]
-    plan["data"]["render"] = {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0}
-    plan["optim"] = {"lr": 3e-3, "warmup": 10}
-    plan["train"] = {"steps": 400, "batch_rows": 4, "save_every": 0}
+def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
+    """Both directions to more than 99 % of the labels, in about a minute on one core."""
+    rng = np.random.default_rng(1)
+    names = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    pairs = [
+        Row(
+            kind="image_text",
+            key=name,
+            captions=(f"a {name}",),
+            pictures=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
+        )
+        for name in names
+    ]
+    folder = str(write_shards(tmp_path / "pairs", pairs))
+    tasks = ("text_to_image", "image_to_text")
+    plan["data"] |= {
+        "sources": [{"path": folder, "task": task} for task in tasks],
+        "validation": [{"path": folder, "task": task} for task in tasks],
+        "render": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
+    }
+    plan["optim"] = {"lr": 5e-3, "warmup": 10, "matrices": "muon"}
+    plan["train"] = {"steps": 500, "batch_rows": 8, "validate_rows": 16, "save_every": 0}
     run = build(plan)
     train(run)
-    trained = [line for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line]
-    assert trained[-1]["accuracy"] > 0.99
+    last = read_metrics(run.out / "metrics.jsonl")[-1]
+    for task in tasks:
+        assert last[f"validation/accuracy/pairs/{task}"] > 0.99
+
+
+COLOURS = ("red", "blue", "green", "yellow")
+THINGS = ("apple", "whale", "tree", "star", "house")

@@ -78,7 +78,13 @@ class MetricsLog:
     """metrics.jsonl and the progress bar of one run; a context manager."""
 
     def __init__(
-        self, path: Path | None, *, step: int, steps: int, trackers: Sequence[Tracker] = ()
+        self,
+        path: Path | None,
+        *,
+        step: int,
+        steps: int,
+        trackers: Sequence[Tracker] = (),
+        utilization: Callable[[float], float] | None = None,
     ) -> None:
         """Open the file and drop the lines after ``step``.
 
@@ -87,8 +93,10 @@ class MetricsLog:
             step: Steps done before; 0 starts a new file.
             steps: Steps of the whole run.
             trackers: Where the figures go as well; they are closed at the end.
+            utilization: Turns ids per second into the model FLOPs utilization.
         """
         self._path = path
+        self._utilization = utilization
         self._trackers = trackers
         if path is not None:
             _truncate(path, step)
@@ -134,7 +142,10 @@ class MetricsLog:
         seconds = max(1e-9, now - self._began - self._paused)
         speed = round(self._ids / seconds, 1)
         self._began, self._paused, self._ids = now, 0.0, 0
-        self.append(step, values | {"tokens_per_second": speed, "memory_gib": peak_memory()})
+        measured = {"tokens_per_second": speed, "memory_gib": peak_memory()}
+        if self._utilization is not None:
+            measured["mfu"] = self._utilization(speed)
+        self.append(step, values | measured)
         shown = {"loss": f"{values.get('loss', math.nan):.3f}", "tok/s": f"{speed:.0f}"}
         self._bar.set_postfix(shown)
 

@@ -205,6 +205,13 @@ def choose_trained(model: PreTrainedModel, vocabulary: Vocabulary, config: Model
     _freeze(model, config.freeze)
 
 
+def trained_share(model: PreTrainedModel) -> float:
+    """Give the share of the weights of the blocks' matrices that are trained."""
+    matrices = [weight for weight in blocks_of(model).parameters() if weight.dim() > 1]
+    trained = sum(weight.numel() for weight in matrices if weight.requires_grad)
+    return trained / sum(weight.numel() for weight in matrices)
+
+
 def _load(folder: Path, config: ModelConfig, *, empty: bool) -> PreTrainedModel:
     options: dict[str, Any] = {}
     if config.attention != "auto":

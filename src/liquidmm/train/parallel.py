@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,9 @@ class ParallelConfig:
     reshard: bool = True
     """Free a block's gathered weights after its forward pass and gather them again for the backward
     one (ZeRO-3); false keeps them in between (ZeRO-2): more memory, less communication."""
+    accumulate: Literal["whole", "sharded"] = "whole"
+    """How gradients of several micro-batches add up: whole on each rank and exchanged once in a
+    step, or exchanged after each micro-batch: more communication, a fraction of the memory."""
     offload: bool = False
     """Keep shards and optimizer in the CPU's memory, and update them there."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import AutoConfig
 
 from liquidmm.config import to_dict
 from liquidmm.data.manifest import read_manifest
@@ -23,10 +24,11 @@ from liquidmm.data.packing import Packed
 from liquidmm.data.render import RenderConfig, Renderer
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
+from liquidmm.train.checks import check_length, check_pictures
 from liquidmm.train.config import TrainRun
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from liquidmm.vision.tokenizer import ImageTokenizer
 
@@ -39,6 +41,8 @@ class Setup:
     """The run."""
     folder: Path
     """Local folder of its checkpoint."""
+    config: PreTrainedConfig
+    """Configuration of its language model."""
     processor: LiquidProcessor
     """Tokenizer and id layout, with the sizes of the pictures trained on."""
     images: ImageTokenizer | None
@@ -93,20 +97,28 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
         The opened files.
 
     Raises:
-        ConfigError: The rows can't be shared by the ranks.
+        ConfigError: The rows or the model can't be shared by the ranks, or rows are longer than the
+            model's context.
         CheckpointError: The checkpoint wasn't expanded, or is broken.
-        DataError: A folder of shards can't be read, is empty, or was made for another checkpoint.
+        DataError: A folder of shards can't be read, is empty, was made for another checkpoint, or
+            holds a picture that fits no row.
     """
     run.rows_of_rank(ranks)
+    run.parallel.shards(ranks)
+    check_pictures(run)
     folder = local_folder(str(run.checkpoint))
     processor, images = load_parts(folder, device)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    check_length(run, config)
     processor = _with_sizes(processor, images, run)
     stream = _open(
         run, processor, images, run.data.sources, run.data.render, lanes=run.train.batch_rows
     )
     for source in run.data.validation:
         _open(run, processor, images, (source,), run.data.render)
-    return Setup(run=run, folder=folder, processor=processor, images=images, stream=stream)
+    return Setup(
+        run=run, folder=folder, config=config, processor=processor, images=images, stream=stream
+    )
 
 
 def _open(

@@ -31,11 +31,13 @@ from liquidmm.runtime import atomic_file, dtype_of, get_logger
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.data_plan import plan_data
 from liquidmm.train.final import model_card, write_final
+from liquidmm.train.flops import flops_per_token, mfu, peak_flops
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
-from liquidmm.train.model import load_trainee
+from liquidmm.train.model import load_trainee, trained_share
 from liquidmm.train.optim import build_optimizers, learning_rate
 from liquidmm.train.parallel import World, synchronize_gradients, whole
 from liquidmm.train.setup import Setup, open_setup
@@ -183,7 +185,22 @@ class _Trainer:
             step=self.step,
             steps=run.train.steps,
             trackers=open_trackers(names, run.out, self.step, to_dict(run)) if main else [],
+            utilization=self.utilization(),
         )
+
+    def utilization(self) -> Callable[[float], float] | None:
+        """Give what turns ids per second into MFU; None where the device's peak isn't known."""
+        peak = peak_flops(self.world.device, getattr(torch, self.run.train.precision))
+        if peak is None:
+            return None
+        data = plan_data(self.stream, self.run.data.sources, self.run.data.length, 1)
+        flops = flops_per_token(
+            self.setup.config,
+            data.length,
+            labelled_share=data.labelled,
+            trained_share=trained_share(self.trainee.model),
+        )
+        return lambda speed: round(mfu(speed, flops, peak * self.world.size), 4)
 
     def one_step(self, rate: float, tally: Tally) -> float:
         """Do one optimizer step; return the gradient norm before clipping."""
@@ -195,7 +212,8 @@ class _Trainer:
         parts = list(batch.split(self.run.train.micro_batch_rows))
         of_step = Tally(TASKS)
         for part in parts:
-            synchronize_gradients(self.trainee, last=part is parts[-1])
+            last = part is parts[-1] or self.run.parallel.accumulate == "sharded"
+            synchronize_gradients(self.trainee, last=last)
             result = self.trainee(part, len(TASKS), labels)
             # Sharding averages over the ranks what is to be added up.
             (result.loss * self.world.size).backward()

@@ -1,0 +1,107 @@
+"""What a mixture will give a run: shares, passes and filling, estimated from a sample.
+
+Contract: the sample is a function of the stream's seed alone, so equal runs get equal estimates.
+Rows are counted, the rest is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from liquidmm.data.mixture import Mixture, Source
+from liquidmm.data.packing import split
+from liquidmm.data.render import IGNORE
+
+_EXAMPLES = 100
+"""Examples of each source that are rendered."""
+_ROWS = 64
+"""Rows that are packed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourcePlan:
+    """One source of the mixture."""
+
+    path: Path
+    """Folder of shards."""
+    task: str
+    """What it teaches."""
+    rows: int
+    """Its rows of the kind that the task needs."""
+    share: float
+    """Share of the examples."""
+    share_of_ids: float
+    """Share of the ids; estimate."""
+    mean_ids: float
+    """Ids of an example; estimate."""
+    passes: float
+    """How often the run goes through its rows; estimate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataPlan:
+    """The data of a run."""
+
+    sources: tuple[SourcePlan, ...]
+    """What is trained on."""
+    fill: float
+    """Share of the positions that are not padding; estimate."""
+    labelled: float
+    """Share of the positions that carry a label; estimate."""
+    length: float
+    """Ids of a document, twice the mean that an id sees; estimate."""
+
+
+def plan_data(stream: Mixture, sources: Sequence[Source], length: int, ids: int) -> DataPlan:
+    """Estimate what a stream will give.
+
+    Args:
+        stream: The opened sources; rows are taken out of its first lane.
+        sources: The same sources.
+        length: Ids in a row.
+        ids: Positions of the whole run, padding included.
+
+    Returns:
+        The estimates.
+
+    Raises:
+        DataError: An example of the sample has a picture and is longer than a row.
+    """
+    identity = stream.identity()
+    rows: list[int] = identity["sizes"]
+    shares: list[float] = identity["weights"]
+    means = [_mean_ids(stream, place, count, length) for place, count in enumerate(rows)]
+    packed = [stream.take()[0] for _ in range(_ROWS)]
+    mean = sum(share * each for share, each in zip(shares, means, strict=True))
+    examples = ids * stream.fill / mean
+    return DataPlan(
+        sources=tuple(
+            SourcePlan(
+                path=source.path,
+                task=source.task,
+                rows=count,
+                share=share,
+                share_of_ids=share * each / mean,
+                mean_ids=each,
+                passes=examples * share / count,
+            )
+            for source, count, share, each in zip(sources, rows, shares, means, strict=True)
+        ),
+        fill=stream.fill,
+        labelled=float(np.mean([row.labels != IGNORE for row in packed])),
+        length=float(2 * np.mean([row.position_ids for row in packed]) + 1),
+    )
+
+
+def _mean_ids(stream: Mixture, place: int, rows: int, length: int) -> float:
+    total = 0
+    draws = min(rows, _EXAMPLES)
+    for draw in range(draws):
+        example = stream.example(place, draw)
+        split(example, length)  # refuses a picture that fits into no row
+        total += len(example.input_ids)
+    return total / draws
