@@ -205,7 +205,7 @@ def test_a_head_with_a_bias_is_refused():
         head_of(PhiForCausalLM(PhiConfig(**shape)))
 
 
-@pytest.mark.parametrize("wrong", [{"max_z": -1}, {"z_loss": float("nan")}, {"chunk_logits": 0}])
+@pytest.mark.parametrize("wrong", [{"max_z": -1}, {"z_loss": float("nan")}, {"chunk_logits": -1}])
 def test_bad_settings(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LossConfig(**wrong)

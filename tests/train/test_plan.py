@@ -30,8 +30,8 @@ from liquidmm.train.setup import open_setup
 
 # The tiny Llama: a table of 376 x 32, two blocks of 7680 in matrices and 64 in norms, one norm.
 TABLE, BLOCK, PARAMETERS = 12032, 7744, 27552
-# 2^22 logits in rows of 376, in float32, twice.
-CHUNK = 2 * 4 * 11155 * 376
+# The logits of the 96 ids of a micro-batch, in float32, twice.
+CHUNK = 2 * 4 * 96 * 376
 
 
 def run_of(plan, **tables) -> TrainRun:

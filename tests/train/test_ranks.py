@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,17 @@ def test_one_message_for_an_error_of_another_rank(longer, launch, tmp_path):
     assert message.startswith("rank 1: nowhere: not a folder of shards")
 
 
+def test_one_message_for_a_record_that_fits_no_row(longer, launch, tmp_path, write_shards, rows):
+    words = "a red apple on a green tree " * 9
+    long = [replace(row, captions=(words,)) for row in rows if row.key == "red apple"]
+    folder = write_shards(tmp_path / "long", long)
+    plan = longer("out")
+    plan["data"] = plan["data"] | {"sources": [{"path": str(folder), "task": "image_to_text"}]}
+    assert launch(plan, 2) == [1, 1]
+    (message,) = launch.told()
+    assert re.fullmatch(r"red apple: \d+ ids, rows have 96\. Use longer rows.*", message)
+
+
 def test_ranks_that_see_different_data(longer, launch, tmp_path, write_shards, rows):
     fewer = write_shards(tmp_path / "fewer", rows[:-2])
     plan = longer("out")
@@ -202,18 +215,13 @@ def test_torchrun_restarts_a_rank_that_died(longer, launch, tmp_path):
         "t.train(from_dict(TrainRun, plan, 'run.toml'))\n"
         "os._exit(0)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [
-        "--max-restarts",
-        "2",
-        "--master-port",
-        "0",
-        str(script),
-        str(tmp_path / "run.json"),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
+    command += ["--nproc-per-node", "2", str(script), str(tmp_path / "run.json")]
     # What makes gloo's restarts reliable: docs/launch.md.
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     assert "goes on after step" in done.stderr
     first, second = (

@@ -151,6 +151,39 @@ def test_packed_documents_never_see_each_other(family_base, family, window):
     torch.testing.assert_close(capped, torch.cat(plain), atol=tolerance, rtol=0)
 
 
+def test_flash_attention_gets_one_long_row(checkpoint_folder, monkeypatch):
+    model = Checkpoint.load(checkpoint_folder, "cpu").model
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 100, (3, 12), generator=generator)
+    positions = torch.tensor([[*range(5), *range(7)], [*range(12)], [*range(1), *range(11)]])
+    batch = Batch(input_ids=ids, position_ids=positions, target=ids, task_ids=ids)
+    expected = hidden_states(model, batch)
+    seen = []
+    forward = model.base_model.forward
+
+    def record(input_ids, position_ids, use_cache):
+        seen.append(tuple(input_ids.shape))
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+        return forward(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+    monkeypatch.setattr(model.base_model, "forward", record)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    found = hidden_states(model, batch)
+    assert seen == [(1, 36)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_launcher_may_say_stop_twice(plan):
+    run = build(plan)
+
+    def interrupt(checkpoint, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(run, interrupt).name == "step-00000002"
+
+
 def test_micro_batches_change_nothing_but_rounding(plan, tmp_path):
     outs = []
     for size in (1, 2, 0):

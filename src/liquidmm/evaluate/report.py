@@ -6,7 +6,6 @@ figures).
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from liquidmm import runtime
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.evaluate.metrics import Tally, wilson
+from liquidmm.figures import Figure, rounded, to_json, to_lines
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.vision import pixels
 
@@ -44,16 +44,6 @@ class Model(Protocol):
         """Answer each question about its picture greedily."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
-    """One number with its unit."""
-
-    value: float
-    """The number; nan or infinite if there is none."""
-    unit: str
-    """Unit, for example "%" or "dB"."""
-
-
 @dataclass(kw_only=True, slots=True)
 class Report:
     """Result of one task."""
@@ -74,19 +64,10 @@ class Report:
 
     def number(self, name: str, value: float, unit: str) -> None:
         """Add a number."""
-        self.figures[name] = Figure(
-            value=round(value, 4) if math.isfinite(value) else value, unit=unit
-        )
+        self.figures[name] = rounded(value, unit)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON result; a value that is not finite is null."""
-        figures = {
-            name: {
-                "value": figure.value if math.isfinite(figure.value) else None,
-                "unit": figure.unit,
-            }
-            for name, figure in self.figures.items()
-        }
         counts = {}
         for name, tally in self.counts.items():
             low, high = wilson(tally)
@@ -96,19 +77,20 @@ class Report:
                 "low": round(low, 2),
                 "high": round(high, 2),
             }
-        return {"task": self.task, "figures": figures, "counts": counts, "settings": self.settings}
+        return {
+            "task": self.task,
+            "figures": to_json(self.figures),
+            "counts": counts,
+            "settings": self.settings,
+        }
 
     def to_table(self) -> str:
         """The same for a reader: a line for each figure, with counts and interval of a share."""
-        width = max(map(len, self.figures), default=0)
-        lines = [self.task]
-        for name, figure in self.figures.items():
-            line = f"  {name:<{width}}  {figure.value:>9.4g} {figure.unit}"
-            if name in self.counts:
-                tally = self.counts[name]
-                low, high = wilson(tally)
-                line += f"  ({tally.right} of {tally.n}; 95 % interval {low:.1f} to {high:.1f})"
-            lines.append(line)
+        remarks = {}
+        for name, tally in self.counts.items():
+            low, high = wilson(tally)
+            remarks[name] = f"{tally.right} of {tally.n}; 95 % interval {low:.1f} to {high:.1f}"
+        lines = [self.task, *to_lines(self.figures, remarks)]
         return "\n".join(
             [*lines, "  " + ", ".join(f"{name} {value}" for name, value in self.settings.items())]
         )

@@ -70,8 +70,10 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         Last hidden states, (B, T, D).
     """
-    output = model.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    )
+    ids, positions = batch.input_ids, batch.position_ids
+    if model.config._attn_implementation.startswith("flash_attention"):
+        # Its kernels tell documents apart by their position ids in one row only.
+        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+    output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
     states: Tensor = output.last_hidden_state
-    return states
+    return states.reshape(*batch.input_ids.shape, -1)

@@ -194,7 +194,9 @@ def _loss(model: PreTrainedModel, run: TrainRun, rows: int, *, sharded: bool) ->
     hidden: int = config.hidden_size
     vocabulary: int = config.vocab_size
     table = vocabulary * hidden
-    chunk = max(1, LossConfig().chunk_logits // vocabulary) * vocabulary
+    device = torch.device(run.device or "cuda")
+    positions = min(rows * run.data.length, LossConfig().positions(vocabulary, device))
+    chunk = positions * vocabulary
     total = 2 * 4 * chunk + 2 * size * rows * run.data.length * hidden
     if head.weight.requires_grad or run.model.lora is not None:
         total += (4 + size) * table  # added up in float32, and what a chunk adds

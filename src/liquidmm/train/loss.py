@@ -32,16 +32,25 @@ class LossConfig:
     """Weight of the squared largest logit; 0 leaves it out."""
     z_loss: float = 0.0
     """Weight of the squared log-sum-exp; 0 leaves it out."""
-    chunk_logits: int = 1 << 22
-    """Logits computed at a time; 2^22 in float32 are 16 MiB, which stays in a CPU's cache."""
+    chunk_logits: int = 0
+    """Logits computed at a time, in float32; 0 chooses: 16 MiB on a CPU, which stay in its cache,
+    and 512 MiB on a GPU, but never fewer than those of 128 positions, since each chunk reads the
+    whole head."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("max_z", "z_loss"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
-        if self.chunk_logits < 1:
-            raise ConfigError(f"chunk_logits: must be at least 1 ({self.chunk_logits}).")
+        if self.chunk_logits < 0:
+            raise ConfigError(f"chunk_logits: must be 0 or more ({self.chunk_logits}).")
+
+    def positions(self, vocabulary: int, device: torch.device) -> int:
+        """Give the positions that are computed at a time for a head of so many rows."""
+        if self.chunk_logits:
+            return max(1, self.chunk_logits // vocabulary)
+        wanted = 1 << (27 if device.type == "cuda" else 22)
+        return max(128, wanted // vocabulary)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +201,7 @@ class _HeadLoss(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=exact) if want_weight else None
         with torch.autocast(rows.device.type, enabled=False):
             table = weight.to(rows.dtype)
-            size = max(1, weights.config.chunk_logits // len(table))
+            size = weights.config.positions(len(table), rows.device)
             for start in range(0, len(rows), size):
                 part = slice(start, start + size)
                 logits = functional.linear(rows[part], table).to(exact)  # (n, V)
@@ -207,7 +216,9 @@ class _HeadLoss(torch.autograd.Function):
                 slope = slope.to(rows.dtype)
                 if rows_grad is not None:
                     rows_grad[part] = slope @ table
-                if weight_grad is not None:
+                if weight_grad is not None and weight_grad.dtype == rows.dtype:
+                    weight_grad.addmm_(slope.T, rows[part])
+                elif weight_grad is not None:
                     weight_grad += slope.T @ rows[part]
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)

@@ -63,16 +63,19 @@ class ModelConfig:
 
 
 class Trainee(nn.Module):
-    """A causal language model together with its loss; made by `load_trainee`."""
+    """A causal language model together with its loss; made by `load_trainee` or `prepare`."""
 
     def __init__(
-        self, model: PreTrainedModel, vocabulary: Vocabulary, lora: LoraConfig | None
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        lora: LoraConfig | None,
+        loss: LossConfig,
     ) -> None:
         """Take a prepared model; with ``lora`` it has adapters in it."""
         super().__init__()
         self.model = model
-        self.loss = LossConfig()
-        """Stabilizers."""
+        self._loss = loss
         self.autocast: torch.dtype | None = None
         """Type of the products where weights stay in float32; None where they are cast before."""
         self._vocabulary = vocabulary
@@ -96,10 +99,15 @@ class Trainee(nn.Module):
                 head_of(self.model),
                 batch.target,
                 batch.task_ids,
-                self.loss,
+                self._loss,
                 tasks=tasks,
                 denominator=labels,
             )
+
+    def compute_on(self, device: torch.device, precision: torch.dtype) -> None:
+        """Move to one device; products are in ``precision``, weights stay in float32."""
+        self.to(device)
+        self.autocast = None if precision == torch.float32 else precision
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Give what is learnt, by its name in the language model; a tied head appears once."""
@@ -170,22 +178,39 @@ def load_trainee(
         ConfigError: A name in the settings fits nothing.
     """
     model = _load(folder, config, empty=world.size > 1 and config.lora is None)
+    trainee = prepare(model, vocabulary, config, loss)
+    if world.size > 1:
+        world.shard(trainee, blocks_of(model), parallel, precision)
+        _read_shards(trainee, folder, world.device)
+    else:
+        trainee.compute_on(world.device, precision)
+    return trainee.train()
+
+
+def prepare(
+    model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig, loss: LossConfig
+) -> Trainee:
+    """Make a trainee of a language model.
+
+    Args:
+        model: The decoder, with or without weights; changed in place.
+        vocabulary: Its id layout.
+        config: What is trained, and how it is computed.
+        loss: Stabilizers.
+
+    Returns:
+        The trainee, wherever the model is.
+
+    Raises:
+        ConfigError: A name in the settings fits nothing.
+    """
     choose_trained(model, vocabulary, config)
     if config.checkpoint_activations:
         _checkpoint_activations(model)
-    blocks = blocks_of(model)
     if config.compile:
-        for block in blocks:
+        for block in blocks_of(model):
             block.compile()
-    trainee = Trainee(model, vocabulary, config.lora)
-    trainee.loss = loss
-    if world.size > 1:
-        world.shard(trainee, blocks, parallel, precision)
-        _read_shards(trainee, folder, world.device)
-    else:
-        trainee.to(world.device)
-        trainee.autocast = None if precision == torch.float32 else precision
-    return trainee.train()
+    return Trainee(model, vocabulary, config.lora, loss)
 
 
 def choose_trained(model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig) -> None:

@@ -17,7 +17,10 @@ _LOG = get_logger(__name__)
 
 
 class StopSignals:
-    """Turns the first SIGTERM or SIGINT into an event; a second one acts as usual."""
+    """Turns SIGTERM and the first SIGINT into an event; a second SIGINT acts as usual.
+
+    A launcher may send SIGTERM more than once, to a process and to its group.
+    """
 
     def __enter__(self) -> threading.Event:
         """Take the signals over and return the event."""
@@ -33,9 +36,10 @@ class StopSignals:
         self._restore()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        if not self._event.is_set():
+            _LOG.info("stopping after this step; Ctrl-C to stop at once")
         self._event.set()
-        _LOG.info("stopping after this step; once more to stop at once")
-        self._restore()
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

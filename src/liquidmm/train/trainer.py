@@ -25,7 +25,7 @@ from liquidmm.config import to_dict
 from liquidmm.data.mixture import Mixture
 from liquidmm.data.packing import Packed
 from liquidmm.data.render import TASKS
-from liquidmm.errors import ConfigError, LiquidError
+from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import atomic_file, dtype_of, get_logger
 from liquidmm.train import checkpoint as saves
@@ -38,9 +38,10 @@ from liquidmm.train.loss import LossConfig
 from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
 from liquidmm.train.model import load_trainee, trained_share
-from liquidmm.train.optim import build_optimizers, learning_rate
-from liquidmm.train.parallel import World, synchronize_gradients, whole
+from liquidmm.train.optim import learning_rate
+from liquidmm.train.parallel import World
 from liquidmm.train.setup import Setup, open_setup
+from liquidmm.train.step import Stepper
 from liquidmm.train.stop import StopSignals
 from liquidmm.train.trackers import open_trackers
 from liquidmm.train.watch import SpikeWatch, write_failed
@@ -133,9 +134,13 @@ class _Trainer:
                 parallel=run.parallel,
                 precision=getattr(torch, run.train.precision),
             )
-        self.optimizers = build_optimizers(self.trainee.model, run.optim)
-        self.groups = [group for each in self.optimizers for group in each.param_groups]
-        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
+        self.stepper = Stepper(
+            self.trainee,
+            run.optim,
+            world,
+            part_rows=run.train.micro_batch_rows,
+            accumulate=run.parallel.accumulate,
+        )
         self.stream: Mixture = setup.stream
         self.lanes = range(world.rank, run.train.batch_rows, world.size)
         self.saver = saves.Saver(run.out, run.train.keep, world)
@@ -146,7 +151,7 @@ class _Trainer:
         if save is not None:
             with world.together():
                 progress = saves.read_progress(save)
-                saves.restore(save, self.trainee.trainable(), self.optimizers, world)
+                saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
                 self.stream.restore(_only(progress.data, self.lanes))
             self.step = progress.step
             if world.is_main:
@@ -206,30 +211,34 @@ class _Trainer:
         """Do one optimizer step; return the gradient norm before clipping."""
         numbers = [self.run.seed, self.step, self.world.rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-        rows = self.stream.take(self.lanes)
-        batch = Batch.of(rows, self.world.device)
-        labels = int(self.world.sum(batch.labels))
-        parts = list(batch.split(self.run.train.micro_batch_rows))
+        rows, batch, labels = self.next_rows()
         of_step = Tally(TASKS)
-        for part in parts:
-            last = part is parts[-1] or self.run.parallel.accumulate == "sharded"
-            synchronize_gradients(self.trainee, last=last)
-            result = self.trainee(part, len(TASKS), labels)
-            # Sharding averages over the ranks what is to be added up.
-            (result.loss * self.world.size).backward()
-            of_step.add(result)
-        tally.merge(of_step)
-        clip = self.run.optim.clip or math.inf
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, clip)))
+        norm = self.stepper.gradients(batch, labels, of_step)
         if not math.isfinite(norm):
             self.give_up(norm, rows, batch)
         self.look_at(of_step, rows)
-        for group in self.groups:
-            group["lr"] = rate
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self.stepper.update(rate)
+        tally.merge(of_step)
         return norm
+
+    def next_rows(self) -> tuple[list[Packed], Batch, int]:
+        """Take this rank's rows of a step; count the labels of all ranks'."""
+        failure: DataError | None = None
+        rows: list[Packed] = []
+        count = torch.zeros((), dtype=torch.float64)
+        try:
+            rows = self.stream.take(self.lanes)
+            batch = Batch.of(rows, self.world.device)
+            count += batch.labels.cpu()
+        except DataError as error:
+            failure, count = error, count - math.inf  # told to all ranks with the sum
+        labels = float(self.world.sum(count))
+        if math.isinf(labels):
+            self.saver.finish()
+            with self.world.together():
+                if failure is not None:
+                    raise failure
+        return rows, batch, int(labels)
 
     def give_up(self, norm: float, rows: list[Packed], batch: Batch) -> None:
         """Stop before weights are spoilt, and keep the rows that did it."""
@@ -295,7 +304,7 @@ class _Trainer:
         progress = saves.Progress(
             step=self.step, data=states[0] | {"lanes": lanes}, run=to_dict(self.run)
         )
-        return self.saver.start(self.trainee.trainable(), self.optimizers, progress)
+        return self.saver.start(self.trainee.trainable(), self.stepper.optimizers, progress)
 
     def validate(self, log: MetricsLog) -> None:
         """Measure each validation source by itself."""

@@ -1,0 +1,67 @@
+"""`liquid bench`: ours beside the alternatives, measured in one run on this machine.
+
+Contract: the table or, with --json, one JSON object goes to stdout; what is being done goes to
+stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group("bench")
+def command() -> None:
+    """Compare with the alternatives, in one run on this machine."""
+
+
+@command.command("train")
+@click.option(
+    "--data", type=_FOLDER, help="Where the run's folders of shards lie.  [default: data/shards]"
+)
+@click.option(
+    "--run",
+    type=_FILE,
+    help="Run file with the mixture and the row length.  [default: recipes/icons/answers.toml]",
+)
+@click.option("--checkpoint", type=_FOLDER, help="What is trained.  [default: the shipped model]")
+@click.option("--seconds", type=float, help="Time of each comparison, about.  [default: 120]")
+@click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
+@click.option("--sizes", help="Shapes to train on a GPU, with commas: 135m,1b,7b.")
+@click.option("--only", help="Parts, with commas: efficiency,speed,loss,sizes.  [default: all]")
+@click.option("--steps", type=int, help="Steps whose rows are counted.  [default: 64]")
+@click.option("--sequences", type=int, help="Sequences in a padded batch.  [default: 16]")
+@click.option("--tokens", type=int, help="Labels of the loss, for memory.  [default: 8192]")
+@click.option("--timed-tokens", type=int, help="Labels of the loss, for time.  [default: 1024]")
+@click.option("--vocabulary", type=int, help="Rows of the loss's head.  [default: 264192]")
+@click.option("--hidden", type=int, help="Width of the loss's head.  [default: 512]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(as_json: bool, sizes: str | None, only: str | None, **options: Any) -> None:
+    """Compare training: packed rows and our loss with padding and full logits.
+
+    The alternative is what the release of Liquid does: transformers.Trainer on batches that are
+    padded to their longest sequence. Both train the same weights on the same sequences, by turns.
+    """
+    from liquidmm.bench.loss import LossSizes
+    from liquidmm.bench.train import TrainBench, bench_train
+
+    given = {name: value for name, value in options.items() if value is not None}
+    loss = {
+        name: given.pop(name)
+        for name in ("tokens", "timed_tokens", "vocabulary", "hidden")
+        if name in given
+    }
+    if "tokens" in loss:  # a small loss is timed as it is
+        loss.setdefault("timed_tokens", min(loss["tokens"], LossSizes().timed_tokens))
+    for name, text in (("sizes", sizes), ("parts", only)):
+        if text is not None:
+            given[name] = tuple(part.strip() for part in text.split(",") if part.strip())
+    config = TrainBench(**given, loss=LossSizes(**loss))
+    result = bench_train(config, lambda text: click.echo(text, err=True))
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())

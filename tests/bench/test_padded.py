@@ -1,0 +1,98 @@
+"""Packed rows and padded batches: the same documents, the same loss, the same counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from liquidmm.bench.ours import counts_of, make_trainee
+from liquidmm.bench.padded import documents, padded, padded_share
+from liquidmm.bench.report import Result
+from liquidmm.bench.speed import measure_efficiency
+from liquidmm.bench.train import icon_job
+from liquidmm.data.packing import PADDING_TASK, pack
+from liquidmm.data.render import IGNORE, TASKS, Example
+from liquidmm.train.batch import Batch
+from liquidmm.train.model import ModelConfig
+
+
+def examples(lengths):
+    for place, length in enumerate(lengths):
+        ids = np.arange(10 * place, 10 * place + length, dtype=np.int32)
+        yield Example(input_ids=ids, labels=ids.copy(), task="text")
+
+
+def test_documents_are_the_examples():
+    lengths = [5, 3, 8, 1, 8, 4]
+    rows = list(pack(examples(lengths), 8, lookahead=2))
+    found = sorted((list(ids), list(labels)) for ids, labels in documents(rows))
+    wanted = sorted(
+        (list(each.input_ids), [IGNORE, *each.labels[1:]]) for each in examples(lengths)
+    )
+    assert found == wanted
+
+
+def test_padding():
+    batch = padded(
+        [(np.array([4, 5, 6]), np.array([IGNORE, 5, 6])), (np.array([7]), np.array([7]))]
+    )
+    assert batch["input_ids"].tolist() == [[4, 5, 6], [7, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 5, 6], [7, IGNORE, IGNORE]]
+
+
+def test_padded_share_is_a_plain_count():
+    rows = list(pack(examples([5, 3, 8, 1, 8]), 8, lookahead=1))
+    lengths = [len(ids) for ids, _ in documents(rows)]
+    assert lengths == [5, 3, 8, 1, 8]
+    # (5, 3) and (8, 1) are batches; the last one is left over
+    assert padded_share(rows, 2) == (5 + 3 + 8 + 1) / (2 * 5 + 2 * 8)
+
+
+def test_efficiency_equals_a_count_position_by_position(config):
+    job = icon_job(config, "cpu")
+    result = Result(bench="train")
+    accumulate = measure_efficiency(result, job, config.steps, config.sequences)
+    stream = job.rows()
+    rows = [row for _ in range(config.steps) for row in stream.take(job.lanes)]
+    real = sum(int(task != PADDING_TASK) for row in rows for task in row.task_ids)
+    share = 100 * real / (len(rows) * 96)
+    assert result.figures["packing_efficiency"].value == pytest.approx(share, abs=1e-4)
+
+    batches, batch = [], []
+    for ids, labels in documents(rows):
+        batch.append((ids, labels))
+        if len(batch) == config.sequences:
+            batches.append(padded(batch))
+            batch = []
+    masks = [each["attention_mask"] for each in batches]
+    share = 100 * sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    assert result.figures["padded_efficiency"].value == pytest.approx(share, abs=1e-4)
+    count = sum(1 for _ in documents(rows))
+    assert counts_of(rows)["documents"] == count
+    assert counts_of(rows)["tokens"] == real == sum(len(ids) for ids, _ in documents(rows))
+    assert accumulate == round(count / config.steps / config.sequences)
+
+
+def test_both_sides_compute_the_same_loss(config):
+    """The stock model's own loss of padded batches is ours of packed rows, without max-z."""
+    job = icon_job(config, "cpu")
+    rows = job.rows().take(job.lanes)
+    model = job.language_model()
+    total, count = 0.0, 0
+    for document in documents(rows):
+        batch = padded([document, document])
+        labels = int((batch["labels"][:1, 1:] != IGNORE).sum())
+        if labels:
+            with torch.no_grad():
+                total += float(model(**batch).loss) * labels
+            count += labels
+    trainee = make_trainee(job, ModelConfig(), torch.float32)
+    ours = trainee(Batch.of(rows, torch.device("cpu")), len(TASKS))
+    assert int(ours.counts.sum()) == count
+    assert float(ours.nll.sum()) / count == pytest.approx(total / count, abs=1e-5)
+
+
+def test_the_stream_begins_anew_for_each_side(config):
+    job = icon_job(config, "cpu")
+    first, second = (job.rows().take(job.lanes) for _ in range(2))
+    assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(first, second, strict=True))
