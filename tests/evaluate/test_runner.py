@@ -189,9 +189,9 @@ def test_scenes(evaluate: Any, tmp_path: Path) -> None:
         + line(
             "b",
             "held_out",
-            ("presence", "Is there a dog?", "yes, at the top left"),
+            ("presence", "Is there a dog?", "a dog at the top left: yes"),
             ("relation", "Is the dog to the left of the cat?", "no"),
-            ("relation", "Is the dog above the cat?", "yes, the dog is at the top left"),
+            ("relation", "Is the dog above the cat?", "a dog at the top left: yes"),
             ("count", "How many dogs?", "two"),
         )
         + line(

@@ -168,7 +168,7 @@ def test_the_plan_of_a_run(plan):
     assert found.flops == pytest.approx(768 * each)
     assert found.hours == pytest.approx(768 * each / (2 * 1e9 * 0.5) / 3600)
     assert found.fits
-    assert not make_plan(run, Machine(memory_gib=0.01)).fits
+    assert not make_plan(run, Machine(memory_gib=0.001)).fits
     assert not run.out.exists()
     assert make_plan(run, Machine(ranks=2, peak_tflops=1e-3, mfu=0.5)) == found
     json.dumps(to_dict(found))

@@ -2,9 +2,10 @@
 
 Contract: pure functions of a ``Scene`` and a seeded random state. Every caption and answer follows
 from the layout; answers are short and in lower case: "two", "a dog", "red". Where the answer is a
-place or one bit, what is seen stands before it, in reading order ("a dog at the top left and a cat
-at the top right: yes"): a small model can look first and decide then, hardly the other way round.
-Yes and no are about equally likely.
+place or one bit, what it follows from stands before it ("a dog at the top left: yes"), and before
+the first answer about a scene all that is seen, in reading order: a small model can look first,
+then find what was asked for in its own words, and decide last, hardly the other way round. Yes and
+no are about equally likely.
 """
 
 import random
@@ -66,6 +67,22 @@ class Question:
 def verdict(answer: str) -> str:
     """Return what an answer comes to: "yes" of "a dog at the top left: yes", else all of it."""
     return answer.rpartition(": ")[2]
+
+
+def spoken(scene: Scene, questions: Sequence[Question]) -> tuple[str, ...]:
+    """Return the answers of one conversation.
+
+    The first one that follows from what is seen step by step stands behind all of it; later ones
+    can go by that.
+    """
+    seen = _join(_placed(scene))
+    answers: list[str] = []
+    told = False
+    for question in questions:
+        by_steps = verdict(question.answer) != question.answer
+        answers.append(f"{seen}; {question.answer}" if by_steps and not told else question.answer)
+        told = told or by_steps or question.task == "list"
+    return tuple(answers)
 
 
 def scene_captions(scene: Scene) -> tuple[str, ...]:
@@ -135,8 +152,10 @@ def _presence(scene: Scene, names: Sequence[str], form: str, rng: random.Random)
     counts = scene.counts()
     yes = rng.random() < 0.5
     name = rng.choice([name for name in ([*counts] if yes else names) if yes or name not in counts])
-    text = form.format(with_article(name))
-    return Question(task="presence", text=text, answer=_looked(scene, "yes" if yes else "no"))
+    named = with_article(name)
+    cells = [cell for cell, thing in scene.things if thing.name == name]
+    answer = f"{named} at the {PLACES[cells[0]]}: yes" if yes else f"{named} nowhere: no"
+    return Question(task="presence", text=form.format(named), answer=answer)
 
 
 def _count(scene: Scene, form: str, rng: random.Random) -> Question:
@@ -160,7 +179,9 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
     step = towards if yes else -towards
     side = _SIDES[(step, 0) if axis == 0 else (0, step)]
     text = f"Is the {first[1].name} {side} the {second[1].name}?"
-    return Question(task="relation", text=text, answer=_looked(scene, "yes" if yes else "no"))
+    places = [f"the {thing.name} at the {PLACES[cell]}" for cell, thing in (first, second)]
+    answer = f"{places[0]}, {places[1]}: {'yes' if yes else 'no'}"
+    return Question(task="relation", text=text, answer=answer)
 
 
 def _which(scene: Scene, rng: random.Random) -> Question | None:
@@ -183,7 +204,7 @@ def _place(scene: Scene, rng: random.Random) -> Question | None:
     if not single:
         return None
     cell, thing = rng.choice(single)
-    answer = _looked(scene, PLACES[cell])
+    answer = f"the {thing.name} at the {PLACES[cell]}: {PLACES[cell]}"
     return Question(task="place", text=f"Where is the {thing.name}?", answer=answer)
 
 
@@ -196,15 +217,12 @@ def _comparison(scene: Scene, rng: random.Random) -> Question | None:
     yes = rng.random() < 0.5
     first, second = (more, fewer) if yes else (fewer, more)
     text = f"Are there more {plural(first)} than {plural(second)}?"
-    return Question(task="comparison", text=text, answer=_looked(scene, "yes" if yes else "no"))
+    found = f"{_counted(first, counts[first])}, {_counted(second, counts[second])}"
+    return Question(task="comparison", text=text, answer=f"{found}: {'yes' if yes else 'no'}")
 
 
 def _list(scene: Scene, text: str) -> Question:
     return Question(task="list", text=text, answer=_join(_placed(scene)))
-
-
-def _looked(scene: Scene, answer: str) -> str:
-    return f"{_join(_placed(scene))}: {answer}"
 
 
 def _placed(scene: Scene) -> list[str]:

@@ -5,7 +5,7 @@ Contract: ``build_scenes`` reads the folder ``build_icons`` wrote and writes ano
     images/scenes/<number>.png   one to four trained icons of one style on a 2 x 2 grid, on white
     images/icons/<style>-<concept>.png   single icons that are asked about
     captions.jsonl               one image-text record per scene
-    chat.jsonl                   conversations of one to four questions about a scene or an icon;
+    chat.jsonl                   conversations of one to five questions about a scene or an icon;
                                  ``tasks`` names what each question tests
     summary.json                 counts per split, task and answer
 
@@ -35,6 +35,7 @@ from liquidmm.data.scene_language import (
     Thing,
     scene_captions,
     scene_questions,
+    spoken,
     verdict,
 )
 from liquidmm.errors import ConfigError, DataError
@@ -164,9 +165,10 @@ def build_scenes(
             rng = _state(config, f"questions/{number}")
             names = [thing.name for thing in styles[scene.style]]
             # With more things the answers are longer; a conversation has to fit 256 ids.
-            most = {1: 4, 2: 3, 3: 3, 4: 2}[len(scene.things)]
-            questions = scene_questions(scene, names, rng.randint(2, most), rng)
-            chats.append({**common, **_conversation(image, questions)})
+            most = {1: 5, 2: 5, 3: 4, 4: 4}[len(scene.things)]
+            questions = scene_questions(scene, names, rng.randint(3, most), rng)
+            answers = spoken(scene, questions)
+            chats.append({**common, **_conversation(image, questions, answers)})
         chats.extend(_icon_chats(icons, folder, trained, config))
         _write_lines(folder / "captions.jsonl", captions)
         _write_lines(folder / "chat.jsonl", chats)
@@ -261,12 +263,14 @@ def _common(
     }
 
 
-def _conversation(image: str, questions: Sequence[Question]) -> dict[str, Any]:
+def _conversation(
+    image: str, questions: Sequence[Question], answers: Sequence[str]
+) -> dict[str, Any]:
     messages = []
-    for turn, question in enumerate(questions):
+    for turn, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         picture = "" if turn else "<image>\n"
         messages.append({"role": "user", "content": f"{picture}{question.text}"})
-        messages.append({"role": "assistant", "content": question.answer})
+        messages.append({"role": "assistant", "content": answer})
     return {
         "messages": messages,
         "images": [image],
@@ -302,7 +306,7 @@ def _icon_chats(
                 "source": icon["source"],
                 "license": icon["license"],
                 "split": "train",
-                **_conversation(image, questions),
+                **_conversation(image, questions, [question.answer for question in questions]),
             }
         )
     return chats
