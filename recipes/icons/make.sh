@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The default model from the icon tarballs to the evaluated checkpoint: about three hours on two cores.
+# The default model from the icon tarballs to the evaluated checkpoint: about four hours on two cores.
 # Every step that was done already is skipped, one that was broken off goes on. `make icons` fetches
 # the tarballs first.
 set -euo pipefail
@@ -38,4 +38,6 @@ encode data/text/chat.jsonl text-chat
 
 liquid train recipes/icons/model.toml
 liquid train recipes/icons/more.toml
-python scripts/choose_sampling.py runs/icons/more/final
+liquid train recipes/icons/answers.toml
+liquid train recipes/icons/settle.toml
+python scripts/choose_sampling.py runs/icons/settled/final
