@@ -82,6 +82,7 @@ def test_a_save_of_two_ranks_goes_on_on_one_and_back(longer, launch):
         {"parallel": {"replicas": 2}},
         {"parallel": {"reshard": False}},
         {"parallel": {"accumulate": "sharded"}},
+        {"parallel": {"offload": True}},
         {"model": {"checkpoint_activations": True}},
         {"model": {"freeze": ["model.layers.0.*"]}},
         {"model": {"lora": {"rank": 2}}},
@@ -91,6 +92,7 @@ def test_a_save_of_two_ranks_goes_on_on_one_and_back(longer, launch):
         "replicas",
         "kept-gathered",
         "accumulated-sharded",
+        "offloaded",
         "activations",
         "frozen",
         "lora",
@@ -220,7 +222,7 @@ def test_torchrun_restarts_a_rank_that_died(longer, launch, tmp_path):
     # What makes gloo's restarts reliable: docs/launch.md.
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, timeout=150
+        command, check=False, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "goes on after step" in done.stderr

@@ -181,7 +181,8 @@ def load_trainee(
     trainee = prepare(model, vocabulary, config, loss)
     if world.size > 1:
         world.shard(trainee, blocks_of(model), parallel, precision)
-        _read_shards(trainee, folder, world.device)
+        # Offloaded shards live in the CPU's memory; FSDP brings them to the device.
+        _read_shards(trainee, folder, torch.device("cpu") if parallel.offload else world.device)
     else:
         trainee.compute_on(world.device, precision)
     return trainee.train()

@@ -209,7 +209,8 @@ class World:
             param_dtype=None if precision == torch.float32 else precision,
             reduce_dtype=torch.float32,
         )
-        offload = CPUOffloadPolicy() if config.offload else OffloadPolicy()
+        pinned = self.device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if config.offload else OffloadPolicy()
         for block in blocks:
             fully_shard(
                 block,
