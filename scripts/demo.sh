@@ -21,20 +21,20 @@ show() {
 }
 
 # The first three were picked because they come out well; how often others do stands in MODEL_CARD.md.
-show generate "a sleeping face, twemoji style" -o "$out/sleeping-face.png"
-show generate "a speedboat, fluent flat style" -o "$out/speedboat.png"
+show generate "a kangaroo, twemoji style" -o "$out/kangaroo.png"
+show generate "an atom symbol, emojione style" -o "$out/atom.png"
 show generate "a video camera, noto style" -o "$out/video-camera.png"
-show generate "a red apple, noto style" -n 4 --grid -o "$out/apple-four-seeds.png"
+show generate "a whale, twemoji style" -n 4 --grid -o "$out/whale-four-seeds.png"
 
 show describe examples/video-camera.png
-show ask examples/octopus.png "What is this?"
+show ask examples/scene.png "Is there a dog?"
 
 printf '\n$ liquid chat --out %s\n' "$out"
 cat >"$out/chat-input.txt" <<'END'
 Hello! Who are you?
 /image examples/video-camera.png
 What does this picture show?
-/draw a sleeping face, twemoji style
+/draw a kangaroo, twemoji style
 END
 sed 's/^/> /' "$out/chat-input.txt"
 "$liquid" chat --out "$out" <"$out/chat-input.txt" | tee "$out/chat-answers.txt"
