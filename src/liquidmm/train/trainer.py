@@ -153,6 +153,7 @@ class _Trainer:
                 progress = saves.read_progress(save)
                 saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
                 self.stream.restore(_only(progress.data, self.lanes))
+            self.watch.restore(progress.watch)
             self.step = progress.step
             if world.is_main:
                 _LOG.info("%s: goes on after step %d", run.out, self.step)
@@ -302,7 +303,10 @@ class _Trainer:
         states = self.world.gather(self.stream.state())
         lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
         progress = saves.Progress(
-            step=self.step, data=states[0] | {"lanes": lanes}, run=to_dict(self.run)
+            step=self.step,
+            data=states[0] | {"lanes": lanes},
+            run=to_dict(self.run),
+            watch=self.watch.state(),
         )
         return self.saver.start(self.trainee.trainable(), self.stepper.optimizers, progress)
 
