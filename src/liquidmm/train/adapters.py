@@ -140,7 +140,7 @@ def keep_four_bits(model: PreTrainedModel) -> None:
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+            cast("Any", layer).support_avx512bf16_for_cpu = False
 
 
 def weight_of(layer: nn.Module) -> Tensor:
