@@ -41,7 +41,7 @@ def test_hosted(tmp_path, monkeypatch, capsys, name):
     calls = []
 
     def init(**given):
-        print("a greeting")
+        sys.stdout.write("a greeting\n")
         calls.append(("init", given))
 
     module = SimpleNamespace(
