@@ -39,8 +39,8 @@ def array_items(
         The byte that the item begins at, and the parsed item, in order.
 
     Raises:
-        DataError: The file can't be read, or is no JSON array from some item on; the message names
-            file and item.
+        DataError: It is no JSON array from some item on; the message names file and item.
+        OSError: The file can't be read.
     """
     index = first
     try:
@@ -56,9 +56,6 @@ def array_items(
             yield place, window.item()
             index += 1
         window.finish()
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{where}[{index}]: can't be read ({reason}). Check the file.") from error
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, _BrokenError) else f"not valid JSON ({error})"
         raise DataError(

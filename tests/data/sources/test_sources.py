@@ -110,8 +110,9 @@ def test_image_root_is_a_folder_for_files(tmp_path, write_lines, read):
     assert entry.record.image == "s3://bucket/pictures/p/a.png"
     with pytest.raises(ConfigError, match="^image_root: no such folder '.*none'. Correct the path"):
         read(path, image_root=str(tmp_path / "none"))
+    (tmp_path / "pictures/a.png").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"^image_root: .* is a folder of pictures itself"):
-        read(tmp_path, image_root=str(tmp_path))
+        read(tmp_path / "pictures", image_root=str(tmp_path))
 
 
 def test_parts_are_small_and_travel(tmp_path, write_lines):
@@ -135,7 +136,7 @@ def test_small_files_share_a_part(tmp_path, write_lines, read):
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
     cut = parts(config, 4)
     assert [part.count for part in cut] == [4, 2]
-    assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl"
+    assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl:1-2"
     (entry, *_) = read(tmp_path / "{b,a}.jsonl")
     assert entry.record.text == "b1"
     several = SourceConfig(path=(str(tmp_path / "c.jsonl"), str(tmp_path / "a.jsonl")))
@@ -250,7 +251,7 @@ def test_bad_places(tmp_path, write_lines):
         ("{a..b}.jsonl", "'{a..b}' is no range"),
         ("{9..1}.jsonl", "'{9..1}' names -7 files"),
         ("{r,t}.jsonl", "there is no '.*t.jsonl'"),
-        ("x.csvx", "unknown kind of source. Give a folder of pictures or files"),
+        ("x.csvx", "unknown kind of source. Give a folder, or files of these kinds: .jsonl"),
         ("empty", "holds no entries"),
         ("empty.jsonl", "holds no entries"),
         ("empty.json", "holds no entries"),
@@ -262,11 +263,12 @@ def test_bad_places(tmp_path, write_lines):
         ({"path": ""}, "^path: is empty"),
         ({"path": ()}, "^path: is empty"),
         ({"path": "nope://x/y.jsonl"}, "^nope://: unknown kind of URL"),
-        ({"path": str(tmp_path), "format": "jsonl"}, "^format: is 'jsonl', but .* is a folder"),
         ({"path": str(tmp_path / "r.jsonl"), "format": "folder"}, "but .*r.jsonl is a file"),
     ]:
         with pytest.raises(ConfigError, match=words):
             parts(SourceConfig(**values), 10)
+    with pytest.raises(DataError, match="empty: holds no files of the format 'csv'. Check"):
+        parts(SourceConfig(path=str(tmp_path / "empty"), format="csv"), 10)
     with pytest.raises(ConfigError, match="records: is 0"):
         parts(SourceConfig(path=str(tmp_path / "r.jsonl")), 0)
     with pytest.raises(ConfigError, match="captions: is empty"):
