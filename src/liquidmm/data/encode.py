@@ -24,7 +24,7 @@ from liquidmm.config import to_dict
 from liquidmm.data.manifest import MANIFEST, QUARANTINE, Manifest, Origin, Refusal, read_manifest
 from liquidmm.data.records import ImageTextRecord, Picture, Record, TextRecord, pictures_of
 from liquidmm.data.shards import Codes, Row, ShardWriter
-from liquidmm.data.sources import Entry, digest, entries
+from liquidmm.data.sources import Entry, SourceConfig, digest, entries, parts
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_tensor
 
@@ -148,7 +148,7 @@ def encode(
         codebook_size=tokenizer.codebook_size,
         factor=tokenizer.factor,
         source=str(source),
-        source_digest=digest(source),
+        source_digest=digest(_source(source, config)),
         settings=_content(config),
     )
     if not total:
@@ -240,11 +240,16 @@ def _row(record: Record, pictures: Sequence[Codes]) -> Row:
     )
 
 
+def _source(source: Path, config: EncodeConfig) -> SourceConfig:
+    root = None if config.image_root is None else str(config.image_root)
+    return SourceConfig(path=str(source), image_root=root, splits=config.splits)
+
+
 def _selected(source: Path, config: EncodeConfig) -> Iterator[Entry]:
     """Yield the entries to encode; a refused one has no split and always counts."""
-    for entry in entries(source, config.image_root):
-        if not config.splits or entry.record is None or entry.record.split in config.splits:
-            yield entry
+    chosen = _source(source, config)
+    for part in parts(chosen, config.shard_records):
+        yield from entries(chosen, part)
 
 
 def _content(config: EncodeConfig) -> dict[str, Any]:

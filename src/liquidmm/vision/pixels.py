@@ -11,13 +11,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from liquidmm.errors import DataError
+from liquidmm.errors import DataError, LiquidError
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is opened, in pixels: a file of a few kB can unpack to gigabytes."""
@@ -31,23 +32,18 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     """Read a picture as an upright RGB image, transparent parts on white.
 
     Args:
-        source: A file, or the content of one. Of an animation the first frame is taken.
+        source: A file, the content of one, or a string with ``://``: a URL that fsspec knows. Of an
+            animation the first frame is taken.
 
     Returns:
         The picture, mode RGB.
 
     Raises:
         DataError: The file is missing, empty, broken, no picture, or larger than ``MAX_PIXELS``.
+        LiquidError: What is behind a URL can't be read now, but may be there.
     """
     where = "picture" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and Path(source).is_dir():
-        raise DataError(f"{where}: is a folder, not a picture. {_FORMATS}")
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{where}: no such file. Check the path.") from None
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror}). Check the file.") from None
+    content = source if isinstance(source, bytes) else _content(source, where)
     if not content:
         raise DataError(f"{where}: the file is empty (0 bytes). {_FORMATS}")
     try:
@@ -66,6 +62,32 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         # Pillow's readers raise all of these on damaged files.
         raise DataError(f"{where}: the picture is broken ({error}). {_FORMATS}") from None
+
+
+def _content(source: Path | str, where: str) -> bytes:
+    far = isinstance(source, str) and "://" in source
+    try:
+        return _downloaded(where) if far else Path(source).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{where}: no such file. Check the path.") from None
+    except IsADirectoryError:
+        raise DataError(f"{where}: is a folder, not a picture. {_FORMATS}") from None
+    except PermissionError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror}). Check the file.") from None
+    except OSError as error:
+        if far:
+            raise LiquidError(f"{where}: can't be read now ({error}). Run it again.") from error
+        raise DataError(f"{where}: cannot be read ({error.strerror}). Check the file.") from None
+
+
+def _downloaded(url: str) -> bytes:
+    import fsspec
+
+    try:
+        fs, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # another package is needed; no such kind of URL
+        raise DataError(f"{url}: can't be opened ({error}). Copy the picture here.") from error
+    return cast(bytes, fs.cat_file(path))
 
 
 def _check_area(image: Image.Image, where: str) -> None:
