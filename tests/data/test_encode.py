@@ -166,11 +166,13 @@ def test_pictures_may_lie_in_another_folder(llava, tmp_path):
     assert "image_root" not in plain.origin.settings
 
 
-def test_a_broken_array_writes_nothing(llava, tmp_path):
+def test_the_rest_of_a_broken_array_is_one_refusal(llava, tmp_path):
     llava.write_text(llava.read_text()[:-30])
-    with pytest.raises(DataError, match=r"llava\.json\[5\]: the file ends before the array does"):
-        encode(llava, Tokenizer(), tmp_path / "out", CONFIG)
-    assert not (tmp_path / "out").exists()
+    manifest = encode(llava, Tokenizer(), tmp_path / "out", CONFIG)
+    assert (manifest.totals.records, manifest.totals.refused) == (4, 2)
+    last = json.loads((tmp_path / "out/quarantine.jsonl").read_text().splitlines()[-1])
+    assert (last["where"], last["line"]) == (f"{llava}[5]", 5)
+    assert f"{llava}[5]: the file ends before the array does. From here on" in last["reason"]
 
 
 def test_a_changed_array_is_another_source(llava, tmp_path):

@@ -25,7 +25,7 @@ from liquidmm.data.manifest import Manifest, Origin, Refusal, Tallies, add_up
 from liquidmm.data.records import ImageTextRecord, Picture, Record, TextRecord, pictures_of
 from liquidmm.data.shard_file import Codes, Row, read_info, write_shard
 from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
-from liquidmm.data.sources import Entry, digest, entries
+from liquidmm.data.sources import Entry, SourceConfig, digest, entries, parts
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_tensor
 
@@ -149,16 +149,16 @@ def encode(
         codebook_size=tokenizer.codebook_size,
         factor=tokenizer.factor,
         source=str(source),
-        source_digest=digest(source),
+        source_digest=digest(_source(source, config)),
         settings=_content(config),
     )
     if not total:
         splits = f" of the splits {', '.join(config.splits)}" if config.splits else ""
         raise DataError(f"{source}: no records{splits}. Check the source.")
-    parts = -(-total // config.shard_records)
-    missing = begin(out, origin, parts)
+    count = -(-total // config.shard_records)
+    missing = begin(out, origin, count)
     if not missing:
-        return finish(out, origin, parts)
+        return finish(out, origin, count)
     encoder = _Encoder(tokenizer, config)
     totals = tally(out)
     with tqdm(total=total, unit="rec", desc="encode", disable=None) as bar:
@@ -172,7 +172,7 @@ def encode(
             pictures = encoder.pictures / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"{pictures:.0f} images/s, {totals.refused} refused")
             _check_failures(totals, config, out)
-    return finish(out, origin, parts)
+    return finish(out, origin, count)
 
 
 class _Encoder:
@@ -245,11 +245,16 @@ def _row(record: Record, pictures: Sequence[Codes]) -> Row:
     )
 
 
+def _source(source: Path, config: EncodeConfig) -> SourceConfig:
+    root = None if config.image_root is None else str(config.image_root)
+    return SourceConfig(path=str(source), image_root=root, splits=config.splits)
+
+
 def _selected(source: Path, config: EncodeConfig) -> Iterator[Entry]:
     """Yield the entries to encode; a refused one has no split and always counts."""
-    for entry in entries(source, config.image_root):
-        if not config.splits or entry.record is None or entry.record.split in config.splits:
-            yield entry
+    chosen = _source(source, config)
+    for part in parts(chosen, config.shard_records):
+        yield from entries(chosen, part)
 
 
 def _content(config: EncodeConfig) -> dict[str, Any]:
