@@ -62,10 +62,10 @@ def test_encode_writes_rows_and_quarantine(source, tmp_path):
     tokenizer = Tokenizer()
     manifest = encode(source, tokenizer, tmp_path / "out", CONFIG)
     rows = list(read_shards(tmp_path / "out"))
-    assert [row.key for row in rows] == ["a", "b", "c", "d", "i"]
-    assert [row.kind for row in rows] == ["image_text", "text", "chat", "image_text", "image_text"]
-    assert rows[0].license == "MIT"
-    assert rows[0].pictures[0].tolist() == [[15, 15], [15, 15]]
+    assert [row.key for row in rows] == ["b", "a", "c", "d", "i"]
+    assert [row.kind for row in rows] == ["text", "image_text", "chat", "image_text", "image_text"]
+    assert rows[1].license == "MIT"
+    assert rows[1].pictures[0].tolist() == [[15, 15], [15, 15]]
     assert rows[3].captions == ("blue", "azure")
     assert rows[3].pictures[0].tolist() == [[0, 0], [0, 0]]
     assert tokenizer.pictures == 3  # red is shared within its shard, blue stands in two shards
@@ -201,10 +201,10 @@ def test_a_broken_off_run_is_finished(source, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode(source, Stops(), tmp_path / "out", CONFIG)
-    kept = (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns
+    kept = (tmp_path / "out/shard-00000.arrow").stat().st_mtime_ns
     encode(source, Tokenizer(), tmp_path / "out", CONFIG)
     encode(source, Tokenizer(), tmp_path / "whole", CONFIG)
-    assert (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns == kept
+    assert (tmp_path / "out/shard-00000.arrow").stat().st_mtime_ns == kept
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 

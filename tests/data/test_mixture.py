@@ -3,24 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from liquidmm.data.manifest import Origin
 from liquidmm.data.mixture import Mixture, Source
 from liquidmm.data.packing import PADDING_TASK
 from liquidmm.data.records import Message
 from liquidmm.data.render import TASKS, RenderConfig, Renderer
-from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.data.shard_file import Row
 from liquidmm.errors import ConfigError, DataError
-
-
-def origin(codebook_size=64):
-    return Origin(
-        fingerprint="f00d",
-        codebook_size=codebook_size,
-        factor=8,
-        source="s",
-        source_digest="d",
-        settings={},
-    )
 
 
 def grid(number):
@@ -28,7 +16,7 @@ def grid(number):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, write_folder):
     """11 pictures whose codes are their number, 7 texts (one longer than a row), 3 chats."""
     path = tmp_path_factory.mktemp("mixture") / "shards"
     turns = (
@@ -44,11 +32,7 @@ def folder(tmp_path_factory):
         Row(kind="text", key="long", text="blue " * 100),
         *[Row(kind="chat", key=f"c{n}", messages=turns, pictures=(grid(n),)) for n in range(3)],
     ]
-    writer = ShardWriter(path, origin())
-    writer.write(rows[:9], [])
-    writer.write(rows[9:], [])
-    writer.close()
-    return path
+    return write_folder(path, rows[:9], rows[9:], codebook_size=64)
 
 
 @pytest.fixture
@@ -171,15 +155,12 @@ def test_another_position_is_refused(folder, renderer, change, words):
         other.restore(state)
 
 
-def test_bad_sources(folder, renderer, tmp_path):
-    writer = ShardWriter(tmp_path / "texts", origin(codebook_size=32))
-    writer.write([Row(kind="text", key="t", text="a")], [])
-    writer.close()
+def test_bad_sources(folder, renderer, tmp_path, write_folder):
+    texts = [Row(kind="text", key="t", text="a")]
+    write_folder(tmp_path / "texts", texts, codebook_size=32)
     with pytest.raises(DataError, match="with 32 codes, the checkpoint has 64"):
         Mixture([Source(path=tmp_path / "texts", task="text")], renderer, 64, 0)
-    writer = ShardWriter(tmp_path / "more", origin())
-    writer.write([Row(kind="text", key="t", text="a")], [])
-    writer.close()
+    write_folder(tmp_path / "more", texts, codebook_size=64)
     with pytest.raises(DataError, match="no rows of kind chat"):
         Mixture([Source(path=tmp_path / "more", task="chat")], renderer, 64, 0)
     with pytest.raises(DataError, match="image tokenizer f00d, the checkpoint has beef"):

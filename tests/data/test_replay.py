@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from liquidmm.data.replay import REQUESTS, ReplayConfig, build_replay, replay_prompts
-from liquidmm.data.sources import open_source
+from liquidmm.data.sources import read_jsonl
 from liquidmm.errors import ConfigError, DataError
 
 WORDS = ("abbey", "badger", "cask", "dune", "ember")
@@ -59,7 +59,7 @@ def test_answers_become_conversations(text, tmp_path):
 
     summary = build_replay(text, tmp_path / "replay", answer, config(license="Apache-2.0"))
     assert [len(batch) for batch in asked] == [2, 2, 1]
-    records = list(open_source(tmp_path / "replay" / "chat.jsonl"))
+    records = list(read_jsonl(tmp_path / "replay" / "chat.jsonl"))
     prompts = [prompt for batch in asked for prompt in batch if "dune" not in prompt]
     assert [[message.content for message in record.messages] for record in records] == [
         [prompt, f"On {prompt}"] for prompt in prompts

@@ -15,8 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from liquidmm.cli import main
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.manifest import Origin
-from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.data.shard_file import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
 from liquidmm.train.adapters import LoraConfig, add_adapters
@@ -261,25 +260,11 @@ def test_what_is_wrong_is_said_at_once(plan, pictures, tables, message):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, checkpoint) -> Path:
-    """Shards that hold nothing but pictures with captions."""
-    return write(tmp_path_factory.mktemp("pictures"), checkpoint.image_tokenizer.fingerprint)
-
-
-def write(folder: Path, fingerprint: str) -> Path:
-    origin = Origin(
-        fingerprint=fingerprint,
-        codebook_size=16,
-        factor=4,
-        source="s",
-        source_digest="d",
-        settings={},
-    )
+def pictures(tmp_path_factory, write_shards) -> Path:
+    """Shards that hold nothing but a picture with a caption."""
     codes = np.zeros((4, 4), dtype=np.uint16)
-    writer = ShardWriter(folder, origin)
-    writer.write([Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))], [])
-    writer.close()
-    return folder
+    row = Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))
+    return write_shards(tmp_path_factory.mktemp("pictures"), [row])
 
 
 def test_checks_alone(plan, pictures):
@@ -297,8 +282,8 @@ def test_checks_alone(plan, pictures):
         check_pictures(run_of(plan, data={"validation": sources, "length": 18}))
 
 
-def test_other_files_than_needed(plan, tmp_path, base_folder):
-    other = write(tmp_path / "other", "another")
+def test_other_files_than_needed(plan, tmp_path, base_folder, write_shards, rows):
+    other = write_shards(tmp_path / "other", rows, "another")
     plan["data"]["validation"] = [{"path": str(other), "task": "text_to_image"}]
     with pytest.raises(DataError, match="image tokenizer another"):
         make_plan(run_of(plan))

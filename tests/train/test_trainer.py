@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.shards import Row
+from liquidmm.data.shard_file import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, hidden_states

@@ -6,6 +6,7 @@ Contract: the summary of what was written goes to stdout as JSON, progress to st
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,29 @@ def _bar(unit: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
         return bar
 
     return shown
+
+
+@command.command("validate")
+@click.argument("folder", type=click.Path(path_type=Path))
+def validate(folder: Path) -> None:
+    """Compare every shard of a folder with its checksum.
+
+    Each damaged shard is named with the part of the source that it was made from.
+    """
+    from tqdm import tqdm
+
+    from liquidmm.data.shards import validate as check
+    from liquidmm.errors import DataError
+
+    count, damaged = 0, 0
+    for _, problem in tqdm(check(folder), unit="shard", disable=None):
+        count += 1
+        damaged += bool(problem)
+        if problem:
+            tqdm.write(problem, file=sys.stderr)
+    if damaged:
+        raise DataError(f"{folder}: {damaged} of {count} shards are damaged, see above.")
+    click.echo(f"{folder}: {count} shards, all as they were written")
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -21,9 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from liquidmm.config import to_dict
-from liquidmm.data.manifest import MANIFEST, QUARANTINE, Manifest, Origin, Refusal, read_manifest
+from liquidmm.data.manifest import Manifest, Origin, Refusal, Tallies, add_up
 from liquidmm.data.records import ImageTextRecord, Picture, Record, TextRecord, pictures_of
-from liquidmm.data.shards import Codes, Row, ShardWriter
+from liquidmm.data.shard_file import Codes, Row, read_info, write_shard
+from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
 from liquidmm.data.sources import Entry, SourceConfig, digest, entries, parts
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_tensor
@@ -154,20 +155,24 @@ def encode(
     if not total:
         splits = f" of the splits {', '.join(config.splits)}" if config.splits else ""
         raise DataError(f"{source}: no records{splits}. Check the source.")
-    finished = _finished(out, origin)
-    if finished is not None:
-        return finished
-    writer = ShardWriter(out, origin)
+    count = -(-total // config.shard_records)
+    missing = begin(out, origin, count)
+    if not missing:
+        return finish(out, origin, count)
     encoder = _Encoder(tokenizer, config)
+    totals = tally(out)
     with tqdm(total=total, unit="rec", desc="encode", disable=None) as bar:
         for number, part in enumerate(_parts(_selected(source, config), config.shard_records)):
-            if number >= writer.finished:
-                writer.write(*encoder.rows(part, source))
+            if number in missing:
+                name = f"{source}, entries {bar.n} to {bar.n + len(part) - 1}"
+                rows, refusals = encoder.rows(part, source)
+                path = write_shard(out, number, name, rows, refusals, tokenizer.codebook_size)
+                totals = add_up([totals, read_info(path).tallies])
             bar.update(len(part))
             pictures = encoder.pictures / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{pictures:.0f} images/s, {writer.totals.refused} refused")
-            _check_failures(writer, config)
-    return writer.close()
+            bar.set_postfix_str(f"{pictures:.0f} images/s, {totals.refused} refused")
+            _check_failures(totals, config, out)
+    return finish(out, origin, count)
 
 
 class _Encoder:
@@ -259,21 +264,12 @@ def _content(config: EncodeConfig) -> dict[str, Any]:
     return {name: settings[name] for name in names}
 
 
-def _finished(out: Path, origin: Origin) -> Manifest | None:
-    if not (out / MANIFEST).exists():
-        return None
-    manifest = read_manifest(out)
-    whole = manifest.complete and all((out / name).exists() for name in manifest.shards)
-    return manifest if whole and manifest.origin == origin else None
-
-
-def _check_failures(writer: ShardWriter, config: EncodeConfig) -> None:
-    totals = writer.totals
+def _check_failures(totals: Tallies, config: EncodeConfig, out: Path) -> None:
     seen = totals.records + totals.refused
     if totals.refused > config.max_failures * seen:
         raise DataError(
-            f"{writer.folder / QUARANTINE}: {totals.refused} of {seen} entries were refused, more "
-            f"than max_failures = {config.max_failures:g}. Correct the source or raise it."
+            f"{write_quarantine(out)}: {totals.refused} of {seen} entries were refused, more than "
+            f"max_failures = {config.max_failures:g}. Correct the source or raise it."
         )
 
 

@@ -50,9 +50,8 @@ class _Stream:
 
     def __init__(self, source: Source, shards: Shards, seeds: tuple[int, int]) -> None:
         self.task = source.task
-        self._shards = shards
         self._seeds = seeds
-        self._rows = np.array(shards.of_kind(KINDS[source.task]), dtype=np.int64)
+        self._rows = shards.of_kind(KINDS[source.task])
         if not len(self._rows):
             raise DataError(
                 f"{source.path}: no rows of kind {KINDS[source.task]}, which {source.task} needs. "
@@ -66,11 +65,11 @@ class _Stream:
     def example(self, renderer: Renderer, draw: int) -> Example:
         """Render the row of one draw."""
         turn, place = divmod(draw, len(self._rows))
-        row = self._shards[int(self._order(turn)[place])]
+        row = self._rows[int(self._order(turn)[place])]
         return renderer.render(row, self.task, np.random.default_rng([*self._seeds, 1, draw]))
 
     def _permutation(self, turn: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.random.default_rng([*self._seeds, 0, turn]).permutation(self._rows)
+        return np.random.default_rng([*self._seeds, 0, turn]).permutation(len(self._rows))
 
 
 class Mixture:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from liquidmm.data.sources import open_source
+from liquidmm.data.sources import read_jsonl
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import atomic_folder
 
@@ -82,7 +82,7 @@ def replay_prompts(text: Path, config: ReplayConfig) -> list[str]:
     """
     words = {
         record.key.removeprefix(_DEFINED)
-        for record in open_source(text / "chat.jsonl")
+        for record in read_jsonl(text / "chat.jsonl")
         if record.key.startswith(_DEFINED) and record.split == "train"
     }
     ranked = sorted(words, key=lambda word: _hash(f"{config.seed}/{word}"))
