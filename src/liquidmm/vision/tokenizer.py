@@ -44,6 +44,10 @@ class ImageTokenizer(Protocol):
         """Pixels of a side per code."""
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; inputs are moved there."""
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the same picture may get other codes."""
 
