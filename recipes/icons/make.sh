@@ -7,8 +7,8 @@ cd "$(dirname "$0")/../.."
 
 encode() { # SOURCE NAME [SPLITS]
     # Finished shards are kept; a folder alone does not mean that they are all there.
-    liquid encode recipes/icons/encode.toml --set "source=$1" \
-        --set "out=data/shards/$2" --set "encode.splits=${3:-[\"train\"]}"
+    liquid encode recipes/icons/encode.toml --set "source.path=$1" \
+        --out "data/shards/$2" --set "source.splits=${3:-[\"train\"]}"
 }
 
 liquid data all data -o data

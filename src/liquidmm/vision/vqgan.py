@@ -73,6 +73,11 @@ class VQGANConfig:
         return int(2 ** (len(self.channel_multipliers) - 1))
 
 
+def _silu(x: Tensor) -> Tensor:
+    # Every x here is a fresh result of a normalisation: without gradients nobody else needs it.
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
     # The largest number of groups that divides the channels, up to the wanted one.
     fitting = max(g for g in range(1, groups + 1) if channels % g == 0)
@@ -95,10 +100,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
-        h: Tensor = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(functional.silu(self.norm2(h)))
+        h: Tensor = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
         shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return h + shortcut
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
 
 class AttentionBlock(nn.Module):
@@ -227,7 +232,7 @@ class Encoder(nn.Module):
         x: Tensor = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        out: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(x))))
+        out: Tensor = self.conv_out(_silu(self.norm_out(self.mid(x))))
         return out
 
 
@@ -260,7 +265,7 @@ class Decoder(nn.Module):
         x: Tensor = self.mid(self.conv_in(latents))
         for index in reversed(range(len(self.up))):
             x = self.up[index](x)
-        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(_silu(self.norm_out(x)))
         return out
 
 
@@ -330,7 +335,10 @@ class VQGAN(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) to codes, (B, h, w), int64."""
-        latents = self.encode_latents(pixels)
+        return self.nearest(self.encode_latents(pixels))
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Map what is quantized (B, D, h, w) to codes, (B, h, w), int64."""
         flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
         return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
 
