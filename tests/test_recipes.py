@@ -108,7 +108,12 @@ def test_constants_of_the_paper(name):
     assert run.model.attention == "flex_attention"
     assert run.model.lora is None
     assert run.model.freeze == ()
-    sources = {(source.path.name, source.task): source.weight for source in run.data.sources}
+    sources: dict[tuple[str, str], float] = {}
+    for source in run.data.sources:
+        turned = source.weight * source.reverse
+        sources[source.path.name, source.task] = source.weight - turned
+        if turned:
+            sources[source.path.name, "image_to_text"] = turned
     assert sources == SOURCES.get(name, TEXT | PAIRS)
     assert run.rows_of_rank(ranks) == batch // ranks
     # a text or a pair takes about one row, so the weights (millions) give the steps
