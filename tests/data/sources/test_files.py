@@ -68,12 +68,7 @@ def test_numbers_keep_their_zeros(memory):
     for number in range(8, 12):
         memory(f"/s/{number:03d}.tar", b"x")
     found = names("memory:///s/{008..011}.tar")
-    assert [name.rpartition("/")[2] for name in found] == [
-        "008.tar",
-        "009.tar",
-        "010.tar",
-        "011.tar",
-    ]
+    assert [name[-7:] for name in found] == ["008.tar", "009.tar", "010.tar", "011.tar"]
 
 
 def test_jsonl_behind_a_url(memory, read):
@@ -176,18 +171,16 @@ def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
             return 0
 
         def tell(self):
-            return 0
+            return 1000
 
         def readinto(self, _):
             raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr(
-        type(fsspec.filesystem("memory")), "_open", lambda *_, **__: io.BufferedReader(Down())
-    )
+    fs = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(fs, "_open", lambda *_, **__: io.BufferedReader(Down()))
+    monkeypatch.setattr(fs, "cat_file", lambda *_, **__: Down().readinto(b""))
     for name, (config, part) in found.items():
-        with pytest.raises(
-            LiquidError, match=f"/n/{name}: can't be read now .Connection reset"
-        ) as e:
+        with pytest.raises(LiquidError, match=f"/n/{name}: can't be read now .Connection") as e:
             list(entries(config, part))
         assert not isinstance(e.value, DataError)
         if name != "a.tar":
