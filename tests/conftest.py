@@ -11,6 +11,9 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from liquidmm.data.manifest import Origin
+from liquidmm.data.shard_file import Row, write_shard
+from liquidmm.data.shard_folder import begin, finish
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.model.scratch import ScratchConfig, build_base
@@ -219,3 +222,31 @@ def trained_bpe(specials: list[str]) -> Tokenizer:
 def _saved(model: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     state = json.loads(Tokenizer(model).to_str())["model"]
     return state["vocab"], [tuple(merge) for merge in state["merges"]]
+
+
+@pytest.fixture(scope="session")
+def write_folder() -> Callable[..., Path]:
+    """Write lists of rows as the shards of a finished folder."""
+
+    def write(
+        folder: Path,
+        *shards: list[Row],
+        fingerprint: str = "f00d",
+        codebook_size: int = CODEBOOK_SIZE,
+        factor: int = 4,
+    ) -> Path:
+        origin = Origin(
+            fingerprint=fingerprint,
+            codebook_size=codebook_size,
+            factor=factor,
+            source="s",
+            source_digest="d",
+            settings={},
+        )
+        begin(folder, origin, len(shards))
+        for number, rows in enumerate(shards):
+            write_shard(folder, number, f"part {number}", rows, [], codebook_size)
+        finish(folder, origin, len(shards))
+        return folder
+
+    return write

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from liquidmm.bench.train import TrainBench
-from liquidmm.data.manifest import Origin
 from liquidmm.data.records import Message
-from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.data.shard_file import Row
 
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory, checkpoint) -> Path:
+def shards(tmp_path_factory, checkpoint, write_folder) -> Path:
     """A folder with two folders of shards, as the tiny checkpoint's tokenizer would encode them."""
     folder = tmp_path_factory.mktemp("bench")
     rng = np.random.default_rng(0)
@@ -32,17 +31,7 @@ def shards(tmp_path_factory, checkpoint) -> Path:
         Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
     ]
     for name, rows in (("drawn", drawn), ("told", told)):
-        origin = Origin(
-            fingerprint=checkpoint.image_tokenizer.fingerprint,
-            codebook_size=16,
-            factor=4,
-            source="s",
-            source_digest="d",
-            settings={},
-        )
-        writer = ShardWriter(folder / name, origin)
-        writer.write(rows, [])
-        writer.close()
+        write_folder(folder / name, rows, fingerprint=checkpoint.image_tokenizer.fingerprint)
     return folder
 
 

@@ -9,7 +9,7 @@ from liquidmm import prompts
 from liquidmm.data import render
 from liquidmm.data.records import Message
 from liquidmm.data.render import IGNORE, RenderConfig, Renderer
-from liquidmm.data.shards import Row
+from liquidmm.data.shard_file import Row
 from liquidmm.errors import ConfigError, DataError
 
 GRID = np.array([[0, 1], [2, 63]], dtype=np.uint16)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liquidmm.data.manifest import Origin
 from liquidmm.data.records import Message
-from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.data.shard_file import Row
 
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
 SCRIPT = Path(__file__).with_name("one_rank.py")
@@ -42,22 +41,13 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture(scope="session")
-def write_shards(checkpoint) -> Callable[..., Path]:
+def write_shards(checkpoint, write_folder) -> Callable[..., Path]:
     """Write rows into a new folder, as encoded with the tiny checkpoint's tokenizer or another."""
 
     def write(folder: Path, rows: list[Row], fingerprint: str | None = None) -> Path:
-        origin = Origin(
-            fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint,
-            codebook_size=16,
-            factor=4,
-            source="s",
-            source_digest="d",
-            settings={},
+        return write_folder(
+            folder, rows, fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint
         )
-        writer = ShardWriter(folder, origin)
-        writer.write(rows, [])
-        writer.close()
-        return folder
 
     return write
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from liquidmm.cli import main
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.manifest import Origin
-from liquidmm.data.shards import Row, ShardWriter
+from liquidmm.data.shard_file import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
 from liquidmm.train.adapters import LoraConfig, add_adapters
@@ -179,12 +179,9 @@ def test_passes_are_those_of_the_stream(plan):
     stream = open_setup(run, 1, torch.device("cpu")).stream
     for _ in range(run.train.steps):
         stream.take(range(run.train.batch_rows))
-    lanes = stream.state()["lanes"].values()
-    waiting = sum(len({tuple(ticket[:2]) for ticket in lane["waiting"]}) for lane in lanes)
-    draws = sum(sum(lane["draws"]) for lane in lanes)
     found = make_plan(run).data
-    expected = (draws - waiting) * 0.5 / 5
-    assert found.sources[0].passes == pytest.approx(expected, rel=0.05)
+    passes = [source.passes for source in found.sources]
+    assert passes == pytest.approx(stream.passes, rel=0.05)
     assert found.fill == pytest.approx(stream.fill, abs=0.02)
 
 
@@ -240,11 +237,11 @@ def test_no_weights_are_needed(plan, checkpoint_folder, tmp_path):
     [
         (
             {"data": {"length": 300}},
-            "data.length: rows have 300 ids, the model has max_position_embeddings = 256",
+            "data.length: sequences have up to 300 ids, the model has max_position_embeddings",
         ),
         (
             {"data": {"length": 16}},
-            "{shards} has pictures of 4 x 4 codes, which take at least 19 ids; rows have 16",
+            "{shards} has pictures of 4 x 4 codes, which take at least 19 ids; a sequence has 16",
         ),
         ({"train": {"batch_rows": 3, "micro_batch_rows": 0}}, "3 rows can't be shared evenly by 2"),
         ({"parallel": {"replicas": 3}}, "parallel.replicas: 3 does not divide 2 ranks"),
@@ -261,25 +258,11 @@ def test_what_is_wrong_is_said_at_once(plan, pictures, tables, message):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, checkpoint) -> Path:
-    """Shards that hold nothing but pictures with captions."""
-    return write(tmp_path_factory.mktemp("pictures"), checkpoint.image_tokenizer.fingerprint)
-
-
-def write(folder: Path, fingerprint: str) -> Path:
-    origin = Origin(
-        fingerprint=fingerprint,
-        codebook_size=16,
-        factor=4,
-        source="s",
-        source_digest="d",
-        settings={},
-    )
+def pictures(tmp_path_factory, write_shards) -> Path:
+    """Shards that hold nothing but a picture with a caption."""
     codes = np.zeros((4, 4), dtype=np.uint16)
-    writer = ShardWriter(folder, origin)
-    writer.write([Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))], [])
-    writer.close()
-    return folder
+    row = Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))
+    return write_shards(tmp_path_factory.mktemp("pictures"), [row])
 
 
 def test_checks_alone(plan, pictures):
@@ -287,7 +270,8 @@ def test_checks_alone(plan, pictures):
     config = LlamaConfig(max_position_embeddings=96)
     check_length(run, config)
     config.max_position_embeddings = 95
-    with pytest.raises(ConfigError, match="rows have 96 ids.*= 95"):
+    check_length(run_of(deepcopy(plan), data={"context": 95}), config)
+    with pytest.raises(ConfigError, match="sequences have up to 96 ids.*= 95"):
         check_length(run, config)
 
     sources = [{"path": str(pictures), "task": "image_to_text"}]
@@ -297,8 +281,8 @@ def test_checks_alone(plan, pictures):
         check_pictures(run_of(plan, data={"validation": sources, "length": 18}))
 
 
-def test_other_files_than_needed(plan, tmp_path, base_folder):
-    other = write(tmp_path / "other", "another")
+def test_other_files_than_needed(plan, tmp_path, base_folder, write_shards, rows):
+    other = write_shards(tmp_path / "other", rows, "another")
     plan["data"]["validation"] = [{"path": str(other), "task": "text_to_image"}]
     with pytest.raises(DataError, match="image tokenizer another"):
         make_plan(run_of(plan))

@@ -14,7 +14,7 @@ from typing import Any
 from liquidmm.config import from_dict, to_dict
 from liquidmm.errors import ConfigError, DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 
@@ -74,6 +74,22 @@ class Tallies:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One file of a folder."""
+
+    name: str
+    """File name."""
+    part: str
+    """Name of the part of the source that it was made from."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """SHA-256 of the file, hexadecimal."""
+    tallies: Tallies
+    """What it holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """The content of `manifest.json`."""
 
@@ -82,11 +98,15 @@ class Manifest:
     origin: Origin
     """What the rows were made from."""
     complete: bool
-    """Whether the source was read to its end."""
-    shards: tuple[str, ...]
-    """File names in order."""
+    """Whether all shards are there; before, they are not listed."""
+    parts: int
+    """Number of parts of the source, which is the number of shards."""
+    columns: dict[str, str]
+    """Name and Arrow type of every column of a shard."""
     totals: Tallies
-    """Tallies of all shards."""
+    """Tallies of all shards that are listed."""
+    shards: tuple[Shard, ...]
+    """The shards in order."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}. "
-            "Encode the source again."
+            "Encode the source again, into a new folder."
         )
     try:
         return from_dict(Manifest, data, str(path))
@@ -135,6 +155,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "complete": manifest.complete,
         "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
         "records": totals.records,
         "refused": totals.refused,
         "pictures": totals.pictures,
@@ -190,3 +211,16 @@ def check_origin(old: Origin, new: Origin, folder: Path) -> None:
                 f"{folder}: was encoded with {name} {before.get(name)!r}, now it is "
                 f"{now.get(name)!r}. Choose another folder, or remove this one."
             )
+
+
+def check_parts(old: int, new: int, folder: Path) -> None:
+    """Refuse to go on with a source that is divided otherwise.
+
+    Raises:
+        DataError: The numbers of parts differ.
+    """
+    if old != new:
+        raise DataError(
+            f"{folder}: was begun with {old} parts, now there are {new}. Choose another folder, or "
+            "remove this one."
+        )

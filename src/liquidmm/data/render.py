@@ -15,7 +15,7 @@ import numpy as np
 
 from liquidmm import prompts
 from liquidmm.data.records import Message
-from liquidmm.data.shards import Kind, Row
+from liquidmm.data.shard_file import Kind, Row
 from liquidmm.errors import ConfigError, DataError, suggest
 from liquidmm.sequences import Sequences
 
