@@ -1,17 +1,25 @@
+import gzip
+import io
 import json
+import lzma
 import pickle
+import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from liquidmm.config import from_dict, to_dict
+from liquidmm.data import json_array
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.data.sources import (
     Fields,
     Part,
     SourceConfig,
     digest,
+    entries,
+    jsonl,
     open_source,
     parts,
     read_jsonl,
@@ -297,3 +305,42 @@ def test_digest_follows_the_content(tmp_path, write_lines):
     after = digest(folder)
     (tmp_path / "f/g/a.png").rename(tmp_path / "f/g/b.png")
     assert len({before, after, digest(folder)}) == 3
+
+
+def tarred(count):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for number in range(count):
+            for name, content in ((f"{number}.jpg", b"J" * 600), (f"{number}.txt", b"a cat")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+LINE = json.dumps({"text": "word " * 100})
+GROWING = {
+    "a.jsonl": lambda count: f"{LINE}\n".encode() * count,
+    "a.jsonl.gz": lambda count: gzip.compress(f"{LINE}\n".encode() * count, 1),
+    "a.jsonl.xz": lambda count: lzma.compress(f"{LINE}\n".encode() * count, preset=0),
+    "a.json": lambda count: f"[{','.join([LINE] * count)}]".encode(),
+    "a.csv": lambda count: b"text\n" + b"word " * 100 + (b"\n" + b"word " * 100) * count,
+    "a.tar": tarred,
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(jsonl, "_CHUNK", 2**14)
+    monkeypatch.setattr(json_array, "CHUNK", 2**14)
+    path = tmp_path / name
+    config = SourceConfig(path=str(path))
+    peaks = []
+    for count in (300, 300, 1200):  # the first fills the caches of the libraries
+        path.write_bytes(GROWING[name](count))
+        tracemalloc.start()
+        found = sum(1 for part in parts(config, 50) for _ in entries(config, part))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found >= count
+    assert peaks[2] < peaks[1] + 60_000  # of 600 kB more

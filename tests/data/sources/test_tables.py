@@ -1,7 +1,15 @@
+import gzip
+
 import pytest
 
 from liquidmm.data.records import ImageTextRecord, TextRecord
 from liquidmm.data.sources import Fields, SourceConfig, parts
+
+KNOWN = (
+    "'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), "
+    "'messages' (and 'images'), 'image' and 'captions', 'text', 'content' (StarCoder), 'img_path' "
+    "(JourneyDB)."
+)
 
 
 def test_rows_are_entries(tmp_path, read):
@@ -29,11 +37,7 @@ def test_rows_are_entries(tmp_path, read):
         f"{path}:6: 1 cells for 3 columns. Correct the row.",
         f"{path}:8: not valid CSV (',' expected after '\"'). Correct the row.",
         f"{path}:9: 'caption' is not UTF-8 (byte 0xe9 at 3). Correct the record.",
-        (
-            f"{path}:10: fits no layout (its keys: no keys). Known: 'conversations' with or without "
-            "'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), 'messages' (and 'images'), "
-            "'image' and 'captions', 'text', 'content' (StarCoder), 'img_path' (JourneyDB)."
-        ),
+        f"{path}:10: fits no layout (its keys: no keys). Known: {KNOWN}",
     ]
     config = SourceConfig(path=str(path))
     assert [part.name for part in parts(config, 5)] == [f"{path}:2-", f"{path}:9-"]
@@ -46,7 +50,7 @@ def test_tabs_and_fields(tmp_path, read):
     (entry,) = read(path, fields=Fields(image="file"))
     assert entry.record.captions == ('a "cat"',)
     path = tmp_path / "a.csv.gz"
-    path.write_bytes(__import__("gzip").compress(b"text\none\ntwo\n"))
+    path.write_bytes(gzip.compress(b"text\none\ntwo\n"))
     assert [entry.record for entry in read(path)] == [
         TextRecord(key=f"{path}:2", text="one"),
         TextRecord(key=f"{path}:3", text="two"),

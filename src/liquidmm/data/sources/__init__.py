@@ -64,7 +64,7 @@ def parts(config: SourceConfig, records: int) -> list[Part]:
     JSONL is cut at lines, Parquet at rows, a JSON array at items, a folder at pictures, so that a
     part holds about `records` entries; small files that follow each other make up one part. What
     can't be entered in the middle is a part of its own and may hold far more: a compressed file,
-    and in Parquet an eighth of a row group. So read a part as a stream.
+    and in Parquet a thirty-second of a row group. So read a part as a stream.
 
     Args:
         config: The source.
@@ -191,16 +191,16 @@ def _image_root(config: SourceConfig, file: str) -> Path | str:
 def _check_fields(rows: Rows, found: list[Part]) -> None:
     """Look for the fields in the first, the middle and the last part: sets come sorted by kind.
 
-    Tables have been looked at already. Of tars only the first is opened, and only where something
-    is asked of it.
+    Tables have been looked at already. A tar or a folder is opened only where something is asked of
+    it, and of tars only the first.
     """
     form = found[0].format
+    asked = rows.given or rows.config.layout != "auto"
+    if form in ("parquet", "huggingface") or (form in ("webdataset", "folder") and not asked):
+        return
     chosen = [found[0], found[len(found) // 2], found[-1]]
     if form == "webdataset":
-        asked = rows.given or rows.config.layout != "auto"
-        chosen = chosen[:1] if asked else []
-    elif form in ("parquet", "huggingface"):
-        chosen = []
+        chosen = chosen[:1]
     there: set[str] = set()
     for part in chosen:
         for item in islice(formats.items(form, part.spans[0], rows), _LOOKED_AT):

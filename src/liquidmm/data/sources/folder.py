@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from liquidmm.data.records import Picture
-from liquidmm.data.sources.files import File, blame, details, is_url, listing, open_file
+from liquidmm.data.sources.files import File, blame, details, is_url, listing, open_file, suffix
 from liquidmm.data.sources.part import Item, Span
 from liquidmm.errors import DataError
 
@@ -88,23 +88,22 @@ def folders(root: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     except OSError:
         return
     for name in inner:
-        if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
+        if suffix(name) not in PICTURE_SUFFIXES:
             yield from folders(f"{root.rstrip('/')}/{name}", (*above, real))
 
 
 def _members(folder: str) -> list[str]:
     """Return the names in a folder that are entries, sorted."""
     files, folders = listing(folder)
-    suffixes = {name: PurePosixPath(name).suffix for name in (*files, *folders)}
     known = PICTURE_SUFFIXES | UNREAD_SUFFIXES
-    pictures = {name for name, suffix in suffixes.items() if suffix.lower() in known}
-    stems = {name.removesuffix(suffixes[name]) for name in pictures}
-    lonely = {
+    pictures = [name for name in (*files, *folders) if suffix(name) in known]
+    stems = {name[: -len(suffix(name))] for name in pictures}
+    lonely = [
         name
         for name in files
-        if suffixes[name] == _CAPTIONS and name.removesuffix(_CAPTIONS) not in stems
-    }
-    return sorted(pictures | lonely)
+        if name.endswith(_CAPTIONS) and name.removesuffix(_CAPTIONS) not in stems
+    ]
+    return sorted(pictures + lonely)
 
 
 @lru_cache(maxsize=4)
@@ -117,16 +116,16 @@ def _stamp(folder: str) -> int:
 
 
 def _value(where: str, root: str) -> dict[str, object]:
-    suffix = PurePosixPath(where).suffix
+    ending = suffix(where)
     if where != where.encode(errors="replace").decode():
         raise DataError("the name is not UTF-8. Rename the file.")
-    if suffix == _CAPTIONS:
+    if ending == _CAPTIONS:
         raise DataError("captions without a picture. Add the picture or remove the file.")
-    if suffix.lower() in UNREAD_SUFFIXES:
-        raise DataError(f"pictures of this kind ('{suffix}') are not read. Convert it.")
+    if ending in UNREAD_SUFFIXES:
+        raise DataError(f"pictures of this kind ('{ending}') are not read. Convert it.")
     if not is_url(where) and Path(where).is_dir():
         raise DataError("is a folder, not a picture; what is in it is not read. Rename it.")
-    stem = where.removesuffix(suffix)
+    stem = where[: -len(ending)]
     picture: Picture = where if is_url(where) else Path(where)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")
     return {"key": key, "image": picture, "captions": _captions(stem + _CAPTIONS)}

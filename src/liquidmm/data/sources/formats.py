@@ -7,7 +7,6 @@ lines.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from liquidmm.data.sources import (
@@ -20,7 +19,7 @@ from liquidmm.data.sources import (
     webdataset,
 )
 from liquidmm.data.sources.config import SourceConfig
-from liquidmm.data.sources.files import File, blame, listing, matching, stem
+from liquidmm.data.sources.files import File, blame, listing, matching, stem, suffix
 from liquidmm.data.sources.part import Item, Span
 from liquidmm.data.sources.rows import METADATA, Rows
 from liquidmm.errors import ConfigError, DataError
@@ -153,12 +152,11 @@ def _folder(file: File, form: str) -> tuple[str, list[File]]:
 
 def _metadata(root: str, names: Sequence[str], folders: Sequence[str]) -> list[File]:
     """Return the tables that describe the pictures of a folder, as Hugging Face has them."""
-    found = [f"{root}/{name}" for name in names]
+    found = [f"{root}/{name}" for name in names if name in METADATA]
     for inner in folders:
-        found += [f"{root}/{inner}/{name}" for name in _listing(f"{root}/{inner}")[0]]
-    return [
-        file for name in found if PurePosixPath(name).name in METADATA for file in matching(name)
-    ]
+        listed = _listing(f"{root}/{inner}")[0]
+        found += [f"{root}/{inner}/{name}" for name in listed if name in METADATA]
+    return [file for name in found for file in matching(name)]
 
 
 def _data(root: str, form: str) -> list[str]:
@@ -170,7 +168,7 @@ def _data(root: str, form: str) -> list[str]:
     for inner in folder.folders(root):
         for name in _listing(inner)[0]:
             told = _told(name)
-            if PurePosixPath(name).suffix.lower() in folder.PICTURE_SUFFIXES and form == "auto":
+            if form == "auto" and suffix(name) in folder.PICTURE_SUFFIXES:
                 if not found:
                     return []
                 one = next(iter(found.values()))[0]
@@ -195,7 +193,7 @@ def _listing(name: str) -> tuple[list[str], list[str]]:
 
 
 def _told(name: str) -> str:
-    return SUFFIXES.get(PurePosixPath(stem(name)).suffix.lower(), "")
+    return SUFFIXES.get(suffix(stem(name)), "")
 
 
 def _check_columns(columns: Mapping[str, Collection[str]], rows: Rows) -> None:

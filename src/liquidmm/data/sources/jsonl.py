@@ -93,7 +93,7 @@ def _lines(stream: BinaryIO, span: Span) -> Iterator[bytes]:
 
 
 def _item(line: bytes, where: str, number: int) -> Item:
-    if len(line) > LONGEST:
+    if len(line) - line.endswith(b"\n") > LONGEST:
         problem = f"{where}: longer than {LONGEST} bytes. Cut it or leave it out."
         return Item(where=where, line=number, problem=problem)
     try:

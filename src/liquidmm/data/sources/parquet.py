@@ -16,7 +16,7 @@ from liquidmm.data.sources import arrow
 from liquidmm.data.sources.files import File, blame, open_file
 from liquidmm.data.sources.part import Item, Span
 
-_PIECES = 8  # spans that one row group is cut into; each unpacks the group from its start
+_PIECES = 32  # spans that one row group is cut into; each unpacks the group from its start
 _BUFFER = 2**20
 _THREADS = 16
 

@@ -8,10 +8,9 @@ too few cells is refused, as is one with a quote out of place.
 import csv
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import BinaryIO, TypeAlias
 
-from liquidmm.data.sources.files import File, blame, is_compressed, open_content, stem
+from liquidmm.data.sources.files import File, blame, is_compressed, open_content, stem, suffix
 from liquidmm.data.sources.part import Item, Span
 
 _LONGEST = 2**28  # bytes of a line
@@ -79,7 +78,7 @@ def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[Span]:
 def _rows(stream: BinaryIO, name: str, start: int = 0, line: int = 1) -> Iterator[_Row]:
     """Yield the rows from a byte and a line on; empty ones are none."""
     lines = _Lines(stream, start, line)
-    separator = "\t" if PurePosixPath(stem(name)).suffix.lower() == ".tsv" else ","
+    separator = "\t" if suffix(stem(name)) == ".tsv" else ","
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         byte, line = lines.byte, lines.line
