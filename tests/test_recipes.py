@@ -10,7 +10,7 @@ from liquidmm.cli.init_base import BaseRun
 from liquidmm.config import load_run
 from liquidmm.data.encode import EncodeRun
 from liquidmm.train.config import TrainRun
-from liquidmm.train.image_config import TokenizerRun
+from liquidmm.train.tokenizer.config import TokenizerRun
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

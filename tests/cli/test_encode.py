@@ -35,13 +35,20 @@ def place(tmp_path_factory):
         {"image": "b.png", "caption": "three", "split": "test"},
     ]
     (place / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paths = {name: str(place / file) for name, file in RUN.items()}
-    text = "".join(f"{name} = {json.dumps(path)}\n" for name, path in paths.items())
-    (place / "run.toml").write_text(text + '[encode]\nsize = 16\nsplits = ["train"]\n')
+    (place / "run.toml").write_text(
+        f"""
+        tokenizer = "{place}/tokenizer"
+        out = "{place}/from_run"
+        [source]
+        path = "{place}/records.jsonl"
+        splits = ["train"]
+        [encode]
+        size = 16
+        [engine]
+        workers = 1
+        """
+    )
     return place
-
-
-RUN = {"source": "records.jsonl", "tokenizer": "tokenizer", "out": "from_run"}
 
 
 def test_run_file(place):
@@ -54,15 +61,15 @@ def test_run_file(place):
 
 def test_options_win_over_the_run_file(place):
     out = place / "both"
-    result = run("encode", place / "run.toml", "-o", out, "--size", 8, "--set", "encode.splits=[]")
+    result = run("encode", place / "run.toml", "-o", out, "--size", 8, "--set", "source.splits=[]")
     assert result.exit_code == 0, result.output
     assert [row.pictures[0].shape for row in read_shards(out)] == [(4, 4), (4, 4)]
 
 
 def test_source_with_options_and_inspect(place):
     out = place / "direct"
-    options = ("--tokenizer", place / "tokenizer", "-o", out, "--size", "16", "--json")
-    result = run("encode", place / "records.jsonl", *options)
+    options = ("--tokenizer", place / "tokenizer", "-o", out, "--size", "16", "--workers", "1")
+    result = run("encode", place / "records.jsonl", *options, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["totals"]["records"] == 2
     found = json.loads(run("data", "inspect", out, "--json").stdout)
@@ -75,6 +82,9 @@ def test_source_with_options_and_inspect(place):
     assert "  (none)                   1\n" in text
 
 
+RAY = ["--set", "engine.kind=ray"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -82,7 +92,12 @@ def test_source_with_options_and_inspect(place):
         (["encode", "none.toml"], 1, "can't be read"),
         (["encode", "run.toml", "--set", "encode.sise=3"], 1, "Did you mean 'size'?"),
         (["encode", "run.toml", "--set", "encode.size=0"], 1, "size: is 0"),
-        (["encode", "run.toml", "--set", "source=none.jsonl"], 1, "no such file or folder"),
+        (["encode", "run.toml", "--set", "source.path=none.jsonl"], 1, "there is no 'none.jsonl'"),
+        (["encode", "run.toml", "--set", "engine.kind=sun"], 1, "must be one of 'local', 'slurm'"),
+        (["encode", "run.toml", "--workers", "0", *RAY], 1, "engine: workers: say how many"),
+        (["encode", "run.toml", "--set", "encode.precision=tf32"], 1, "tf32 needs a CUDA device"),
+        (["encode", "run.toml", "--set", "encode.size=15"], 1, "no multiple of the tokenizer's"),
+        (["encode", "run.toml", "--set", "encode.buckets.areas=[]"], 1, "areas: is empty"),
         (["data", "inspect", "."], 1, "not a folder of shards"),
     ],
 )

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from liquidmm.data.conversations import parse_entry
+from liquidmm.data.layouts import parse_entry
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.errors import DataError
 
@@ -160,7 +160,8 @@ def test_our_own_layouts_and_common_keys():
 
 KNOWN = (
     "Known: 'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' "
-    "(LMSYS-Chat-1M), 'messages' (and 'images'), 'image' and 'captions', 'text'."
+    "(LMSYS-Chat-1M), 'messages' (and 'images'), 'image' and 'captions', 'text', 'content' "
+    "(StarCoder), 'img_path' (JourneyDB)."
 )
 BAD = [
     ([1], "not a JSON object (got list [1]). Write an object there."),

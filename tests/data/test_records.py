@@ -64,7 +64,10 @@ def test_chat_record():
         ({"messages": [{"role": "usr", "content": "x"}]}, "Did you mean 'user'?"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
         ({"messages": TURNS}, "0 images for 1 <image>"),
-        ({"messages": TURNS, "images": "a.png"}, "'images' must be a list of strings"),
+        (
+            {"messages": TURNS, "images": "a.png"},
+            "'images' must be a list of pictures (got str 'a.png')",
+        ),
     ],
 )
 def test_bad_records_are_named(obj, words):

@@ -50,12 +50,43 @@ def test_is_an_image_tokenizer(tokenizer):
         (pictures(1, 3, 0, 8), "8 x 0 is not divisible"),
         (pictures(1, 3, 8, 8) * 2, r"outside \[-1, 1\]"),
         (pictures(1, 3, 8, 8) * torch.nan, "NaN"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(1, 3, 8, 10, dtype=torch.uint8), "10 x 8 is not divisible"),
     ],
 )
 def test_encode_refuses(tokenizer, pixels, words):
     with pytest.raises(ValueError, match=words):
         tokenizer.encode(pixels)
+
+
+def test_encode_takes_bytes(tokenizer):
+    pixels = (pictures(2, 3, 8, 12) * 127.5 + 127.5).round().to(torch.uint8)
+    scaled = pixels.float().div(127.5).sub(1.0)
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(scaled))
+
+
+def test_latents_without_gradients_are_those_with(tokenizer):
+    pixels = pictures(2, 3, 16, 16)
+    before = pixels.clone()
+    with torch.no_grad():
+        latents = tokenizer.model.encode_latents(pixels)
+        decoded = tokenizer.model.decode_latents(latents)
+    assert torch.equal(pixels, before)
+    assert torch.equal(latents, tokenizer.model.encode_latents(pixels))
+    assert torch.equal(decoded, tokenizer.model.decode_latents(latents))
+
+
+def test_precisions_agree_in_most_codes(tokenizer):
+    pixels = pictures(16, 3, 64, 64)
+    exact = tokenizer.encode(pixels)
+    assert tokenizer.agreement(pixels) == 1.0
+    tokenizer.precision = "bfloat16"
+    share = (tokenizer.encode(pixels) == exact).float().mean().item()
+    assert tokenizer.agreement(pixels) == share
+    assert 0.8 < share < 1.0  # the latents are rounded, the search isn't
+    assert tokenizer.precision == "bfloat16"
+    tokenizer.to(torch.device("cpu")).precision = "float32"
+    assert torch.equal(tokenizer.encode(pixels), exact)
 
 
 @pytest.mark.parametrize(

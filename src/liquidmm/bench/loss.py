@@ -22,9 +22,8 @@ from liquidmm.bench.memory import available
 from liquidmm.bench.report import Result
 from liquidmm.bench.worker import EndedError, Lap, Pacer, Worker, alternate
 from liquidmm.errors import ConfigError
-from liquidmm.runtime import device_of, generator
+from liquidmm.runtime import device_of, generator, prepare_cpu
 from liquidmm.train.loss import Head, LossConfig, next_token_loss
-from liquidmm.train.memory import prepare_cpu
 
 MAX_Z = 2e-4
 """Weight of the squared largest logit (paper)."""

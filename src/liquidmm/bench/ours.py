@@ -20,11 +20,10 @@ from liquidmm.bench.worker import Pacer
 from liquidmm.data.packing import PADDING_TASK, Packed
 from liquidmm.data.render import IGNORE, TASKS
 from liquidmm.model.checkpoint import load_parts, local_folder
-from liquidmm.runtime import device_of
+from liquidmm.runtime import device_of, prepare_cpu
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.config import TrainRun
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import Tally
 from liquidmm.train.model import ModelConfig, Trainee, load_trainee, prepare
 from liquidmm.train.parallel import ParallelConfig, World

@@ -6,8 +6,7 @@ ShareGPT        the same without `image`
 LMSYS-Chat-1M   `conversation` of `role` and `content`
 ==============  ============================================================================
 
-Contract: the keys of an entry tell its layout, entry by entry; what fits neither these nor our own
-(`records`) is refused. Words stay as published. A conversation is taken whole or refused: after an
+Contract: words stay as published. A conversation is taken whole or refused: after an
 optional system turn the user begins, and user and assistant alternate. Keys that are not named here
 (`model`, `openai_moderation`) are ignored.
 """
@@ -19,8 +18,14 @@ from types import MappingProxyType
 from typing import Any
 
 from liquidmm.data.fields import describe, names, string
-from liquidmm.data.records import ChatRecord, Message, Picture, Record, Role, parse_record
-from liquidmm.data.records import provenance as provenance_of
+from liquidmm.data.records import (
+    ChatRecord,
+    Message,
+    Picture,
+    Role,
+    picture,
+    provenance,
+)
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
@@ -43,47 +48,31 @@ _TURN_KEYS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """Key of the turns -> keys of speaker and words in a turn."""
 
-_OWN_KEYS = ("image", "text")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
-_KNOWN = (
-    "'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), "
-    "'messages' (and 'images'), 'image' and 'captions', 'text'"
-)
 
 
-def parse_entry(obj: Mapping[str, Any], where: str, root: Path) -> Record:
-    """Make the record that one entry of a source describes, in whichever layout it is.
+def parse_conversation(obj: Mapping[str, Any], where: str, root: Path | str) -> ChatRecord:
+    """Make the record of a published conversation.
 
     Args:
-        obj: The parsed entry.
+        obj: The parsed entry; it has `conversations` or `conversation`.
         where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder that relative picture paths start from.
+        root: Folder or URL that relative picture paths start from.
 
     Returns:
         The record.
 
     Raises:
-        DataError: The entry fits no layout, or breaks the one it is in.
+        DataError: The conversation breaks its layout.
     """
-    if not isinstance(obj, Mapping) or "messages" in obj:
-        return parse_record(obj, where, root)
-    for name in _TURN_KEYS:
-        if name in obj:
-            return _chat(obj, name, where, root)
-    if any(name in obj for name in _OWN_KEYS):
-        return parse_record(obj, where, root)
-    raise DataError(f"{where}: fits no layout (its keys: {names(obj)}). Known: {_KNOWN}.")
-
-
-def _chat(obj: Mapping[str, Any], name: str, where: str, root: Path) -> ChatRecord:
-    provenance = provenance_of(obj, where)
+    name = next(name for name in _TURN_KEYS if name in obj)
     messages = _messages(obj[name], name, where)
     images = _images(obj, where, root)
     return ChatRecord(
         key=_key(obj, where),
         messages=_placed(messages, len(images), where),
         images=images,
-        **provenance,
+        **provenance(obj, where),
     )
 
 
@@ -150,7 +139,7 @@ def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
         )
 
 
-def _images(obj: Mapping[str, Any], where: str, root: Path) -> tuple[Picture, ...]:
+def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Picture, ...]:
     """Return what `image` or `images` names: a path, a file in a Parquet struct, or several."""
     for name in _OTHER_MEDIA:
         if obj.get(name) is not None:
@@ -162,16 +151,7 @@ def _images(obj: Mapping[str, Any], where: str, root: Path) -> tuple[Picture, ..
         return ()
     value = obj[given[0]]
     items = value if isinstance(value, list) else [value]
-    return tuple(_image(item, given[0], where, root) for item in items)
-
-
-def _image(value: object, name: str, where: str, root: Path) -> Picture:
-    if isinstance(value, Mapping) and "path" in value:
-        content = value.get("bytes")
-        if isinstance(content, bytes):
-            return content
-        value = value["path"]
-    return root / string({name: value}, name, where)
+    return tuple(picture(item, given[0], where, root) for item in items)
 
 
 def _placed(messages: tuple[Message, ...], images: int, where: str) -> tuple[Message, ...]:

@@ -52,6 +52,15 @@ def strings(value: object, name: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def lookup(obj: Mapping[str, Any], name: str) -> Any:
+    """Return the value under a key, or None; in `a.b`, unless that is a key, `b` lies in `a`."""
+    if name in obj:
+        return obj[name]
+    first, dot, rest = name.partition(".")
+    inner = obj.get(first)
+    return lookup(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
 def names(obj: Mapping[str, Any]) -> str:
     """Name the keys of an object in a message."""
     return ", ".join(sorted(map(str, obj))) or "no keys"
@@ -66,8 +75,10 @@ def _check_characters(value: str, name: str, where: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        # JSON may spell one half of a surrogate pair; no file can hold it
-        raise DataError(
-            f"{where}: '{name}' holds half a character ({value[error.start]!a} at "
-            f"{error.start}). Correct the record."
-        ) from error
+        bad = value[error.start]
+        if "\udc80" <= bad <= "\udcff":  # what a byte that is not UTF-8 is decoded to
+            what = f"is not UTF-8 (byte 0x{ord(bad) & 0xFF:x} at {error.start})"
+        else:
+            # JSON may spell one half of a surrogate pair; no file can hold it
+            what = f"holds half a character ({bad!a} at {error.start})"
+        raise DataError(f"{where}: '{name}' {what}. Correct the record.") from error

@@ -2,13 +2,15 @@
 
 Contract: the items equal those of `json.load`. In memory are one item and one chunk of the file. An
 array that is not valid JSON is an error at the item where that shows, because nothing behind it can
-be told apart any more.
+be told apart any more. Bytes that are not UTF-8 become half characters (U+DC80 to U+DCFF), so they
+spoil the item they stand in and no other.
 """
 
+import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from liquidmm.errors import DataError
 
@@ -21,36 +23,43 @@ _CUT = 16
 token outside of strings and numbers has 9 characters, the longest escape in a string 12."""
 
 
-def array_items(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
+def array_items(
+    stream: BinaryIO, where: str, chunk: int = CHUNK, *, first: int = 0, start: int = 0
+) -> Iterator[tuple[int, Any]]:
     """Yield the items of the array that a file holds.
 
     Args:
-        path: File in UTF-8 that holds one JSON array and nothing else.
+        stream: File in UTF-8 that holds one JSON array and nothing else; at its start or an item.
+        where: Name of the file, for messages.
         chunk: Characters to read at once, 1 or more.
+        first: Index of the item that the stream stands at; 0 at the start of the file.
+        start: Byte that the stream stands at.
 
     Yields:
-        The parsed items in order.
+        The byte that the item begins at, and the parsed item, in order.
 
     Raises:
-        DataError: The file can't be read, or is no JSON array from some item on; the message names
-            file and item.
+        DataError: It is no JSON array from some item on; the message names file and item.
+        OSError: The file can't be read.
     """
-    index = 0
+    index = first
     try:
-        # utf-8-sig leaves out the mark that some editors put at the start
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            window = _Window(file, chunk)
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream))
+        if not first and buffered.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
+            start += len(buffered.read(len(BOM_UTF8)))  # some editors put this mark at the start
+        text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
+        window = _Window(text, chunk, start)
+        if not first:
             window.skip("[", "the start of an array")
-            while window.more(first=index == 0):
-                yield window.item()
-                index += 1
-            window.finish()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}). Check the file.") from error
+        while index == first > 0 or window.more(first=index == 0):
+            place = window.place()
+            yield place, window.item()
+            index += 1
+        window.finish()
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, _BrokenError) else f"not valid JSON ({error})"
         raise DataError(
-            f"{path}[{index}]: {what}. From here on the file can't be read; mend it or download "
+            f"{where}[{index}]: {what}. From here on the file can't be read; mend it or download "
             "it again."
         ) from error
 
@@ -62,14 +71,21 @@ class _BrokenError(ValueError):
 class _Window:
     """The part of the file that is in memory, and the place in it that comes next."""
 
-    def __init__(self, file: TextIO, chunk: int) -> None:
+    def __init__(self, file: TextIO, chunk: int, start: int) -> None:
         self._file = file
         self._chunk = chunk
         self._decoder = json.JSONDecoder()
         self._text = ""
         self._place = 0
-        self._before = 0  # characters of the file that have left the window
+        self._counted = 0  # place up to which bytes are counted
+        self._bytes = start  # byte of the file that this is
         self._ended = False
+
+    def place(self) -> int:
+        """Step over blanks; return the byte of the file that comes next."""
+        self._next()
+        self._count()
+        return self._bytes
 
     def skip(self, wanted: str, name: str) -> None:
         """Step over one character that must come next."""
@@ -133,9 +149,17 @@ class _Window:
         if not new:
             self._ended = True
             return False
-        self._before += self._place
-        self._text, self._place = kept + new, 0
+        self._count()
+        self._text, self._place, self._counted = kept + new, 0, 0
         return True
+
+    def _count(self) -> None:
+        self._bytes = self._byte(self._place)
+        self._counted = self._place
+
+    def _byte(self, place: int) -> int:
+        passed = self._text[self._counted : place]
+        return self._bytes + len(passed.encode("utf-8", "surrogateescape"))
 
     def _near_end(self, place: int) -> bool:
         return place >= len(self._text) - _CUT
@@ -144,4 +168,4 @@ class _Window:
         if cut or place >= len(self._text):
             return _BrokenError("the file ends before the array does")
         what = what.rstrip(": ").removesuffix(" at")  # json's own messages end in these
-        return _BrokenError(f"not valid JSON ({what} at character {self._before + place})")
+        return _BrokenError(f"not valid JSON ({what} at byte {self._byte(place)})")

@@ -15,11 +15,12 @@ from liquidmm.data.fields import describe, names, string, strings
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
-Picture: TypeAlias = Path | bytes
+Picture: TypeAlias = Path | str | bytes
+"""A file, the URL of one, or its content; `vision.pixels.open_image` opens all three."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-_CAPTION_KEYS = ("captions", "caption", "text_prompt")
+_CAPTION_KEYS = ("captions", "caption", "text_prompt", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ class ImageTextRecord:
     key: str
     """Name of the record, used in messages."""
     image: Picture
-    """Path of the picture, or its file content."""
+    """Path or URL of the picture, or its file content."""
     captions: tuple[str, ...]
     """One or more captions, none empty; the first is the canonical one."""
     source: str = ""
@@ -98,17 +99,46 @@ def pictures_of(record: Record) -> tuple[Picture, ...]:
             return ()
 
 
-def parse_record(obj: Mapping[str, Any], where: str, root: Path) -> Record:
+def picture(value: object, name: str, where: str, root: Path | str) -> Picture:
+    """Return the picture that a field names or holds.
+
+    Args:
+        value: A path, the content of a file, or `{bytes, path}` as Hugging Face stores it.
+        name: The field, for messages.
+        where: Start of the message, such as `file:line`.
+        root: Folder or URL that a relative path starts from.
+
+    Raises:
+        DataError: It is none of these, or empty.
+    """
+    if isinstance(value, Mapping) and ("path" in value or "bytes" in value):
+        content = value.get("bytes")
+        value = value.get("path") if content is None else content
+    if isinstance(value, Path):
+        return value
+    if isinstance(value, bytes):
+        if not value:
+            raise DataError(f"{where}: '{name}' is empty (0 bytes). Leave the record out.")
+        return value
+    path = string({name: value}, name, where)
+    if "://" in path:
+        return path
+    if isinstance(root, str):
+        return f"{root.rstrip('/')}/{path.removeprefix('./')}"
+    return root / path
+
+
+def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record:
     """Check one JSON object and make the record it describes.
 
     The keys decide the kind: `messages` (with `images`) is a conversation, `image` with `captions`,
-    `caption` or `text_prompt` a captioned picture, `text` a document. `key`, `source`, `license`
-    and `split` are optional.
+    `caption`, `text_prompt` or `text` a captioned picture, `text` alone a document. `key`,
+    `source`, `license` and `split` are optional.
 
     Args:
         obj: The parsed object.
         where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder that relative picture paths start from.
+        root: Folder or URL that relative picture paths start from.
 
     Returns:
         The record.
@@ -125,7 +155,7 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path) -> Record:
         images = _images(obj, messages, where, root)
         return ChatRecord(key=key, messages=messages, images=images, **common)
     if "image" in obj:
-        image = root / string(obj, "image", where)
+        image = picture(obj["image"], "image", where, root)
         return ImageTextRecord(key=key, image=image, captions=_captions(obj, where), **common)
     if "text" in obj:
         return TextRecord(key=key, text=string(obj, "text", where), **common)
@@ -157,7 +187,7 @@ def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
             return captions
         raise DataError(f"{where}: '{name}' is empty. Give at least one caption.")
     raise DataError(
-        f"{where}: 'image' without a caption. Add 'captions', 'caption' or 'text_prompt'."
+        f"{where}: 'image' without a caption. Add 'captions', 'caption', 'text_prompt' or 'text'."
     )
 
 
@@ -187,9 +217,15 @@ def _message(value: object, where: str) -> Message:
 
 
 def _images(
-    obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path
-) -> tuple[Path, ...]:
-    images = tuple(root / name for name in strings(obj.get("images", []), "images", where))
+    obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path | str
+) -> tuple[Picture, ...]:
+    items = obj.get("images", [])
+    if not isinstance(items, list):
+        raise DataError(
+            f"{where}: 'images' must be a list of pictures (got {describe(items)}). "
+            "Correct the record."
+        )
+    images = tuple(picture(item, f"images[{n}]", where, root) for n, item in enumerate(items))
     wanted = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
     if len(images) != wanted:
         raise DataError(

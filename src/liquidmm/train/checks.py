@@ -38,6 +38,23 @@ def check_length(run: TrainRun, config: PreTrainedConfig) -> None:
         )
 
 
+def check_quantized(run: TrainRun, ranks: int) -> None:
+    """Refuse weights in 4 bits on several ranks, which FSDP2 can't share.
+
+    Args:
+        run: The run.
+        ranks: Number of ranks.
+
+    Raises:
+        ConfigError: They are wanted there.
+    """
+    if ranks > 1 and run.model.lora is not None and run.model.lora.quantize:
+        raise ConfigError(
+            f"model.lora.quantize: works on one rank, this run has {ranks}. Leave it out; LoRA "
+            "without it is shared by all ranks."
+        )
+
+
 def check_pictures(run: TrainRun) -> None:
     """Refuse sources with a picture that fits into no row.
 

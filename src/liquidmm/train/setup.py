@@ -25,7 +25,7 @@ from liquidmm.data.packing import Packed
 from liquidmm.data.render import KINDS, RenderConfig, Renderer
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
-from liquidmm.train.checks import check_length, check_pictures
+from liquidmm.train.checks import check_length, check_pictures, check_quantized
 from liquidmm.train.config import TrainRun
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
     """
     run.rows_of_rank(ranks)
     run.parallel.shards(ranks)
+    check_quantized(run, ranks)
     check_pictures(run)
     folder = local_folder(str(run.checkpoint))
     processor, images = load_parts(folder, device)

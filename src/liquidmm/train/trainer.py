@@ -27,7 +27,7 @@ from liquidmm.data.packing import Packed
 from liquidmm.data.render import TASKS
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.runtime import atomic_file, dtype_of, get_logger
+from liquidmm.runtime import atomic_file, dtype_of, get_logger, prepare_cpu
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainRun, differences
@@ -35,7 +35,6 @@ from liquidmm.train.data_plan import plan_data
 from liquidmm.train.final import model_card, write_final
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.memory import prepare_cpu
 from liquidmm.train.metrics import MetricsLog, Tally
 from liquidmm.train.model import load_trainee, trained_share
 from liquidmm.train.optim import learning_rate
@@ -153,6 +152,7 @@ class _Trainer:
                 progress = saves.read_progress(save)
                 saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
                 self.stream.restore(_only(progress.data, self.lanes))
+            self.watch.restore(progress.watch)
             self.step = progress.step
             if world.is_main:
                 _LOG.info("%s: goes on after step %d", run.out, self.step)
@@ -312,7 +312,10 @@ class _Trainer:
         states = self.world.gather(self.stream.state())
         lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
         progress = saves.Progress(
-            step=self.step, data=states[0] | {"lanes": lanes}, run=to_dict(self.run)
+            step=self.step,
+            data=states[0] | {"lanes": lanes},
+            run=to_dict(self.run),
+            watch=self.watch.state(),
         )
         return self.saver.start(self.trainee.trainable(), self.stepper.optimizers, progress)
 

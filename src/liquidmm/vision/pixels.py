@@ -2,70 +2,131 @@
 
 Contract: ``open_image`` is the only way a picture file enters the program, and ``to_rgb`` the only
 way a PIL image of the caller does. Either gives an RGB image (turned upright by its EXIF tag,
-transparency laid on white) or raises ``DataError``. Tensors are (3, H, W) float32 in [-1, 1]
-everywhere else in the package.
+transparency laid on white) or raises ``DataError``, whatever the file holds; many threads may call
+them at once. Tensors are (3, H, W) float32 in [-1, 1] everywhere else in the package.
 """
 
+import functools
 import io
 import math
+import stat
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from liquidmm.errors import DataError
+from liquidmm.errors import DataError, LiquidError
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is opened, in pixels: a file of a few kB can unpack to gigabytes."""
+MAX_BYTES = 2**29
+"""Largest file that is read."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+"""Formats that are opened, by Pillow's names; some others would start a program (EPS)."""
 
-_FORMATS = "Give a PNG, JPEG, WebP, GIF or BMP file."
+_FORMATS = "Give a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file."
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L")
 _WHITE = (255, 255, 255)
+# The filters of warnings belong to the whole process.
+_WARNINGS = threading.Lock()
 
 
 def open_image(source: Path | str | bytes) -> Image.Image:
     """Read a picture as an upright RGB image, transparent parts on white.
 
     Args:
-        source: A file, or the content of one. Of an animation the first frame is taken.
+        source: A file, the URL of one (anything fsspec opens), or the content of one. Of an
+            animation the first frame is taken.
 
     Returns:
         The picture, mode RGB.
 
     Raises:
-        DataError: The file is missing, empty, broken, no picture, or larger than ``MAX_PIXELS``.
+        DataError: The file is missing, empty, broken, no picture, or too large.
+        LiquidError: A URL can't be read now, for a reason that may be gone later.
     """
-    where = "picture" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and Path(source).is_dir():
-        raise DataError(f"{where}: is a folder, not a picture. {_FORMATS}")
+    if isinstance(source, bytes):
+        return _decoded(source, "picture")
+    where = str(source)
+    content = _fetched(where) if "://" in where else _read(Path(source))
+    return _decoded(content, where)
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{path}: is a folder, not a picture. {_FORMATS}")
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: is a device or a pipe, not a picture. {_FORMATS}")
+        _check_bytes(status.st_size, str(path))
+        return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{where}: no such file. Check the path.") from None
+        if path.is_symlink():
+            raise DataError(f"{path}: is a link to nothing. Correct the link.") from None
+        raise DataError(f"{path}: no such file. Check the path.") from None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}). Check the file.") from None
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        system, path = fsspec.url_to_fs(url)
+        _check_bytes(system.info(path).get("size") or 0, url)
+        content: bytes = system.cat_file(path)
+    except FileNotFoundError:
+        raise DataError(f"{url}: no such file. Check the URL.") from None
+    except (IsADirectoryError, PermissionError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{url}: cannot be read ({reason}). Check the URL.") from None
     except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror}). Check the file.") from None
+        reason = " ".join(str(error).split())
+        raise LiquidError(f"{url}: can't be read now ({reason}). Run it again.") from error
+    return content
+
+
+def _check_bytes(size: int, where: str) -> None:
+    if size > MAX_BYTES:
+        raise DataError(f"{where}: has {size} bytes, more than {MAX_BYTES}. Make it smaller.")
+
+
+def _decoded(content: bytes, where: str) -> Image.Image:
     if not content:
         raise DataError(f"{where}: the file is empty (0 bytes). {_FORMATS}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                _check_area(opened, where)
-                opened.load()
-                return to_rgb(opened, where)
+        with _opened(content) as image:
+            _check_area(image, where)
+            image.load()
+            return to_rgb(image, where)
     except DataError:
         raise
     except Image.DecompressionBombError:
         raise DataError(f"{where}: more than {MAX_PIXELS} pixels. Make it smaller.") from None
     except UnidentifiedImageError:
         raise DataError(f"{where}: not a picture in a known format. {_FORMATS}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        # Pillow's readers raise all of these on damaged files.
-        raise DataError(f"{where}: the picture is broken ({error}). {_FORMATS}") from None
+    except Exception as error:  # noqa: BLE001 - damaged files make Pillow's readers raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: the picture is broken ({reason}). {_FORMATS}") from None
+
+
+def _opened(content: bytes) -> Image.Image:
+    """Read the header; the area is checked by the caller, so Pillow need not warn."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(content), formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()  # not every Pillow is built with AVIF
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_area(image: Image.Image, where: str) -> None:

@@ -8,7 +8,6 @@ autocast, in either memory format.
 Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +73,11 @@ class VQGANConfig:
         return int(2 ** (len(self.channel_multipliers) - 1))
 
 
+def _silu(x: Tensor) -> Tensor:
+    # Every x here is a fresh result of a normalisation: without gradients nobody else needs it.
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
     # The largest number of groups that divides the channels, up to the wanted one.
     fitting = max(g for g in range(1, groups + 1) if channels % g == 0)
@@ -96,10 +100,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
-        h: Tensor = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(functional.silu(self.norm2(h)))
+        h: Tensor = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
         shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return h + shortcut
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
 
 class AttentionBlock(nn.Module):
@@ -228,7 +232,7 @@ class Encoder(nn.Module):
         x: Tensor = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        out: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(x))))
+        out: Tensor = self.conv_out(_silu(self.norm_out(self.mid(x))))
         return out
 
 
@@ -261,7 +265,7 @@ class Decoder(nn.Module):
         x: Tensor = self.mid(self.conv_in(latents))
         for index in reversed(range(len(self.up))):
             x = self.up[index](x)
-        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(_silu(self.norm_out(x)))
         return out
 
 
@@ -331,7 +335,10 @@ class VQGAN(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) to codes, (B, h, w), int64."""
-        latents = self.encode_latents(pixels)
+        return self.nearest(self.encode_latents(pixels))
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Map what is quantized (B, D, h, w) to codes, (B, h, w), int64."""
         flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
         return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
 
@@ -355,9 +362,3 @@ class VQGAN(nn.Module):
         if self.decoder is None:
             raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
         return self.decoder.conv_out.weight
-
-
-def perplexity(counts: Tensor) -> float:
-    """Effective number of codes in use: exp of the entropy of the use counts, 1 to K."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    return math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())

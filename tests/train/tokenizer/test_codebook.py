@@ -1,6 +1,6 @@
 import torch
 
-from liquidmm.train.image_codebook import MovingCodebook, kmeans
+from liquidmm.train.tokenizer.codebook import MovingCodebook, kmeans
 from liquidmm.vision.vqgan import Quantizer
 
 
