@@ -35,7 +35,7 @@ def _as_if_with_jax() -> Iterator[None]:
 
     logger, root, last = absl_logging.get_absl_logger(), logging.getLogger(), logging.lastResort
     logger.addFilter(keep)
-    # It would close the stderr of now when logging is set up anew and stderr is another one by then.
+    # It would close the stderr of now, should logging be set up anew while stderr is another one.
     absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     # A root logger without handlers gets one from absl, which is not for a library to decide.
     if last is not None and not root.handlers:
