@@ -35,6 +35,7 @@ def command() -> None:
 @click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
 @click.option("--sizes", help="Shapes to train on a GPU, with commas: 135m,1b,7b.")
 @click.option("--only", help="Parts, with commas: efficiency,speed,loss,sizes.  [default: all]")
+@click.option("--length", type=int, help="Ids in a row.  [default: the run's]")
 @click.option("--steps", type=int, help="Steps whose rows are counted.  [default: 64]")
 @click.option("--sequences", type=int, help="Sequences in a padded batch.  [default: 16]")
 @click.option("--tokens", type=int, help="Labels of the loss, for memory.  [default: 8192]")
@@ -64,4 +65,38 @@ def train(as_json: bool, sizes: str | None, only: str | None, **options: Any) ->
             given[name] = tuple(part.strip() for part in text.split(",") if part.strip())
     config = TrainBench(**given, loss=LossSizes(**loss))
     result = bench_train(config, lambda text: click.echo(text, err=True))
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
+
+
+@command.command("data")
+@click.option("--only", help="Parts, with commas: loading.  [default: all]")
+@click.option("--checkpoint", type=_FOLDER, help="Whose tokenizer.  [default: the shipped model]")
+@click.option(
+    "--scratch",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder for made-up shards, 3 GB for the time being.  [default: the system's]",
+)
+@click.option("--seconds", type=float, help="Time of each speed of loading.  [default: 25]")
+@click.option("--workers", type=int, help="Processes that make rows.  [default: 2]")
+@click.option("--samples", help="Records whose memory is compared.  [default: 1000000,10000000]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def data(as_json: bool, only: str | None, samples: str | None, **options: Any) -> None:
+    """Measure how fast data is loaded, and what memory that takes."""
+    from liquidmm.bench.data import DataBench, bench_data
+    from liquidmm.bench.loading import LoadingSizes
+    from liquidmm.errors import ConfigError
+
+    given = {name: value for name, value in options.items() if value is not None}
+    loading: dict[str, Any] = {
+        name: given.pop(name) for name in ("seconds", "workers") if name in given
+    }
+    if samples is not None:
+        try:
+            loading["samples"] = tuple(int(count) for count in samples.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--samples: '{samples}' are no numbers with commas.") from error
+    if only is not None:
+        given["parts"] = tuple(part.strip() for part in only.split(",") if part.strip())
+    config = DataBench(**given, loading=LoadingSizes(**loading))
+    result = bench_data(config, lambda text: click.echo(text, err=True))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
