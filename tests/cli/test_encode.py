@@ -94,7 +94,7 @@ RAY = ["--set", "engine.kind=ray"]
         (["encode", "run.toml", "--set", "encode.size=0"], 1, "size: is 0"),
         (["encode", "run.toml", "--set", "source.path=none.jsonl"], 1, "there is no 'none.jsonl'"),
         (["encode", "run.toml", "--set", "engine.kind=sun"], 1, "must be one of 'local', 'slurm'"),
-        (["encode", "run.toml", "--workers", "0", *RAY], 1, "engine: workers: say how many"),
+        (["encode", "run.toml", "--workers", "0", *RAY], 1, "engine.workers: say how many"),
         (["encode", "run.toml", "--set", "encode.precision=tf32"], 1, "tf32 needs a CUDA device"),
         (["encode", "run.toml", "--set", "encode.size=15"], 1, "no multiple of the tokenizer's"),
         (["encode", "run.toml", "--set", "encode.buckets.areas=[]"], 1, "areas: is empty"),

@@ -8,6 +8,7 @@ and the weights alone, and after any number of draws no source is two draws away
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +35,8 @@ def _as_if_with_jax() -> Iterator[None]:
 
     logger, root, last = absl_logging.get_absl_logger(), logging.getLogger(), logging.lastResort
     logger.addFilter(keep)
+    # It would close the stderr of now, should logging be set up anew while stderr is another one.
+    absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     # A root logger without handlers gets one from absl, which is not for a library to decide.
     if last is not None and not root.handlers:
         root.addHandler(last)

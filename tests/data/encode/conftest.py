@@ -1,10 +1,16 @@
 """An image tokenizer whose codes can be read, and a source with good and bad records."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+
+from liquidmm.data.encode import EncodeConfig, EngineConfig, TokenizerFile, encode
+from liquidmm.data.shards import read_shards
+from liquidmm.data.sources import SourceConfig
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -62,20 +68,46 @@ def source(tmp_path):
     return path
 
 
-@pytest.fixture
-def gradients(tmp_path):
-    """Forty pictures whose codes all differ, in parts of five records."""
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A source that takes about a second to encode, and the folder that comes of it."""
+
+    source: SourceConfig
+    tokenizer: TokenizerFile
+    config: EncodeConfig
+    folder: Path
+
+    def arguments(self, out, **engine):
+        """Give the arguments of `encode`, for another folder."""
+        return self.source, self.tokenizer, out, self.config, EngineConfig(**engine)
+
+    def assert_same(self, out):
+        """Compare names and bytes of all that is there; nothing else may be left."""
+        found = {path.name: path.read_bytes() for path in out.iterdir()}
+        wanted = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        assert found.keys() == wanted.keys()
+        assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+@pytest.fixture(scope="package")
+def whole(tmp_path_factory, image_tokenizer_folder):
+    folder = tmp_path_factory.mktemp("whole")
     lines = []
-    for number in range(40):
+    for number in range(60):
         name = f"{number:02d}.png"
-        ramp = Image.linear_gradient("L").rotate(9 * number).resize((24, 24))
-        Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180))).save(tmp_path / name)
-        lines.append(json.dumps({"key": name, "image": name, "caption": f"ramp {number}"}) + "\n")
-    path = tmp_path / "records.jsonl"
-    path.write_text("".join(lines))
-    return path
-
-
-def contents(folder):
-    """Name and bytes of every file in a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        ramp = Image.linear_gradient("L").rotate(6 * number).resize((96, 96))
+        Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180))).save(folder / name)
+        lines.append({"key": name, "image": name, "caption": f"ramp {number}"})
+    lines[31]["image"] = "none.png"
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = Whole(
+        source=SourceConfig(path=str(path)),
+        tokenizer=TokenizerFile(path=image_tokenizer_folder, device="cpu"),
+        config=EncodeConfig(size=96, shard_records=2, batch_size=4),
+        folder=folder / "out",
+    )
+    encode(*made.arguments(made.folder, workers=1))
+    codes = [row.pictures[0].tobytes() for row in read_shards(made.folder)]
+    assert len(set(codes)) == 59
+    return made
