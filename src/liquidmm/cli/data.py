@@ -123,11 +123,29 @@ def text(wordnet: Path, icons: Path | None, out: Path, seed: int, overwrite: boo
 @command.command("inspect")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show what a folder of encoded shards holds."""
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Picture file for a contact sheet, decoded from the codes.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(1), default=48, show_default=True, help="On the sheet."
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, path_type=Path),
+    help="Image tokenizer or Liquid model that the folder was encoded with.  [default: the "
+    "shipped model's]",
+)
+def inspect(
+    folder: Path, as_json: bool, sheet: Path | None, pictures: int, tokenizer: Path | None
+) -> None:
+    """Show what a folder of encoded shards holds: counts, lengths, sizes, licences."""
     from liquidmm.data.manifest import summary
 
     found = summary(folder)
+    if sheet is not None:
+        _write_sheet(folder, sheet, pictures, tokenizer)
     if as_json:
         _show(found)
         return
@@ -138,6 +156,21 @@ def inspect(folder: Path, as_json: bool) -> None:
         click.echo(name)
         for part, number in value.items():
             click.echo(f"  {part or '(none)':24} {number}")
+
+
+def _write_sheet(folder: Path, path: Path, pictures: int, tokenizer: Path | None) -> None:
+    from liquidmm.cli.options import check_picture_path, save_picture
+    from liquidmm.data.sheet import sheet
+    from liquidmm.generate.liquid import DEFAULT_MODEL
+    from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
+    from liquidmm.vision.tokenizer import load_image_tokenizer
+
+    check_picture_path(path)
+    source = tokenizer or DEFAULT_MODEL
+    inside = source / IMAGE_TOKENIZER_FOLDER
+    loaded = load_image_tokenizer(inside if inside.is_dir() else source)
+    save_picture(sheet(folder, loaded, pictures), path)
+    click.echo(f"{path}: pictures decoded from their codes", err=True)
 
 
 def _styles(options: dict[str, Any]) -> dict[str, Any]:
