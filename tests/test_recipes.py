@@ -10,7 +10,7 @@ from liquidmm.cli.init_base import BaseRun
 from liquidmm.config import load_run
 from liquidmm.data.encode import EncodeRun
 from liquidmm.train.config import TrainRun
-from liquidmm.train.image_config import TokenizerRun
+from liquidmm.train.tokenizer.config import TokenizerRun
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -108,7 +108,12 @@ def test_constants_of_the_paper(name):
     assert run.model.attention == "flex_attention"
     assert run.model.lora is None
     assert run.model.freeze == ()
-    sources = {(source.path.name, source.task): source.weight for source in run.data.sources}
+    sources: dict[tuple[str, str], float] = {}
+    for source in run.data.sources:
+        turned = source.weight * source.reverse
+        sources[source.path.name, source.task] = source.weight - turned
+        if turned:
+            sources[source.path.name, "image_to_text"] = turned
     assert sources == SOURCES.get(name, TEXT | PAIRS)
     assert run.rows_of_rank(ranks) == batch // ranks
     # a text or a pair takes about one row, so the weights (millions) give the steps

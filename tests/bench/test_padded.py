@@ -9,7 +9,7 @@ from liquidmm.bench.padded import documents, padded, padded_share
 from liquidmm.bench.report import Result
 from liquidmm.bench.speed import measure_efficiency
 from liquidmm.bench.train import icon_job
-from liquidmm.data.packing import PADDING_TASK, pack
+from liquidmm.data.packing import PADDING_TASK, PackingConfig, pack
 from liquidmm.data.render import IGNORE, TASKS, Example
 from liquidmm.train.batch import Batch
 from liquidmm.train.model import ModelConfig
@@ -23,7 +23,7 @@ def examples(lengths):
 
 def test_documents_are_the_examples():
     lengths = [5, 3, 8, 1, 8, 4]
-    rows = list(pack(examples(lengths), 8, lookahead=2))
+    rows = list(pack(examples(lengths), PackingConfig(length=8)))
     found = sorted((list(ids), list(labels)) for ids, labels in documents(rows))
     wanted = sorted(
         (list(each.input_ids), [IGNORE, *each.labels[1:]]) for each in examples(lengths)
@@ -41,11 +41,12 @@ def test_padding():
 
 
 def test_padded_share_is_a_plain_count():
-    rows = list(pack(examples([5, 3, 8, 1, 8]), 8, lookahead=1))
+    rows = list(pack(examples([8, 6, 2, 5, 1]), PackingConfig(length=8)))
+    rows.sort(key=lambda row: -row.input_ids[0])
     lengths = [len(ids) for ids, _ in documents(rows)]
-    assert lengths == [5, 3, 8, 1, 8]
-    # (5, 3) and (8, 1) are batches; the last one is left over
-    assert padded_share(rows, 2) == (5 + 3 + 8 + 1) / (2 * 5 + 2 * 8)
+    assert lengths == [5, 1, 6, 2, 8]
+    # (5, 1) and (6, 2) are batches; the last one is left over
+    assert padded_share(rows, 2) == (5 + 1 + 6 + 2) / (2 * 5 + 2 * 6)
 
 
 def test_efficiency_equals_a_count_position_by_position(config):

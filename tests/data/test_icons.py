@@ -91,7 +91,17 @@ SETS = {
         {"apple-1": square("#c11"), "car": square("#24c"), "woman-farmer": square("#0a6")},
         aliases={"red-apple": {"parent": "apple-1"}, "automobile": {"parent": "car"}},
     ),
-    "things": icon_set("things", {"red-apple": square("#e00"), "lamp-2-flat": square("#ee0")}),
+    "things": icon_set(
+        "things",
+        {
+            "red-apple": square("#e00"),
+            "lamp-2-flat": square("#ee0"),
+            "soft-drinks": square("#999"),
+            "soft-drinks-logo": square("#998"),
+        },
+        aliases={"desk-light": {"parent": "lamp-2-flat"}},
+    ),
+    "logos": icon_set("logos", {"soft-drinks": square("#123")}),
 }
 
 
@@ -217,8 +227,20 @@ def test_pictures_that_look_the_same_are_kept_once(tmp_path: Path) -> None:
 def test_other_sets_bring_concepts_of_their_own(
     tarballs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    build(tarballs, tmp_path / "icons", styles=("noto", "things"))
+    summary = build(tarballs, tmp_path / "icons", styles=("noto", "things"))
     found = read(tmp_path / "icons")
+    assert {key for key in found if key.startswith("things/")} == {
+        "things/red-apple",
+        "things/lamp",
+    }
+    assert summary["dropped"]["trademark"] == 2
+    assert found["things/lamp"]["captions"] == [
+        "a lamp, things style",
+        "things icon of a lamp",
+        "lamp in things style",
+        "lamp (desk light), things style",
+        "an icon of a lamp",
+    ]
     assert found["things/red-apple"]["concept"] == "red-apple"
     assert (found["things/lamp"]["name"], found["things/lamp"]["group"]) == (
         "lamp",

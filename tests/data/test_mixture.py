@@ -1,14 +1,19 @@
+import gc
 import json
+import re
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from liquidmm.data.mixture import Mixture, Source
-from liquidmm.data.packing import PADDING_TASK
+from liquidmm.data.draws import Source
+from liquidmm.data.mixture import Mixture
+from liquidmm.data.packing import PADDING_TASK, PackingConfig
 from liquidmm.data.records import Message
 from liquidmm.data.render import TASKS, RenderConfig, Renderer
 from liquidmm.data.shard_file import Row
-from liquidmm.errors import ConfigError, DataError
+from liquidmm.errors import DataError
 
 
 def grid(number):
@@ -49,131 +54,188 @@ def sources(folder):
     ]
 
 
-def rows_of(mixture, count):
-    rows = [mixture.take()[0] for _ in range(count)]
-    return np.stack([np.stack([r.input_ids, r.labels, r.position_ids, r.task_ids]) for r in rows])
+PACKING = PackingConfig(length=64, window=24)
 
 
-def test_resume_is_exact(folder, renderer):
-    whole = rows_of(Mixture(sources(folder), renderer, 64, 3), 50)
-    first = Mixture(sources(folder), renderer, 64, 3)
-    begin = rows_of(first, 20)
+def rows_of(mixture, count, lanes=(0,)):
+    """Rows as arrays, (count, lanes, 4, T)."""
+    steps = [mixture.take(lanes) for _ in range(count)]
+    arrays = [
+        [np.stack([r.input_ids, r.labels, r.position_ids, r.task_ids]) for r in rows]
+        for rows in steps
+    ]
+    return np.array(arrays)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 20, 33])
+def test_resume_is_exact(folder, renderer, taken):
+    whole = rows_of(Mixture(sources(folder), renderer, PACKING, 3), 50)
+    first = Mixture(sources(folder), renderer, PACKING, 3)
+    begin = rows_of(first, taken)
     state = json.loads(json.dumps(first.state()))
-    assert len(json.dumps(state)) < 4000
-    second = Mixture(sources(folder), renderer, 64, 3)
+    second = Mixture(sources(folder), renderer, PACKING, 3)
     second.restore(state)
     assert second.state() == state
-    assert np.array_equal(whole, np.concatenate([begin, rows_of(second, 30)]))
-    rows_of(first, 30)
+    assert second.passes == first.passes
+    rest = rows_of(second, 50 - taken)
+    assert np.array_equal(whole, np.concatenate([begin, rest]) if taken else rest)
+    rows_of(first, 50 - taken)
     assert second.state() == first.state()
 
 
-def test_lanes_share_the_draws_and_not_the_order(folder, sequences):
+def test_the_state_is_a_few_numbers_however_long_the_run(folder, renderer):
+    mixture = Mixture(sources(folder), renderer, PACKING, 3, lanes=2)
+    position = {"window": 10**12, "row": 1, "left_out": 10**9}
+    mixture.restore(mixture.state() | {"lanes": {"0": position, "1": position}})
+    rows_of(mixture, 30, range(2))
+    lanes = mixture.state()["lanes"]
+    assert lanes["0"]["window"] > 10**12
+    assert all(len(json.dumps({name: lane})) < 100 for name, lane in lanes.items())
+    assert mixture.passes[0] == pytest.approx(2 * 10**12 * 24 * 0.5 / 11, rel=1e-6)
+
+
+def test_memory_of_opening_does_not_grow_with_rows(renderer, tmp_path, write_folder):
+    def opened(rows, shards):
+        """Bytes that Python and numpy hold for an open mixture with one window made."""
+        texts = [Row(kind="text", key=f"t{n}", text="a red cat") for n in range(rows)]
+        path = write_folder(tmp_path / f"{rows}", *[texts] * shards, codebook_size=64)
+        gc.collect()
+        tracemalloc.start()
+        mixture = Mixture([Source(path=path, task="text")], renderer, PACKING, 0)
+        mixture.take()
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert mixture.identity()["sizes"] == [rows * shards]
+        return held
+
+    opened(10, 1)  # what is made once and kept
+    small, large = opened(5000, 1), opened(20_000, 1)
+    assert abs(large - small) < 5000
+
+
+def test_ranks_and_workers_give_the_same_stream(folder, renderer):
+    def rows(ranks, workers, steps=12, state=None):
+        """Four lanes shared by some ranks: rows of every step in the order of the lanes."""
+        mixtures = [
+            Mixture(sources(folder), renderer, PACKING, 3, lanes=4, workers=workers)
+            for _ in range(ranks)
+        ]
+        taken = []
+        for rank, mixture in enumerate(mixtures):
+            if state is not None:
+                mixture.restore(state)
+            taken.append(rows_of(mixture, steps, range(rank, 4, ranks)))
+            mixture.close()
+        lanes = {}
+        for mixture in mixtures:
+            lanes |= {
+                name: lane
+                for name, lane in mixture.state()["lanes"].items()
+                if int(name) % ranks == mixtures.index(mixture)
+            }
+        found = np.stack([taken[lane % ranks][:, lane // ranks] for lane in range(4)], axis=1)
+        return found, mixtures[0].identity() | {"lanes": dict(sorted(lanes.items()))}
+
+    alone, state = rows(1, 0)
+    halves, _ = rows(2, 0)
+    ahead, _ = rows(1, 1)
+    assert np.array_equal(alone, halves)
+    assert np.array_equal(alone, ahead)
+    assert not np.array_equal(alone[:, 0], alone[:, 1])
+    # on from there: one rank, four ranks, and two workers
+    rest, end = rows(1, 0, state=json.loads(json.dumps(state)))
+    for ranks, workers in ((4, 0), (1, 2)):
+        again, position = rows(ranks, workers, state=state)
+        assert np.array_equal(rest, again)
+        assert position == end
+
+
+def test_lanes_share_the_draws(folder, sequences):
     renderer = Renderer(sequences, RenderConfig(guidance_dropout=0, draw_in_chat_share=0))
     source = [Source(path=folder, task="text_to_image")]
-    mixture = Mixture(source, renderer, 64, 0, lanes=4, lookahead=1)
-    keys = [key for _ in range(20) for row in mixture.take(range(4)) for key in row.keys]
-    first = keys[:11]
-    # Four lanes draw one after the other: the first pass is over before the second begins.
-    assert sorted(first) == sorted(f"i{n}" for n in range(11))
-
-
-def test_who_takes_a_lane_changes_nothing(folder, renderer):
-    def rows(ranks, steps):
-        """Four lanes shared by some ranks: rows of every step in the order of the lanes."""
-        mixtures = [Mixture(sources(folder), renderer, 64, 3, lanes=4) for _ in range(ranks)]
-        found = []
-        for _ in range(steps):
-            parts = [m.take(range(r, 4, ranks)) for r, m in enumerate(mixtures)]
-            found.append([parts[lane % ranks][lane // ranks].input_ids for lane in range(4)])
-        return np.array(found), mixtures
-
-    alone, (one,) = rows(1, 8)
-    shared, (first, second) = rows(2, 8)
-    assert np.array_equal(alone, shared)
-    lanes = first.state()["lanes"] | second.state()["lanes"]
-    assert one.state() == first.state() | {"lanes": dict(sorted(lanes.items()))}
-    # A position that two ranks left is one that four can go on from.
-    whole = json.loads(json.dumps(first.state() | {"lanes": lanes}))
-    for rank in range(4):
-        mixture = Mixture(sources(folder), renderer, 64, 3, lanes=4)
-        mixture.restore(whole)
-        (row,) = mixture.take([rank])
-        assert np.array_equal(row.input_ids, one.take([rank])[0].input_ids)
+    mixture = Mixture(source, renderer, PackingConfig(length=64, window=11), 0, lanes=4)
+    taken = [[] for _ in range(4)]
+    for lane, keys in enumerate(taken):
+        while len(keys) < 11:
+            keys.extend(mixture.take([lane])[0].keys)
+    # A window is as long as a pass here: each lane has every picture once.
+    assert [sorted(keys) for keys in taken] == [sorted(f"i{n}" for n in range(11))] * 4
+    assert mixture.passes == (4.0,)
 
 
 def test_seed_decides(folder, renderer):
     one, same, other = (
-        rows_of(Mixture(sources(folder), renderer, 64, seed), 10) for seed in (1, 1, 2)
+        rows_of(Mixture(sources(folder), renderer, PACKING, seed), 10) for seed in (1, 1, 2)
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
-def test_a_pass_shows_every_row_once_in_another_order(folder, sequences):
-    renderer = Renderer(sequences, RenderConfig(guidance_dropout=0, draw_in_chat_share=0))
-    mixture = Mixture([Source(path=folder, task="text_to_image")], renderer, 64, 0)
-    stream = mixture._streams[0]
-    orders = []
-    for turn in range(3):
-        draws = range(turn * 11, turn * 11 + 11)
-        orders.append([int(stream.example(renderer, n).input_ids[-3]) - 26 for n in draws])
-        assert sorted(orders[-1]) == list(range(11))
-    assert len({tuple(order) for order in orders}) == 3
-
-
-def test_weights_and_passes(folder, renderer):
-    mixture = Mixture(sources(folder), renderer, 64, 0)
-    rows_of(mixture, 200)
-    draws = mixture.state()["lanes"]["0"]["draws"]
-    total = sum(draws)
-    for share, count in zip((0.5, 0.2, 0.2, 0.1), draws, strict=True):
-        assert abs(count - share * total) <= 1
-    assert mixture.passes == tuple(n / size for n, size in zip(draws, (11, 11, 7, 3), strict=True))
-    assert mixture.passes[0] > 2
-    assert mixture.fill > 0.9
-
-
-def test_all_tasks_are_there_and_filled_is_counted(folder, renderer):
-    mixture = Mixture(sources(folder), renderer, 64, 0)
-    rows = rows_of(mixture, 40)
+def test_passes_and_fill(folder, renderer, caplog):
+    mixture = Mixture(sources(folder), renderer, PACKING, 0)
+    rows = rows_of(mixture, 200)[:, 0]
     assert set(np.unique(rows[:, 3])) - {PADDING_TASK} == set(range(len(TASKS)))
     assert mixture.fill == pytest.approx((rows[:, 3] != PADDING_TASK).mean())
+    assert mixture.fill > 0.8
+    shares = [each * size for each, size in zip(mixture.passes, (11, 11, 7, 3), strict=True)]
+    assert np.allclose(np.array(shares) / sum(shares), (0.5, 0.2, 0.2, 0.1))
+    assert mixture.passes[0] > 2
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(
+        f"{folder} ({task}): its {size} rows come again"
+        for task, size in (("text_to_image", 11), ("chat", 3), ("text", 7), ("image_to_text", 11))
+    )
+
+
+def test_what_is_too_long_stops_the_run_or_is_counted(folder, renderer, caplog):
+    pictures = [*sources(folder)[:1], *sources(folder)[3:]]
+    mixture = Mixture(pictures, renderer, PackingConfig(length=14, window=24), 0)
+    with pytest.raises(DataError, match=r"[ic]\d+: \d+ ids, rows have 14"):
+        rows_of(mixture, 20)
+    packing = PackingConfig(length=14, window=24, too_long="leave_out")
+    mixture = Mixture(pictures, renderer, packing, 0)
+    rows_of(mixture, 60)
+    state = mixture.state()
+    count = mixture.left_out
+    assert count == state["lanes"]["0"]["left_out"] > 5
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 5
+    assert re.fullmatch(r"[ic]\d+: left out, \d+ ids do not fit a row", told[0])
+    assert told[-1].endswith("; further ones are only counted")
+    again = Mixture(pictures, renderer, packing, 0)
+    again.restore(state)
+    assert again.left_out == count
+    assert np.array_equal(rows_of(again, 5), rows_of(mixture, 5))
+    assert again.left_out == mixture.left_out
+    none = Mixture(pictures, renderer, PackingConfig(length=4, too_long="leave_out"), 0)
+    with pytest.raises(DataError, match="all of 512 examples are longer than 4 ids"):
+        none.take()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"seed": 4}, "saved position has seed 3, this run has 4"),
-        ({"length": 32}, "saved position has length 64"),
+        ({"packing": replace(PACKING, length=32)}, "saved position has length 64"),
+        ({"packing": replace(PACKING, window=12)}, "saved position has window 24"),
+        ({"lanes": 2}, "saved position has lanes_in_all 1"),
     ],
 )
 def test_another_position_is_refused(folder, renderer, change, words):
-    state = Mixture(sources(folder), renderer, 64, 3).state()
-    other = Mixture(sources(folder), renderer, **{"length": 64, "seed": 3} | change)
+    state = Mixture(sources(folder), renderer, PACKING, 3).state()
+    other = Mixture(sources(folder), renderer, **{"packing": PACKING, "seed": 3} | change)
     with pytest.raises(DataError, match=words):
         other.restore(state)
 
 
-def test_bad_sources(folder, renderer, tmp_path, write_folder):
-    texts = [Row(kind="text", key="t", text="a")]
-    write_folder(tmp_path / "texts", texts, codebook_size=32)
-    with pytest.raises(DataError, match="with 32 codes, the checkpoint has 64"):
-        Mixture([Source(path=tmp_path / "texts", task="text")], renderer, 64, 0)
-    write_folder(tmp_path / "more", texts, codebook_size=64)
-    with pytest.raises(DataError, match="no rows of kind chat"):
-        Mixture([Source(path=tmp_path / "more", task="chat")], renderer, 64, 0)
-    with pytest.raises(DataError, match="image tokenizer f00d, the checkpoint has beef"):
-        Mixture(sources(folder), renderer, 64, 0, fingerprint="beef")
-    with pytest.raises(ConfigError, match="sources: is empty"):
-        Mixture([], renderer, 64, 0)
-    with pytest.raises(ConfigError, match="weight: is 0"):
-        Source(path=folder, task="text", weight=0)
-    with pytest.raises(ConfigError, match="Did you mean 'chat'"):
-        Source(path=folder, task="chats")
-
-
-def test_a_picture_that_does_not_fit_names_the_record(folder, renderer):
-    mixture = Mixture([Source(path=folder, task="chat")], renderer, 8, 0)
-    with pytest.raises(DataError, match=r"c\d: \d+ ids, rows have 8"):
+def test_a_flipped_bit_is_found_while_reading(renderer, tmp_path, write_folder):
+    rows = [Row(kind="image_text", key="i", captions=("red",), pictures=(grid(5),))]
+    folder = write_folder(tmp_path / "out", rows, codebook_size=64)
+    path = folder / "shard-00000.arrow"
+    whole = path.read_bytes()
+    damaged = whole.replace(grid(5).tobytes(), grid(4).tobytes())
+    assert damaged != whole
+    path.write_bytes(damaged)
+    mixture = Mixture([Source(path=folder, task="image_to_text")], renderer, PACKING, 0)
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: row 0 is damaged"):
         mixture.take()

@@ -45,6 +45,30 @@ def test_chat_record():
     )
 
 
+def test_pictures_are_paths_urls_or_bytes():
+    file = {"bytes": b"PNG", "path": "a.png"}
+    turns = [
+        {"role": "user", "content": "<image><image><image><image>"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    images = ["./a.png", "s3://b/c.png", b"PNG", file]
+    record = parse_record({"messages": turns, "images": images}, "f:1", ROOT)
+    assert record.images == (ROOT / "a.png", "s3://b/c.png", b"PNG", b"PNG")
+    record = parse_record({"messages": turns, "images": images}, "f:1", "hf://datasets/x")
+    assert record.images[0] == "hf://datasets/x/a.png"
+    record = parse_record({"image": {"bytes": None, "path": "/x/a.png"}, "text": "a"}, "f:1", ROOT)
+    assert (record.image, record.captions) == (Path("/x/a.png"), ("a",))
+
+
+def test_turns_in_pieces():
+    pieces = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    turns = [{"role": "user", "content": pieces}, TURNS[1]]
+    record = parse_record({"messages": turns, "images": ["a.png"]}, "f:1", ROOT)
+    assert record.messages[0].content == "<image>\nWhat?"
+    with pytest.raises(DataError, match=r"messages\[0\]: a piece of 'content' must be of type"):
+        parse_record({"messages": [{"role": "user", "content": ["x"]}, TURNS[1]]}, "f:1", ROOT)
+
+
 @pytest.mark.parametrize(
     ("obj", "words"),
     [
@@ -55,6 +79,8 @@ def test_chat_record():
         ({"text": "  "}, "'text' is empty"),
         ({"text": "x", "license": None}, "'license' must be a string (got nothing)"),
         ({"image": "a.png"}, "'image' without a caption"),
+        ({"image": b"", "caption": "x"}, "'image' is empty (0 bytes)"),
+        ({"image": {"bytes": None, "path": None}, "text": "x"}, "'image' must be a string (got no"),
         ({"image": 1, "caption": "x"}, "'image' must be a string (got int 1)"),
         ({"image": "a.png", "captions": []}, "'captions' is empty"),
         ({"image": "a.png", "captions": ["x", ""]}, "'captions' holds an empty string"),

@@ -13,20 +13,26 @@ from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.train.adapters import LoraConfig, add_adapters, merge, weight_of
 from liquidmm.train.config import TrainRun
+from liquidmm.train.loss import LossConfig
+from liquidmm.train.model import ModelConfig, load_trainee
 from liquidmm.train.optim import split_parameters
+from liquidmm.train.parallel import ParallelConfig, World
+from liquidmm.train.setup import open_setup
 from liquidmm.train.trainer import train
 
 FAMILIES = ["llama", "qwen2", "gemma2"]  # an untied head, two tied ones
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "llama in 4 bits"])
 def adapted_run(plan, request, family_base, image_tokenizer_folder, tmp_path):
     """A finished training with adapters, and the folder it started from."""
+    family, _, in_bits = request.param.partition(" in ")
     folder = tmp_path / "base-liquid"
     config = ExpandConfig(image_tokenizer=image_tokenizer_folder, sizes=((16, 16),))
-    expand(family_base(request.param), folder, config)
+    expand(family_base(family), folder, config)
     plan["data"]["length"] = 128
-    plan |= {"checkpoint": str(folder), "model": {"lora": {"rank": 4}}, "final_dtype": "float32"}
+    lora = {"rank": 4, "quantize": bool(in_bits)}
+    plan |= {"checkpoint": str(folder), "model": {"lora": lora}, "final_dtype": "float32"}
     run = from_dict(TrainRun, plan, "run.toml")
     train(run)
     return run
@@ -111,3 +117,42 @@ def test_an_unknown_target(checkpoint_folder):
     config = LoraConfig(targets=("q_proj", "qkv"))
     with pytest.raises(ConfigError, match=r"lora\.targets: .*'qkv'.*There are: down_proj"):
         add_adapters(checkpoint.model, checkpoint.vocabulary, config)
+
+
+def test_validating_leaves_weights_in_four_bits_alone(checkpoint_folder, checkpoint):
+    config = ModelConfig(lora=LoraConfig(rank=3, quantize=True))
+    trainee = load_trainee(
+        checkpoint_folder,
+        checkpoint.vocabulary,
+        config,
+        LossConfig(),
+        world=World("cpu"),
+        parallel=ParallelConfig(),
+        precision=torch.float32,
+    )
+    packed = {
+        name: weight.detach().clone()
+        for name, weight in trainee.model.named_parameters()
+        if weight.dtype == torch.uint8
+    }
+    assert len(packed) == 2 * 7  # every linear layer of two blocks
+    ids = torch.arange(12)[None]
+    outputs = []
+    for training in (True, False, True):
+        trainee.train(training)
+        with torch.no_grad():
+            outputs.append(trainee.model(input_ids=ids, use_cache=False).logits)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    # 4 bits are close to the weights, and not the same.
+    with torch.no_grad():
+        exact = checkpoint.model(input_ids=ids, use_cache=False).logits
+    assert 0 < (outputs[0] - exact).abs().max() < 0.2 * exact.abs().max()
+    for name, weight in trainee.model.named_parameters():
+        assert name not in packed or torch.equal(packed[name], weight)
+
+
+def test_four_bits_on_several_ranks(plan):
+    plan["model"] = {"lora": {"quantize": True}}
+    with pytest.raises(ConfigError, match=r"lora\.quantize: works on one rank, this run has 2"):
+        open_setup(from_dict(TrainRun, plan, "run.toml"), 2, torch.device("cpu"))

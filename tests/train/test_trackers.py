@@ -37,10 +37,15 @@ def test_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_hosted(tmp_path, monkeypatch, name):
+def test_hosted(tmp_path, monkeypatch, capsys, name):
     calls = []
+
+    def init(**given):
+        sys.stdout.write("a greeting\n")
+        calls.append(("init", given))
+
     module = SimpleNamespace(
-        init=lambda **given: calls.append(("init", given)),
+        init=init,
         log=lambda figures, step: calls.append(("log", step, figures)),
         finish=lambda: calls.append(("finish",)),
     )
@@ -49,8 +54,9 @@ def test_hosted(tmp_path, monkeypatch, name):
     board.close()
     hosted.log(4, {"loss": 2.5})
     hosted.close()
-    init = {"project": "icons", "name": "model", "config": {"seed": 1}, "resume": "allow"}
-    assert calls == [("init", init), ("log", 4, {"loss": 2.5}), ("finish",)]
+    given = {"project": "icons", "name": "model", "config": {"seed": 1}, "resume": "allow"}
+    assert calls == [("init", given), ("log", 4, {"loss": 2.5}), ("finish",)]
+    assert capsys.readouterr().out == ""  # stdout is for the result of a run
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -61,7 +61,9 @@ def test_end_to_end(plan):
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
     assert trained[0]["lr"] == 1e-3
     last = trained[-1]
-    assert {"loss/text_to_image", "accuracy/text_to_image", "gradient_norm"} < last.keys()
+    assert {"loss/text_to_image", "accuracy/text_to_image"} < set().union(*trained)
+    assert last["gradient_norm"] > 0
+    assert 0 < trained[0]["passes"] < last["passes"]
     assert last["tokens_per_second"] > 0
     validated = [line for line in lines if "validation/loss/all/text" in line]
     assert [line["step"] for line in validated] == [2, 4]
@@ -110,6 +112,29 @@ def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
         for run in (broken, unbroken)
     ]
     assert figures[0] == figures[1]
+
+
+def test_rows_made_ahead_are_the_same(plan, tmp_path):
+    plan["data"] |= {"window": 8, "validation": []}
+    finals = []
+    for workers in (0, 1):
+        plan["data"]["workers"] = workers
+        finals.append(weights(train(build(plan, out=tmp_path / str(workers)))))
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_what_is_too_long_is_left_out_and_counted(plan, caplog):
+    plan["data"] |= {"length": 32, "window": 16, "too_long": "leave_out", "validation": []}
+    run = build(plan)
+    train(run)
+    lines = read_metrics(run.out / "metrics.jsonl")
+    counts = [line["left_out"] for line in lines if "left_out" in line]
+    assert counts == sorted(counts)
+    assert counts[0] > 0
+    assert "ids do not fit a row" in caplog.text
+    plan["data"]["too_long"] = "error"
+    with pytest.raises(DataError, match=r"ids, rows have 32.*data\.too_long"):
+        train(build(plan, out=run.out / "again"))
 
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2"]

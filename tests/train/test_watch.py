@@ -33,6 +33,17 @@ def test_the_start_and_a_falling_loss_are_no_spikes():
     assert [watch.look(loss) for loss in [50.0, *falling]] == [None] * 501
 
 
+def test_resumed_it_goes_on_as_if_never_stopped():
+    rng = random.Random(1)
+    losses = [3.0 + rng.gauss(0, 0.05) for _ in range(60)] + [4.0, 3.0, 5.0]
+    unbroken, before, after = SpikeWatch(6.0), SpikeWatch(6.0), SpikeWatch(6.0)
+    told = [unbroken.look(loss) for loss in losses]
+    first = [before.look(loss) for loss in losses[:30]]
+    after.restore(json.loads(json.dumps(before.state())))
+    assert first + [after.look(loss) for loss in losses[30:]] == told
+    assert [told.index(spike) for spike in told if spike] == [60, 62]
+
+
 def test_none_are_looked_for():
     watch = SpikeWatch(0.0)
     assert [watch.look(loss) for loss in [1.0] * 50 + [100.0]] == [None] * 51

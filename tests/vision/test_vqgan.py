@@ -6,7 +6,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from liquidmm.errors import ConfigError
-from liquidmm.vision.vqgan import VQGAN, Quantizer, VQGANConfig, perplexity
+from liquidmm.vision.vqgan import VQGAN, Quantizer, VQGANConfig
 
 SHAPE = {
     "base_channels": 32,
@@ -214,8 +214,3 @@ def test_without_decoder():
 def test_shapes_that_cannot_be(changes, words):
     with pytest.raises(ConfigError, match=words):
         make(**changes)
-
-
-def test_perplexity():
-    assert perplexity(torch.tensor([5, 5, 0, 0])) == pytest.approx(2.0)
-    assert perplexity(torch.tensor([9, 0])) == pytest.approx(1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed, pack
+from liquidmm.data.packing import Packed, PackingConfig, pack
 from liquidmm.data.render import IGNORE, Example, Task
 from liquidmm.model.checkpoint import load_language_model, local_folder
 from liquidmm.train.config import LoopRun, TrainRun
@@ -158,11 +159,16 @@ class RandomRows:
         self._vocabulary = vocabulary
         self._length = length
         self._rng = np.random.default_rng(seed)
-        self._rows = pack(self._examples(), length)
+        self._rows = self._packed()
 
     def take(self, lanes: range) -> list[Packed]:
         """Take as many rows as there are lanes; they all come from one stream."""
         return [next(self._rows) for _ in lanes]
+
+    def _packed(self) -> Iterator[Packed]:
+        config, examples = PackingConfig(length=self._length), self._examples()
+        while True:
+            yield from pack(islice(examples, config.window), config)
 
     def _examples(self) -> Iterator[Example]:
         codes = min(_PICTURE, self._length // 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,50 @@ import click
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _OUT = click.option("-o", "--out", required=True, type=_FOLDER, help="Folder to write.")
+_STYLES = click.option(
+    "--styles", help="Icon sets, separated by commas.  [default: the default model's four]"
+)
+_ALL_STYLES = click.option(
+    "--all-styles", is_flag=True, help="Every permissively licensed colour set."
+)
+_SHARE_ALIKE = click.option("--share-alike", is_flag=True, help="Also accept share-alike licences.")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the folder when it exists.")
 
 
 @click.group("data")
 def command() -> None:
     """Make the built-in data sets: icons, scenes and text."""
+
+
+@command.command("all")
+@click.argument(
+    "packages", type=click.Path(exists=True, file_okay=False, path_type=Path), default="data"
+)
+@_OUT
+@_STYLES
+@_ALL_STYLES
+@_SHARE_ALIKE
+@click.option("--scenes", default=12_000, show_default=True, help="Number of scenes.")
+@click.option("--seed", default=0, show_default=True, help="Seed of splits and choices.")
+@_OVERWRITE
+def everything(
+    packages: Path, out: Path, overwrite: bool, scenes: int, seed: int, **options: Any
+) -> None:
+    """Build icons, scenes and text from the tarballs in PACKAGES.
+
+    PACKAGES is the folder that `make icons` fills.  [default: data]
+    """
+    from liquidmm.data.built_in import BuiltInConfig, build_all
+    from liquidmm.data.icons import IconsConfig
+    from liquidmm.data.scenes import ScenesConfig
+    from liquidmm.data.text import TextConfig
+
+    config = BuiltInConfig(
+        icons=IconsConfig(seed=seed, **_styles(options)),
+        scenes=ScenesConfig(count=scenes, seed=seed),
+        text=TextConfig(seed=seed),
+    )
+    _show(build_all(packages, out, config, overwrite=overwrite, progress=_bar("item")))
 
 
 @command.command("icons")
@@ -32,30 +70,19 @@ def command() -> None:
     "--emojibase", required=True, type=_FILE, help="Tarball of the npm package emojibase-data."
 )
 @_OUT
-@click.option(
-    "--styles", help="Icon sets, separated by commas.  [default: the default model's four]"
-)
-@click.option("--all-styles", is_flag=True, help="Every permissively licensed colour set.")
-@click.option("--share-alike", is_flag=True, help="Also accept share-alike licences.")
+@_STYLES
+@_ALL_STYLES
+@_SHARE_ALIKE
 @click.option("--size", default=64, show_default=True, help="Side of the pictures in pixels.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the split.")
 @_OVERWRITE
 def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Render icons with captions and a fixed split."""
-    from tqdm import tqdm
-
     from liquidmm.data.icons import IconsConfig, build_icons
 
-    names = options.pop("styles")
-    if names:
-        options["styles"] = tuple(name.strip() for name in names.split(",") if name.strip())
-
-    def bar(choices: Iterable[Any]) -> Iterable[Any]:
-        shown: Iterable[Any] = tqdm(choices, unit="icon")
-        return shown
-
-    config = IconsConfig(**options)
-    _show(build_icons(iconify, emojibase, out, config, overwrite=overwrite, progress=bar))
+    config = IconsConfig(**_styles(options))
+    made = build_icons(iconify, emojibase, out, config, overwrite=overwrite, progress=_bar("icon"))
+    _show(made)
 
 
 @command.command("scenes")
@@ -68,17 +95,10 @@ def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options:
 @_OVERWRITE
 def scenes(icons_folder: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Compose scenes of icons, with captions, questions and answers."""
-    from tqdm import tqdm
-
     from liquidmm.data.scenes import ScenesConfig, build_scenes
 
-    def bar(numbers: Iterable[int]) -> Iterable[int]:
-        shown: Iterable[int] = tqdm(numbers, unit="scene")
-        return shown
-
-    _show(
-        build_scenes(icons_folder, out, ScenesConfig(**options), overwrite=overwrite, progress=bar)
-    )
+    config = ScenesConfig(**options)
+    _show(build_scenes(icons_folder, out, config, overwrite=overwrite, progress=_bar("scene")))
 
 
 @command.command("text")
@@ -118,6 +138,24 @@ def inspect(folder: Path, as_json: bool) -> None:
         click.echo(name)
         for part, number in value.items():
             click.echo(f"  {part or '(none)':24} {number}")
+
+
+def _styles(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn the text of --styles into names; without it the default stays."""
+    names = options.pop("styles")
+    if names:
+        options["styles"] = tuple(name.strip() for name in names.split(",") if name.strip())
+    return options
+
+
+def _bar(unit: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    from tqdm import tqdm
+
+    def shown(things: Iterable[Any]) -> Iterable[Any]:
+        bar: Iterable[Any] = tqdm(things, unit=unit)
+        return bar
+
+    return shown
 
 
 @command.command("validate")

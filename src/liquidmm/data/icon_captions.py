@@ -166,7 +166,11 @@ def kind(subgroup: str) -> str:
 
 
 def captions(
-    name: str, style: str, subgroup: str = "", tags: Sequence[str] = ()
+    name: str,
+    style: str,
+    subgroup: str = "",
+    tags: Sequence[str] = (),
+    noun: str = "emoji",
 ) -> tuple[str, ...]:
     """Natural phrasings for one icon.
 
@@ -174,7 +178,8 @@ def captions(
         name: Plain English name: "red apple".
         style: Prefix of the icon set.
         subgroup: Official subgroup, or empty.
-        tags: Official keywords.
+        tags: Official keywords, or other names of the drawing.
+        noun: What the pictures of the set are: "emoji" or "icon".
 
     Returns:
         Three to six captions. The first is canonical; all but the last name the style.
@@ -182,7 +187,7 @@ def captions(
     named, words = with_article(name), style_words(style)
     found = [
         f"{named}, {words} style",
-        f"{words} emoji of {named}",
+        f"{words} {noun} of {named}",
         f"{name} in {words} style",
     ]
     if sort := kind(subgroup):
@@ -195,5 +200,5 @@ def captions(
     ]
     if fresh:
         found.append(f"{name} ({', '.join(fresh[:2])}), {words} style")
-    found.append(f"an emoji of {named}")
+    found.append(f"an {noun} of {named}")
     return tuple(found)

@@ -53,6 +53,11 @@ class Collection:
     colour: bool
     """True when the icons have colours of their own."""
 
+    @property
+    def emoji(self) -> bool:
+        """Whether it draws the official emoji."""
+        return self.category == "Emoji" or "emoji" in self.prefix
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IconSet:
@@ -205,6 +210,17 @@ def colour_styles(collections: Mapping[str, Collection]) -> tuple[str, ...]:
         and licence_verdict(entry) == "permissive"
         and entry.category not in {"Flags / Maps", "Programming"}
     )
+
+
+def read_trademarks(tarball: Path, collections: Mapping[str, Collection]) -> frozenset[str]:
+    """Read the names of all drawings of the tarball's set of logos; empty where it has none.
+
+    Raises:
+        DataError: The tarball is broken or lacks the set.
+    """
+    if "logos" not in collections:
+        return frozenset()
+    return frozenset(read_json(tarball, ["json/logos.json"])[0]["icons"])
 
 
 def read_sets(tarball: Path, collections: Sequence[Collection]) -> list[IconSet]:

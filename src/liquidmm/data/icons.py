@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
 from liquidmm.data.icon_captions import captions
-from liquidmm.data.icon_concepts import Concept, ConceptTable, read_concepts, slug
+from liquidmm.data.icon_choice import Choice, choose, distinct
+from liquidmm.data.icon_concepts import Concept, ConceptTable, read_concepts
 from liquidmm.data.icon_sets import (
     IconSet,
     check_licence,
@@ -33,6 +33,7 @@ from liquidmm.data.icon_sets import (
     read_collections,
     read_json,
     read_sets,
+    read_trademarks,
 )
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import atomic_folder, require
@@ -41,9 +42,6 @@ DEFAULT_STYLES = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 """The four styles of the default model."""
 Split = Literal["train", "held_out_concepts", "held_out_pairs"]
 _SHORTCODES = ("cldr", "emojibase", "github", "joypixels", "iamcal", "emojibase-legacy")
-_SAME_PICTURE = 5.0
-# Endings by which icon sets tell drawings of one thing apart.
-_DRAWING_WORDS = frozenset({"flat", "duo", "fill", "color", "one", "two", "alt"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +85,6 @@ class IconsConfig:
             raise ConfigError("styles: empty. Name at least one icon set, or ask for all.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Choice:
-    """One icon that will be rendered."""
-
-    concept: Concept
-    icon: str
-
-
 def build_icons(
     iconify: Path,
     emojibase: Path,
@@ -129,12 +119,15 @@ def build_icons(
         check_licence(collections, style, config.share_alike) for style in dict.fromkeys(styles)
     ]
     table = _concepts(emojibase)
+    # No emoji is a trademark; sets of other icons hold some.
+    others = any(not collection.emoji for collection in chosen)
+    trademarks = read_trademarks(iconify, collections) if others else frozenset()
     dropped: Counter[str] = Counter()
-    kept: list[tuple[IconSet, _Choice, bytes]] = []
+    kept: list[tuple[IconSet, Choice, bytes]] = []
     for icons in read_sets(iconify, chosen):
-        choices = choose(icons, table, dropped)
+        choices = choose(icons, table, trademarks, dropped)
         pictures = [(choice, render(icons, choice.icon, config)) for choice in progress(choices)]
-        kept.extend((icons, choice, picture) for choice, picture in _distinct(pictures, dropped))
+        kept.extend((icons, choice, picture) for choice, picture in distinct(pictures, dropped))
     split = split_pairs(
         [(choice.concept.id, icons.collection.prefix) for icons, choice, _ in kept], config
     )
@@ -154,42 +147,6 @@ def build_icons(
         summary = _summary(records, dropped, config)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
-
-
-def choose(icons: IconSet, table: ConceptTable, dropped: Counter[str]) -> list[_Choice]:
-    """Pick one icon of a set for each concept.
-
-    Args:
-        icons: The set.
-        table: Known concepts.
-        dropped: Is counted up by the reason for each icon left out.
-
-    Returns:
-        Choices in official order.
-    """
-    ranked: dict[str, tuple[tuple[int, str], _Choice]] = {}
-    for name in sorted(icons.icons):
-        names = (name, *icons.aliases.get(name, ()))
-        code = table.code(names, icons.codes.get(name, ()))
-        concept = _own_concept(icons, name) if code is None else table.by_code.get(code)
-        if concept is None:
-            dropped[
-                "skin tone, letter or unnamed drawing"
-                if code is None
-                else "flag, letter, clock, family or mirrored double"
-            ] += 1
-            continue
-        # A gendered drawing stands in only where the set has no neutral one; which gender is a
-        # matter of the hash.
-        rank = (int(code in table.gendered) if code else 0, _digest(f"{concept.id}/{name}"))
-        rank = (rank[0], "" if slug(concept.name) == name else rank[1])
-        if concept.id in ranked:
-            dropped["second drawing of a concept"] += 1
-        if concept.id not in ranked or rank < ranked[concept.id][0]:
-            ranked[concept.id] = (rank, _Choice(concept=concept, icon=name))
-    return sorted(
-        (choice for _, choice in ranked.values()), key=lambda c: (c.concept.order, c.concept.id)
-    )
 
 
 def render(icons: IconSet, name: str, config: IconsConfig) -> bytes:
@@ -264,41 +221,9 @@ def _concepts(emojibase: Path) -> ConceptTable:
     return read_concepts(data, groups, names)
 
 
-def _own_concept(icons: IconSet, name: str) -> Concept | None:
-    """A concept for an unknown icon; None in emoji sets, whose rest is letters and doubles."""
-    if icons.collection.category == "Emoji" or "emoji" in icons.collection.prefix:
-        return None
-    words = [word for word in name.split("-") if not word.isdigit()]
-    while len(words) > 1 and words[-1] in _DRAWING_WORDS:
-        words.pop()
-    if not words:
-        return None
-    group = slug(icons.categories.get(name) or icons.collection.category) or "icons"
-    return Concept(id="-".join(words), name=" ".join(words), group=group, order=1 << 31)
-
-
-def _distinct(
-    pictures: Sequence[tuple[_Choice, bytes]], dropped: Counter[str]
-) -> list[tuple[_Choice, bytes]]:
-    """Keep the first of pictures that look the same: a root mean square below 5 at 32 x 32."""
-    kept: list[tuple[_Choice, bytes]] = []
-    seen = np.empty((len(pictures), 32 * 32 * 3), dtype=np.float32)
-    for choice, png in pictures:
-        small = Image.open(io.BytesIO(png)).resize((32, 32), Image.Resampling.BOX)
-        row = np.asarray(small, dtype=np.float32).reshape(-1)
-        distance = np.sqrt(((seen[: len(kept)] - row) ** 2).mean(axis=1))
-        if row.min() > 250:
-            dropped["empty picture"] += 1
-        elif kept and distance.min() < _SAME_PICTURE:
-            dropped["looks like another icon of its style"] += 1
-        else:
-            seen[len(kept)] = row
-            kept.append((choice, png))
-    return kept
-
-
 def _record(icons: IconSet, concept: Concept, split: Split) -> dict[str, Any]:
     style = icons.collection.prefix
+    noun = "emoji" if icons.collection.emoji else "icon"
     return {
         "key": f"{style}/{concept.id}",
         "image": f"images/{style}/{concept.id}.png",
@@ -306,7 +231,7 @@ def _record(icons: IconSet, concept: Concept, split: Split) -> dict[str, Any]:
         "style": style,
         "group": concept.group,
         "name": concept.name,
-        "captions": list(captions(concept.name, style, concept.subgroup, concept.tags)),
+        "captions": list(captions(concept.name, style, concept.subgroup, concept.tags, noun)),
         "source": f"{icons.collection.title} by {icons.collection.author}",
         "license": icons.collection.licence,
         "split": split,
@@ -335,10 +260,6 @@ def _summary(
     }
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _share(text: str) -> float:
     """A number in [0, 1) that depends on the text only."""
-    return int(_digest(text)[:13], 16) / 16**13
+    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13

@@ -24,14 +24,14 @@ token outside of strings and numbers has 9 characters, the longest escape in a s
 
 
 def array_items(
-    stream: BinaryIO, where: str, chunk: int = CHUNK, *, first: int = 0, start: int = 0
+    stream: BinaryIO, where: str, chunk: int | None = None, *, first: int = 0, start: int = 0
 ) -> Iterator[tuple[int, Any]]:
     """Yield the items of the array that a file holds.
 
     Args:
         stream: File in UTF-8 that holds one JSON array and nothing else; at its start or an item.
         where: Name of the file, for messages.
-        chunk: Characters to read at once, 1 or more.
+        chunk: Characters to read at once, 1 or more; None: `CHUNK`.
         first: Index of the item that the stream stands at; 0 at the start of the file.
         start: Byte that the stream stands at.
 
@@ -39,8 +39,8 @@ def array_items(
         The byte that the item begins at, and the parsed item, in order.
 
     Raises:
-        DataError: The file can't be read, or is no JSON array from some item on; the message names
-            file and item.
+        DataError: It is no JSON array from some item on; the message names file and item.
+        OSError: The file can't be read.
     """
     index = first
     try:
@@ -48,7 +48,7 @@ def array_items(
         if not first and buffered.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
             start += len(buffered.read(len(BOM_UTF8)))  # some editors put this mark at the start
         text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
-        window = _Window(text, chunk, start)
+        window = _Window(text, chunk or CHUNK, start)
         if not first:
             window.skip("[", "the start of an array")
         while index == first > 0 or window.more(first=index == 0):
@@ -56,9 +56,6 @@ def array_items(
             yield place, window.item()
             index += 1
         window.finish()
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{where}[{index}]: can't be read ({reason}). Check the file.") from error
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, _BrokenError) else f"not valid JSON ({error})"
         raise DataError(

@@ -6,6 +6,7 @@ llava           `conversations` of `from` and `value`, and `image`; so too Mini-
 sharegpt        the same without `image`
 lmsys           `conversation` of `role` and `content`: LMSYS-Chat-1M
 journeydb       `img_path`, `prompt` and `Task2.Caption`
+imagefolder     `file_name`, and a caption: the metadata tables of Hugging Face's ImageFolder
 dclm            `text`: DCLM-baseline
 slimpajama      `text`, and its part in `meta.redpajama_set_name`
 starcoder       `content`; The Stack adds `max_stars_repo_licenses`
@@ -63,6 +64,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             keys=("img_path",),
             names={"image": ("img_path",), "captions": ("Task2.Caption", "prompt")},
         ),
+        "imagefolder": Layout(keys=("file_name",), names={"image": ("file_name",)}),
         "dclm": Layout(keys=("text",), names={"text": ("text",)}),
         "slimpajama": Layout(
             keys=("text",), names={"text": ("text",), "source": ("meta.redpajama_set_name",)}

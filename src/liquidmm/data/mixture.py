@@ -1,75 +1,28 @@
 """Endless streams of packed rows, drawn from several sources by weight.
 
-Contract: draw number n of a source is a pure function of (seed, source, n): each pass has an order
-of its own, and each draw a generator for the random choices of rendering. The stream comes in
-lanes, which share the draws among them and are packed by themselves: the rows of a lane don't
-depend on who takes them, so any number of ranks that divide the lanes among them see the same data.
-Which source is next follows from a lane's counts alone: the one furthest behind its share, so that
-no source is ever a whole draw ahead of its share, and few are more than one behind. The state is
-therefore a few counts and the draws that wait to be packed; restoring it continues bit by bit.
+Contract: the draws of the mixture are cut into windows of so many; the rows of a window are a pure
+function of the seed and its number. Rows come in lanes, which take the windows in turn, each window
+in one lane: the rows of a lane don't depend on who takes them, so any number of ranks that divide
+the lanes among them see the same data, none of it twice, and so does any number of processes that
+make windows ahead. The position of a lane is its window and the row in it: three small numbers with
+the count of what was left out, however long the run. Restoring it makes one window again and
+continues bit by bit.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
+from liquidmm.data.ahead import Ahead
+from liquidmm.data.draws import WINDOW, Draws, Source, check_sources, mix, open_sources
+from liquidmm.data.packing import Packed, PackingConfig, Window, pack
+from liquidmm.data.render import Example, Renderer
+from liquidmm.errors import DataError
+from liquidmm.runtime import get_logger
 
-from liquidmm.data.packing import Packed, Packer, split
-from liquidmm.data.render import KINDS, TASKS, Example, Renderer, Task
-from liquidmm.data.shards import Shards, read_shards
-from liquidmm.errors import ConfigError, DataError, suggest
+_NAMED = 5
+"""Records that are left out are named so many times."""
 
-Ticket: TypeAlias = tuple[int, int, int]
-"""Source, draw and piece: all that is needed to make a waiting example again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A folder of shards, rendered as one task."""
-
-    path: Path
-    """Folder that `liquid encode` wrote."""
-    task: Task
-    """What its rows teach; rows of a kind that the task does not use are left out."""
-    weight: float = 1.0
-    """Share of the examples, relative to the weights of the other sources."""
-
-    def __post_init__(self) -> None:
-        """Check task and weight."""
-        if self.task not in TASKS:
-            raise ConfigError(f"task: '{self.task}' is unknown.{suggest(self.task, TASKS)}")
-        if not 0 < self.weight < float("inf"):
-            raise ConfigError(f"weight: is {self.weight}. Give a number above 0, or leave it out.")
-
-
-class _Stream:
-    """The rows of one source in their drawn order, pass after pass."""
-
-    def __init__(self, source: Source, shards: Shards, seeds: tuple[int, int]) -> None:
-        self.task = source.task
-        self._seeds = seeds
-        self._rows = shards.of_kind(KINDS[source.task])
-        if not len(self._rows):
-            raise DataError(
-                f"{source.path}: no rows of kind {KINDS[source.task]}, which {source.task} needs. "
-                "Remove the source or choose another task."
-            )
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def example(self, renderer: Renderer, draw: int) -> Example:
-        """Render the row of one draw."""
-        turn, place = divmod(draw, len(self._rows))
-        row = self._rows[int(self._order(turn)[place])]
-        return renderer.render(row, self.task, np.random.default_rng([*self._seeds, 1, draw]))
-
-    def _permutation(self, turn: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.random.default_rng([*self._seeds, 0, turn]).permutation(len(self._rows))
+_LOG = get_logger(__name__)
 
 
 class Mixture:
@@ -79,60 +32,50 @@ class Mixture:
         self,
         sources: Sequence[Source],
         renderer: Renderer,
-        length: int,
+        packing: PackingConfig,
         seed: int,
         *,
         lanes: int = 1,
         fingerprint: str | None = None,
-        lookahead: int = 64,
+        workers: int = 0,
     ) -> None:
         """Open the sources.
 
         Args:
             sources: What to draw from.
             renderer: Lays the rows out.
-            length: Ids in a row.
+            packing: How rows are filled.
             seed: Decides order and random choices, 0 or more.
             lanes: Number of lanes; another number is another stream.
             fingerprint: Fingerprint of the checkpoint's image tokenizer; None does not compare.
-            lookahead: Examples in the packing buffer of a lane.
+            workers: Processes that make windows ahead; 0 makes them when they are needed.
 
         Raises:
-            ConfigError: There are no sources.
+            ConfigError: There are no sources, or their weights sum to nothing.
             DataError: A folder is not readable, was encoded with another tokenizer, or has no row
                 for its task.
         """
-        if not sources:
-            raise ConfigError("sources: is empty. Name at least one folder of shards.")
+        check_sources(sources)
         self._seed = seed
-        self._renderer = renderer
-        self._length = length
-        self._lookahead = lookahead
+        self._packing = packing
         self._count = lanes
+        self._sources = tuple(sources)
+        total = sum(source.weight for source in sources)
+        self._weights = [source.weight / total for source in sources]
+        opened = open_sources(sources, renderer, seed, fingerprint)
+        self._sizes = [size for size, _ in opened]
+        self._draws = [draws for _, draws in opened]
         tokenizer = renderer.sequences.tokenizer
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(pad for pad in pads if pad is not None)
-        codebook_size = renderer.sequences.vocabulary.codebook_size
-        opened = {
-            path: read_shards(path) for path in dict.fromkeys(source.path for source in sources)
-        }
-        for path, shards in opened.items():
-            _check_origin(path, shards, codebook_size, fingerprint)
-        self._streams = [
-            _Stream(source, opened[source.path], (seed, number))
-            for number, source in enumerate(sources)
-        ]
-        total = sum(source.weight for source in sources)
-        self._weights = [source.weight / total for source in sources]
+        mixed = mix(self._draws, [source.weight for source in sources])
+        self._windows = Ahead[Window](_Windows(mixed, packing, pad_id, seed), workers)
         self._lanes: dict[int, _Lane] = {}
-        self._new_lane = partial(
-            _Lane,
-            streams=self._streams,
-            weights=self._weights,
-            renderer=renderer,
-            packer=partial(Packer, length, pad_id, lookahead),
-            lanes=lanes,
-        )
+        self._named = 0
+        self._again: set[Source] = set()
+
+    def __len__(self) -> int:
+        return len(self._draws)
 
     def take(self, lanes: Iterable[int] = (0,)) -> list[Packed]:
         """Take the next row of some lanes.
@@ -142,8 +85,20 @@ class Mixture:
 
         Returns:
             One row for each, in order.
+
+        Raises:
+            DataError: A record is damaged, doesn't fit its task, or is too long.
+            LiquidError: A process that makes windows was killed.
         """
-        return [self._lane(number).take() for number in lanes]
+        chosen = [self._lane(number) for number in lanes]
+        due = [lane for lane in chosen if lane.used_up]
+        for ahead in (1, 2):
+            self._windows.announce([lane.number_of(lane.turn + ahead) for lane in due])
+        for lane in due:
+            self._name(lane.go_on())
+        if due:
+            self._tell_passes()
+        return [lane.take() for lane in chosen]
 
     def example(self, source: int, draw: int) -> Example:
         """Render one draw of one source; the stream stays where it is.
@@ -155,25 +110,37 @@ class Mixture:
         Returns:
             The example, longer than a row where it is to be cut.
         """
-        return self._streams[source].example(self._renderer, draw)
+        example: Example = self._draws[source][draw]
+        return example
+
+    def window(self, number: int) -> Window:
+        """Make one window; the stream stays where it is."""
+        return self._windows.take(number)
 
     @property
     def fill(self) -> float:
-        """Share of the ids taken so far that were not padding; 1 before the first row."""
+        """Share of the ids taken from this object that were not padding; 1 before the first row."""
         rows = sum(lane.rows for lane in self._lanes.values())
         filled = sum(lane.filled for lane in self._lanes.values())
-        return filled / (rows * self._length) if rows else 1.0
+        return filled / (rows * self._packing.length) if rows else 1.0
 
     @property
     def passes(self) -> tuple[float, ...]:
-        """How often the lanes taken from went through each source, as a fraction."""
-        draws = [sum(lane.draws[n] for lane in self._lanes.values()) for n in range(len(self))]
+        """How often the stream went through the rows of each source, as a fraction.
+
+        Worked out from the lanes taken from; the others are taken to be as far.
+        """
+        lanes = self._lanes.values()
+        windows = sum(lane.windows for lane in lanes) * self._count / max(1, len(lanes))
+        draws = windows * self._packing.window
         return tuple(
-            drawn / len(stream) for drawn, stream in zip(draws, self._streams, strict=True)
+            draws * weight / size for weight, size in zip(self._weights, self._sizes, strict=True)
         )
 
-    def __len__(self) -> int:
-        return len(self._streams)
+    @property
+    def left_out(self) -> int:
+        """Draws that were too long in the windows that the lanes taken from have begun."""
+        return sum(lane.left_out for lane in self._lanes.values())
 
     def state(self) -> dict[str, Any]:
         """Return the position of the lanes taken from as JSON-able values."""
@@ -196,109 +163,128 @@ class Mixture:
                     f"has {value}. Resume with the data and settings of the saved run."
                 )
         self._lanes = {}
-        for number, position in state["lanes"].items():
-            self._lane(int(number)).restore(position)
+        positions = [(self._lane(int(name)), each) for name, each in state["lanes"].items()]
+        self._windows.announce([lane.number_of(each["window"]) for lane, each in positions])
+        for lane, position in positions:
+            lane.restore(position)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the stream, as JSON-able values."""
         return {
             "seed": self._seed,
-            "length": self._length,
-            "lookahead": self._lookahead,
+            "length": self._packing.length,
+            "context": self._packing.longest,
+            "window": self._packing.window,
+            "too_long": self._packing.too_long,
             "lanes_in_all": self._count,
-            "sizes": [len(stream) for stream in self._streams],
-            "tasks": [stream.task for stream in self._streams],
+            "sizes": list(self._sizes),
+            "tasks": [source.task for source in self._sources],
             "weights": list(self._weights),
+            "reverse": [source.reverse for source in self._sources],
         }
+
+    def close(self) -> None:
+        """End the processes that make windows."""
+        self._windows.close()
 
     def _lane(self, number: int) -> "_Lane":
         if number not in self._lanes:
-            self._lanes[number] = self._new_lane(number)
+            self._lanes[number] = _Lane(number, self._count, self._windows)
         return self._lanes[number]
+
+    def _name(self, window: Window) -> None:
+        """Name the first records that are left out."""
+        for key, size in window.left_out[: max(0, _NAMED - self._named)]:
+            self._named += 1
+            _LOG.warning(
+                "%s: left out, %d ids do not fit a row%s",
+                key,
+                size,
+                "; further ones are only counted" if self._named == _NAMED else "",
+            )
+
+    def _tell_passes(self) -> None:
+        """Say once for each source that its rows come again."""
+        for source, size, passes in zip(self._sources, self._sizes, self.passes, strict=True):
+            if passes > 1 and source not in self._again:
+                self._again.add(source)
+                if 0 in self._lanes:  # one rank is enough
+                    _LOG.info("%s (%s): its %d rows come again", source.path, source.task, size)
 
 
 class _Lane:
-    """One of several streams that share the draws of all sources among them."""
+    """One of several streams that take the windows in turn."""
 
-    def __init__(
-        self,
-        number: int,
-        *,
-        streams: Sequence[_Stream],
-        weights: Sequence[float],
-        renderer: Renderer,
-        packer: Callable[[], Packer[Ticket]],
-        lanes: int,
-    ) -> None:
+    def __init__(self, number: int, lanes: int, windows: Ahead[Window]) -> None:
         self._number = number
-        self._streams = streams
-        self._weights = weights
-        self._renderer = renderer
-        self._new_packer = packer
-        self._step = lanes
-        self._packer = packer()
-        self.draws = [0] * len(streams)
-        """Draws of each source so far."""
+        self._lanes = lanes
+        self._windows = windows
+        self._window: Window | None = None
+        self._row = 0
+        self.turn = -1
+        """Which of the lane's windows it is in; before the first one -1."""
+        self.left_out = 0
+        """Draws left out in the windows begun so far."""
         self.rows = 0
-        """Rows taken."""
+        """Rows taken from this object."""
         self.filled = 0
         """Ids in them that are not padding."""
 
+    @property
+    def used_up(self) -> bool:
+        """Whether the next row is in another window."""
+        return self._window is None or self._row >= len(self._window)
+
+    @property
+    def windows(self) -> float:
+        """Windows gone through, the last one as a fraction."""
+        return self.turn + self._row / len(self._window) if self._window is not None else 0.0
+
+    def number_of(self, turn: int) -> int:
+        """Return the number of a window of the lane."""
+        return self._number + turn * self._lanes
+
+    def go_on(self) -> Window:
+        """Go to the next window."""
+        window = self._windows.take(self.number_of(self.turn + 1))
+        if not len(window):
+            raise DataError(
+                f"data: all of {len(window.left_out)} examples are longer than "
+                f"{window.config.longest} ids, {window.left_out[0][0]} for one. Use longer rows."
+            )
+        self.turn += 1
+        self._window, self._row = window, 0
+        self.left_out += len(window.left_out)
+        return window
+
     def take(self) -> Packed:
         """Take the next row."""
-        while not self._packer.full:
-            source = self._next_source()
-            draw = self.draws[source]
-            self.draws[source] += 1
-            for piece, example in enumerate(self._pieces(source, draw)):
-                self._packer.add((source, draw, piece), example)
-        packed = self._packer.take()
+        assert self._window is not None
+        packed = self._window[self._row]
+        self._row += 1
         self.rows += 1
         self.filled += packed.filled
         return packed
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, int]:
         """Return the position."""
-        return {
-            "draws": list(self.draws),
-            "waiting": [list(ticket) for ticket in self._packer.tickets],
-            "rows": self.rows,
-            "filled": self.filled,
-        }
+        return {"window": self.turn, "row": self._row, "left_out": self.left_out}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, int]) -> None:
         """Go to a position."""
-        self._packer = self._new_packer()
-        for source, draw, piece in state["waiting"]:
-            self._packer.add((source, draw, piece), self._pieces(source, draw)[piece])
-        self.draws = list(state["draws"])
-        self.rows = state["rows"]
-        self.filled = state["filled"]
-
-    def _next_source(self) -> int:
-        """Return the source that is furthest behind its share; the first of equals."""
-        total = sum(self.draws) + 1
-        behind = [
-            weight * total - draws for weight, draws in zip(self._weights, self.draws, strict=True)
-        ]
-        return behind.index(max(behind))
-
-    def _pieces(self, source: int, draw: int) -> list[Example]:
-        # The lanes take turns, so that together they draw every row of a pass exactly once.
-        turn = draw * self._step + self._number
-        example = self._streams[source].example(self._renderer, turn)
-        return split(example, self._packer.length)
+        self.turn, self._row, self.left_out = state["window"], state["row"], state["left_out"]
+        self._window = self._windows.take(self.number_of(self.turn))
 
 
-def _check_origin(path: Path, shards: Shards, codebook_size: int, fingerprint: str | None) -> None:
-    origin = shards.manifest.origin
-    if origin.codebook_size != codebook_size:
-        raise DataError(
-            f"{path}: was encoded with {origin.codebook_size} codes, the checkpoint has "
-            f"{codebook_size}. Encode with the checkpoint's image tokenizer."
-        )
-    if fingerprint is not None and origin.fingerprint != fingerprint:
-        raise DataError(
-            f"{path}: was encoded with the image tokenizer {origin.fingerprint}, the checkpoint "
-            f"has {fingerprint}. Encode with the checkpoint's image tokenizer."
-        )
+class _Windows:
+    """Windows by number; pickled for the processes that make them."""
+
+    def __init__(self, draws: Draws, packing: PackingConfig, pad_id: int, seed: int) -> None:
+        self._batches = draws.batch(packing.window, batch_fn=list)
+        self._packing = packing
+        self._pad_id = pad_id
+        self._seed = seed
+
+    def __getitem__(self, number: int) -> Window:
+        examples: list[Example] = self._batches[number]
+        return pack(examples, self._packing, self._pad_id, (WINDOW, self._seed, number))

@@ -1,25 +1,58 @@
-"""Examples of any length become rows of one fixed length.
+"""Examples of any length become rows of one fixed length, a window of examples at a time.
 
-Contract: documents of a row are told apart by `position_ids`, which start again at 0 with each of
-them; the model must be run with these and without an attention mask. No document is cut, except
-text that is longer than a row. Nothing precedes the first id of a document, so it never carries a
-label. Padding is a document of its own, without labels. The rows depend on the examples and their
-order alone.
+Contract: the rows of a window depend on its examples and the seed alone. They are filled by
+best fit, the longest example first; pictures are never split, text without pictures is cut where
+that fills the end of a row. Documents of a row are told apart by `position_ids`, which start again
+at 0 with each of them; the model must be run with these and without an attention mask. Nothing
+precedes the first id of a document, so it never carries a label. Padding is a document of its own,
+without labels.
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from liquidmm.data.render import IGNORE, TASKS, Example, Ids
-from liquidmm.errors import DataError
+from liquidmm.errors import ConfigError, DataError
 
 PADDING_TASK = -1
 """Task id of padding."""
 
-Ticket = TypeVar("Ticket")
+_LEAST = 16
+"""Ids of the shortest piece that text is cut into."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackingConfig:
+    """How rows are filled."""
+
+    length: int
+    """Ids in a row."""
+    context: int = 0
+    """Ids of the longest sequence, at most those of a row; 0: as many. Longer text is cut."""
+    window: int = 512
+    """Examples that are packed together; more fill better and take longer to begin."""
+    too_long: Literal["error", "leave_out"] = "error"
+    """What is done with an example that has a picture and is longer than `context`."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.length < 1:
+            raise ConfigError(f"length: must be at least 1 ({self.length}).")
+        if not 0 <= self.context <= self.length:
+            raise ConfigError(
+                f"context: must be from 0 to the length of a row, {self.length} ({self.context})."
+            )
+        if self.window < 1:
+            raise ConfigError(f"window: must be at least 1 ({self.window}).")
+
+    @property
+    def longest(self) -> int:
+        """Ids of the longest sequence."""
+        return self.context or self.length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,131 +76,156 @@ class Packed:
         return int((self.task_ids != PADDING_TASK).sum())
 
 
-class Packer(Generic[Ticket]):
-    """Fills rows from a small buffer: the oldest example first, then the largest that still fits.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Rows that were packed together; each is laid out when it is asked for."""
 
-    A ticket travels with each example, so that a caller can write down what waits in the buffer and
-    make it again.
-    """
-
-    def __init__(self, length: int, pad_id: int = 0, lookahead: int = 64) -> None:
-        """Start with an empty buffer.
-
-        Args:
-            length: Ids in a row.
-            pad_id: Id of padding; any id will do, as it is never learnt nor seen.
-            lookahead: Examples in a full buffer; more fill better and wait longer.
-        """
-        self.length = length
-        self.lookahead = lookahead
-        self.pad_id = pad_id
-        self._waiting: list[tuple[Ticket, Example]] = []
+    contents: list[list[Example]]
+    """The examples of each row."""
+    config: PackingConfig
+    """How they were packed."""
+    pad_id: int
+    """Id of padding; any id will do, as it is never learnt nor seen."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Name and length of each example that was too long."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.contents)
 
-    @property
-    def full(self) -> bool:
-        """Whether a row should be taken out before more is put in."""
-        return len(self._waiting) >= self.lookahead
+    def __getitem__(self, index: int) -> Packed:
+        return _join(self.contents[index], self.config, self.pad_id)
 
-    @property
-    def tickets(self) -> list[Ticket]:
-        """Tickets of the waiting examples, the oldest first."""
-        return [ticket for ticket, _ in self._waiting]
-
-    def add(self, ticket: Ticket, example: Example) -> None:
-        """Put in an example that fits a row; see `split` for those that may not.
-
-        Raises:
-            DataError: It is longer than a row.
-        """
-        _check_length(example, self.length)
-        self._waiting.append((ticket, example))
-
-    def take(self) -> Packed:
-        """Take one row out.
-
-        Raises:
-            IndexError: The buffer is empty.
-        """
-        chosen = [self._waiting.pop(0)[1]]
-        space = self.length - len(chosen[0].input_ids)
-        while (index := self._best(space)) is not None:
-            chosen.append(self._waiting.pop(index)[1])
-            space -= len(chosen[-1].input_ids)
-        return _join(chosen, self.length, self.pad_id)
-
-    def _best(self, space: int) -> int | None:
-        best, best_size = None, 0
-        for index, (_, example) in enumerate(self._waiting):
-            size = len(example.input_ids)
-            if best_size < size <= space:
-                best, best_size = index, size
-        return best
-
-
-def split(example: Example, length: int) -> list[Example]:
-    """Cut an example into pieces of at most `length` ids; most stay whole.
-
-    Raises:
-        DataError: It holds a picture and is longer; the message names the record and both lengths.
-    """
-    size = len(example.input_ids)
-    if size <= length:
-        return [example]
-    if not example.splittable:
-        _check_length(example, length)
-    return [
-        replace(
-            example,
-            input_ids=example.input_ids[start : start + length],
-            labels=example.labels[start : start + length],
-        )
-        for start in range(0, size, length)
-    ]
+    def __iter__(self) -> Iterator[Packed]:
+        return (self[index] for index in range(len(self)))
 
 
 def pack(
-    examples: Iterable[Example], length: int, pad_id: int = 0, lookahead: int = 64
-) -> Iterator[Packed]:
-    """Pack examples into rows.
+    examples: Iterable[Example],
+    config: PackingConfig,
+    pad_id: int = 0,
+    seed: Sequence[int] = (0,),
+) -> Window:
+    """Pack a window of examples into rows.
 
     Args:
-        examples: What to pack, in order.
-        length: Ids in a row.
+        examples: What to pack.
+        config: How.
         pad_id: Id of padding.
-        lookahead: Examples that wait at most.
+        seed: Decides the order of the rows.
 
-    Yields:
-        Rows; the last ones are emptier.
+    Returns:
+        The rows, in an order drawn from the seed; one or two of them are emptier than the others.
 
     Raises:
-        DataError: An example with a picture is longer than a row.
+        DataError: An example with a picture is longer than the longest sequence and is not to be
+            left out; the message names the record and both lengths.
     """
-    packer: Packer[None] = Packer(length, pad_id, lookahead)
+    pieces: list[Example] = []
+    left_out: list[tuple[str, int]] = []
     for example in examples:
-        for piece in split(example, length):
-            packer.add(None, piece)
-        while packer.full:
-            yield packer.take()
-    while len(packer):
-        yield packer.take()
+        parts = cut(example, config)
+        pieces += parts
+        if not parts:
+            left_out.append((example.key, len(example.input_ids)))
+    rows = _fill(pieces, config.length)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return Window(
+        contents=[rows[place] for place in order],
+        config=config,
+        pad_id=pad_id,
+        left_out=tuple(left_out),
+    )
 
 
-def _check_length(example: Example, length: int) -> None:
-    size = len(example.input_ids)
-    if size > length:
-        raise DataError(
-            f"{example.key or 'example'}: {size} ids, rows have {length}. "
-            "Use longer rows, smaller pictures or shorter texts."
-        )
+def cut(example: Example, config: PackingConfig) -> list[Example]:
+    """Cut an example into pieces that fit; most stay whole.
+
+    Returns:
+        The pieces, in order; none when it is to be left out.
+
+    Raises:
+        DataError: It holds a picture, is longer than the longest sequence and is not to be left
+            out; the message names the record and both lengths.
+    """
+    size, longest = len(example.input_ids), config.longest
+    if size <= longest:
+        return [example]
+    if example.splittable:
+        return [_part(example, start, start + longest) for start in range(0, size, longest)]
+    if config.too_long == "leave_out":
+        return []
+    raise DataError(
+        f"{example.key or 'example'}: {size} ids, rows have {longest}. Use longer rows, smaller "
+        "pictures or shorter texts, or leave such records out (data.too_long)."
+    )
 
 
-def _join(examples: list[Example], length: int, pad_id: int) -> Packed:
+def _fill(pieces: list[Example], length: int) -> list[list[Example]]:
+    """Fill rows: what stays whole first, then text that fits as it is, then text that is cut."""
+    gaps = _Gaps(length)
+    longest_first = sorted(pieces, key=lambda piece: -len(piece.input_ids))
+    for piece in longest_first:
+        if not piece.splittable and not gaps.put_if_fits(piece):
+            gaps.open()
+            gaps.put_if_fits(piece)
+    texts = [piece for piece in longest_first if piece.splittable]
+    for text in [text for text in texts if not gaps.put_if_fits(text)]:
+        rest = text
+        while not gaps.put_if_fits(rest):
+            rest = gaps.put_a_part(rest)
+    return gaps.rows
+
+
+class _Gaps:
+    """Rows by the space that is left in them."""
+
+    def __init__(self, length: int) -> None:
+        self.rows: list[list[Example]] = []
+        self._length = length
+        self._sorted: list[tuple[int, int]] = []  # space and number of a row, ascending
+
+    def open(self) -> None:
+        """Begin a row."""
+        self._sorted.append((self._length, len(self.rows)))
+        self.rows.append([])
+
+    def put_if_fits(self, piece: Example) -> bool:
+        """Put a piece where it leaves the least space; False where it fits into no row."""
+        place = bisect_left(self._sorted, (len(piece.input_ids), -1))
+        if place == len(self._sorted):
+            return False
+        self._add(place, piece)
+        return True
+
+    def put_a_part(self, text: Example) -> Example:
+        """Put as much of a text as goes into the largest space, or open a row; return the rest."""
+        size = len(text.input_ids)
+        space = self._sorted[-1][0] if self._sorted else 0
+        part = min(space, size - _LEAST)
+        if part < _LEAST:
+            self.open()
+            return text
+        self._add(len(self._sorted) - 1, _part(text, 0, part))
+        return _part(text, part, size)
+
+    def _add(self, place: int, piece: Example) -> None:
+        space, number = self._sorted.pop(place)
+        self.rows[number].append(piece)
+        if space > len(piece.input_ids):
+            insort(self._sorted, (space - len(piece.input_ids), number))
+
+
+def _part(example: Example, start: int, end: int) -> Example:
+    return replace(
+        example, input_ids=example.input_ids[start:end], labels=example.labels[start:end]
+    )
+
+
+def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> Packed:
+    length = config.length
     input_ids = np.full(length, pad_id, dtype=np.int32)
     labels = np.full(length, IGNORE, dtype=np.int32)
-    position_ids = np.zeros(length, dtype=np.int32)
+    position_ids: np.ndarray[Any, np.dtype[np.int32]] = np.zeros(length, dtype=np.int32)
     task_ids = np.full(length, PADDING_TASK, dtype=np.int32)
     start = 0
     for example in examples:
@@ -177,7 +235,8 @@ def _join(examples: list[Example], length: int, pad_id: int) -> Packed:
         position_ids[start:end] = np.arange(end - start)
         task_ids[start:end] = TASKS.index(example.task)
         start = end
-    position_ids[start:] = np.arange(length - start)
+    # padding too stays within what the model has positions for
+    position_ids[start:] = np.arange(length - start) % config.longest
     return Packed(
         input_ids=input_ids,
         labels=labels,

@@ -9,7 +9,7 @@ training reads.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from liquidmm.data.fields import describe, names, string, strings
 from liquidmm.errors import DataError, suggest
@@ -133,7 +133,8 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
 
     The keys decide the kind: `messages` (with `images`) is a conversation, `image` with `captions`,
     `caption`, `text_prompt` or `text` a captioned picture, `text` alone a document. `key`,
-    `source`, `license` and `split` are optional.
+    `source`, `license` and `split` are optional. The content of a turn is a string, or a list of
+    `{"type": "text", "text": ...}` and `{"type": "image"}`.
 
     Args:
         obj: The parsed object.
@@ -213,7 +214,23 @@ def _message(value: object, where: str) -> Message:
     role = string(value, "role", where)
     if role not in ROLES:
         raise DataError(f"{where}: unknown role '{role}'.{suggest(role, ROLES)}")
+    content = value.get("content")
+    if isinstance(content, list):
+        value = {"content": "\n".join(_piece(piece, where) for piece in content)}
     return Message(role=role, content=string(value, "content", where))  # type: ignore[arg-type]
+
+
+def _piece(value: object, where: str) -> str:
+    """Return what stands for one piece of a turn, as chat templates of transformers have them."""
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "image":
+        return IMAGE_PLACEHOLDER
+    if kind != "text":
+        raise DataError(
+            f"{where}: a piece of 'content' must be of type 'text' or 'image' (got "
+            f"{describe(value)}). Correct the record."
+        )
+    return string(cast(Mapping[str, Any], value), "text", where)
 
 
 def _images(

@@ -109,8 +109,11 @@ def merge(adapted: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     return cast("PreTrainedModel", adapted.merge_and_unload())
 
 
-def four_bits() -> Any:
+def four_bits(compute: torch.dtype) -> Any:
     """Give transformers' setting for frozen weights in 4 bits: NF4, doubly quantized.
+
+    Args:
+        compute: Type that the weights are brought back to for each product.
 
     Raises:
         MissingExtraError: bitsandbytes isn't installed.
@@ -122,8 +125,22 @@ def four_bits() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
+
+
+def keep_four_bits(model: PreTrainedModel) -> None:
+    """Let evaluation change nothing about frozen weights in 4 bits.
+
+    On CPUs with bfloat16 instructions bitsandbytes lays them out anew, with coarser scales, the
+    first time they are used in evaluation mode, and never back.
+
+    Args:
+        model: A decoder loaded with `four_bits`; changed in place.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            cast("Any", layer).support_avx512bf16_for_cpu = False
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -1,7 +1,7 @@
 """Saves of a running training, from which it goes on.
 
     OUT/saves/step-00000500/  shard-*.safetensors   what is learnt and the optimizer's memory of it
-                              state.json            step, data position, the resolved run
+                              state.json            where the run stands
 
 Contract: a save appears whole or not at all: the ranks write their parts into a folder of another
 name, in the background, and the first rank renames it when all of them are on disk. Older saves
@@ -19,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,8 @@ class Progress:
     """State of the data stream, JSON-able."""
     run: dict[str, Any]
     """The resolved run."""
+    watch: dict[str, float]
+    """What the spike watch has learnt."""
 
 
 class Saver:
@@ -103,9 +105,8 @@ class Saver:
                 shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
                 with _disk(folder):
                     partial.mkdir(parents=True)
-                state = {"step": progress.step, "data": progress.data, "run": progress.run}
                 with atomic_file(partial / "state.json") as path:
-                    path.write_text(json.dumps(state), encoding="utf-8")
+                    path.write_text(json.dumps(asdict(progress)), encoding="utf-8")
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
         copied = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
         future = async_save(
@@ -177,9 +178,8 @@ def read_progress(folder: Path) -> Progress:
         CheckpointError: The folder is no save.
     """
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return Progress(step=state["step"], data=state["data"], run=state["run"])
-    except (OSError, ValueError, KeyError) as error:
+        return Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder / 'state.json'}: can't be read ({error}). Remove this save and resume from "
             "the one before it."

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+from liquidmm.data.draws import Source
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import Source
 from liquidmm.data.render import KINDS
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.train.config import TrainRun
@@ -19,7 +19,7 @@ _AROUND = 3
 
 
 def check_length(run: TrainRun, config: PreTrainedConfig) -> None:
-    """Refuse rows that are longer than the context of the model.
+    """Refuse sequences that are longer than the context of the model.
 
     Args:
         run: The run.
@@ -29,10 +29,29 @@ def check_length(run: TrainRun, config: PreTrainedConfig) -> None:
         ConfigError: They are.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and run.data.length > context:
+    longest = run.data.packing.longest
+    if context is not None and longest > context:
+        name = "context" if run.data.context else "length"
         raise ConfigError(
-            f"data.length: rows have {run.data.length} ids, the model has max_position_embeddings "
-            f"= {context}. Use shorter rows, or a model with a longer context."
+            f"data.{name}: sequences have up to {longest} ids, the model has "
+            f"max_position_embeddings = {context}. Set data.context to at most that."
+        )
+
+
+def check_quantized(run: TrainRun, ranks: int) -> None:
+    """Refuse weights in 4 bits on several ranks, which FSDP2 can't share.
+
+    Args:
+        run: The run.
+        ranks: Number of ranks.
+
+    Raises:
+        ConfigError: They are wanted there.
+    """
+    if ranks > 1 and run.model.lora is not None and run.model.lora.quantize:
+        raise ConfigError(
+            f"model.lora.quantize: works on one rank, this run has {ranks}. Leave it out; LoRA "
+            "without it is shared by all ranks."
         )
 
 
@@ -45,27 +64,32 @@ def check_pictures(run: TrainRun) -> None:
     Raises:
         DataError: A source holds one, or is no folder of shards.
     """
+    longest = run.data.packing.longest
+    leave_out = run.data.too_long == "leave_out"
     for table, sources in (("sources", run.data.sources), ("validation", run.data.validation)):
         for place, source in enumerate(sources):
-            name, needed = _largest(source)
-            if needed > run.data.length:
+            needed = _needed(source)
+            if not needed:
+                continue
+            # the others can be left out
+            pick = min if leave_out else max
+            name = pick(needed, key=needed.__getitem__)
+            if needed[name] > longest:
                 raise DataError(
                     f"data.{table}.{place}: {source.path} has pictures of {name} codes, which take "
-                    f"at least {needed} ids; rows have {run.data.length} (data.length). Use longer "
-                    "rows, or encode smaller pictures."
+                    f"at least {needed[name]} ids; a sequence has {longest} (data.length). Use "
+                    "longer rows, or encode smaller pictures."
                 )
 
 
-def _largest(source: Source) -> tuple[str, int]:
-    """Give the size of a source's largest picture, as "width x height", and the ids it needs."""
+def _needed(source: Source) -> dict[str, int]:
+    """Give the ids that a picture of each size needs; sizes are "width x height"."""
     totals = read_manifest(source.path).totals
     kind = KINDS[source.task]
     others = {name for name, rows in totals.kinds.items() if rows} - {"text", kind}
-    if kind == "text" or others or not totals.sizes:
-        return "", 0  # a manifest doesn't tell which kind of row a picture belongs to
-    needed = {name: _codes(name) + _AROUND for name in totals.sizes}
-    name = max(needed, key=needed.__getitem__)
-    return name, needed[name]
+    if kind == "text" or others:
+        return {}  # a manifest doesn't tell which kind of row a picture belongs to
+    return {name: _codes(name) + _AROUND for name in totals.sizes}
 
 
 def _codes(size: str) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from liquidmm.config import to_dict
-from liquidmm.data.mixture import Source
+from liquidmm.data.draws import Source, check_sources
+from liquidmm.data.packing import PackingConfig
 from liquidmm.data.render import RenderConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.model import ModelConfig
@@ -30,15 +31,35 @@ class DataRun:
     """What is measured along the way, each source by itself; the weight has no meaning here."""
     length: int = 2048
     """Ids in a row; sequences are packed into rows and never see each other."""
+    context: int = 0
+    """Ids of the longest sequence; 0: as long as a row. Rows may be longer than what the model has
+    positions for, which fills them better; sequences may not."""
+    too_long: Literal["error", "leave_out"] = "error"
+    """What is done with a record that has a picture and is longer: stop the run with its name, or
+    leave it out and count it. Text without pictures is cut."""
+    window: int = 512
+    """Examples that are packed together. More fill rows better, and take longer at the start."""
+    workers: int = 0
+    """Processes of each rank that make rows ahead; 0 makes them between steps. The rows are the
+    same, whatever the number."""
     render: RenderConfig = field(default_factory=RenderConfig)
     """The random choices of rendering; validation has no guidance dropout."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not self.sources:
-            raise ConfigError("sources: is empty. Name at least one folder of shards.")
+        check_sources(self.sources)
         if self.length < 8:
             raise ConfigError(f"length: must be at least 8 ({self.length}).")
+        if self.workers < 0:
+            raise ConfigError(f"workers: must be 0 or more ({self.workers}).")
+        self.packing  # noqa: B018 - checks the rest
+
+    @property
+    def packing(self) -> PackingConfig:
+        """How rows are filled."""
+        return PackingConfig(
+            length=self.length, context=self.context, window=self.window, too_long=self.too_long
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +197,7 @@ _FREE = {
     "model.checkpoint_activations",
     "model.compile",
     "data.validation",
+    "data.workers",
     "train.micro_batch_rows",
     "train.log_every",
     "train.validate_every",

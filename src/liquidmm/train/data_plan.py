@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from liquidmm.data.mixture import Mixture, Source
-from liquidmm.data.packing import split
+from liquidmm.data.draws import Source
+from liquidmm.data.mixture import Mixture
+from liquidmm.data.packing import Packed, PackingConfig, cut
 from liquidmm.data.render import IGNORE
 
 _EXAMPLES = 100
 """Examples of each source that are rendered."""
 _ROWS = 64
-"""Rows that are packed."""
+"""Rows that are looked at, at least; they come in whole windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +57,15 @@ class DataPlan:
     """Ids of a document, twice the mean that an id sees; estimate."""
 
 
-def plan_data(stream: Mixture, sources: Sequence[Source], length: int, ids: int) -> DataPlan:
+def plan_data(
+    stream: Mixture, sources: Sequence[Source], packing: PackingConfig, ids: int
+) -> DataPlan:
     """Estimate what a stream will give.
 
     Args:
-        stream: The opened sources; rows are taken out of its first lane.
+        stream: The opened sources; it stays where it is.
         sources: The same sources.
-        length: Ids in a row.
+        packing: How its rows are filled.
         ids: Positions of the whole run, padding included.
 
     Returns:
@@ -74,10 +77,14 @@ def plan_data(stream: Mixture, sources: Sequence[Source], length: int, ids: int)
     identity = stream.identity()
     rows: list[int] = identity["sizes"]
     shares: list[float] = identity["weights"]
-    means = [_mean_ids(stream, place, count, length) for place, count in enumerate(rows)]
-    packed = [stream.take()[0] for _ in range(_ROWS)]
+    means = [_mean_ids(stream, place, count, packing) for place, count in enumerate(rows)]
+    packed: list[Packed] = []
+    for number in range(_ROWS):  # at least one row each
+        if len(packed) < _ROWS:
+            packed += stream.window(number)
+    fill = float(np.mean([row.filled for row in packed])) / packing.length
     mean = sum(share * each for share, each in zip(shares, means, strict=True))
-    examples = ids * stream.fill / mean
+    examples = ids * fill / mean
     return DataPlan(
         sources=tuple(
             SourcePlan(
@@ -91,17 +98,16 @@ def plan_data(stream: Mixture, sources: Sequence[Source], length: int, ids: int)
             )
             for source, count, share, each in zip(sources, rows, shares, means, strict=True)
         ),
-        fill=stream.fill,
+        fill=fill,
         labelled=float(np.mean([row.labels != IGNORE for row in packed])),
         length=float(2 * np.mean([row.position_ids for row in packed]) + 1),
     )
 
 
-def _mean_ids(stream: Mixture, place: int, rows: int, length: int) -> float:
-    total = 0
-    draws = min(rows, _EXAMPLES)
-    for draw in range(draws):
-        example = stream.example(place, draw)
-        split(example, length)  # refuses a picture that fits into no row
-        total += len(example.input_ids)
-    return total / draws
+def _mean_ids(stream: Mixture, place: int, rows: int, packing: PackingConfig) -> float:
+    sizes = []
+    for draw in range(min(rows, _EXAMPLES)):
+        pieces = cut(stream.example(place, draw), packing)  # refuses what fits into no row
+        if pieces:
+            sizes.append(sum(len(piece.input_ids) for piece in pieces))
+    return float(np.mean(sizes)) if sizes else 0.0

@@ -21,7 +21,14 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
-from liquidmm.train.adapters import LoraConfig, add_adapters, blocks_of, four_bits, merge
+from liquidmm.train.adapters import (
+    LoraConfig,
+    add_adapters,
+    blocks_of,
+    four_bits,
+    keep_four_bits,
+    merge,
+)
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.loss import LossConfig, LossResult, head_of, next_token_loss
 from liquidmm.train.parallel import ParallelConfig, World, whole
@@ -177,7 +184,7 @@ def load_trainee(
         CheckpointError: Weights are missing or broken.
         ConfigError: A name in the settings fits nothing.
     """
-    model = _load(folder, config, empty=world.size > 1 and config.lora is None)
+    model = _load(folder, config, precision, empty=world.size > 1 and config.lora is None)
     trainee = prepare(model, vocabulary, config, loss)
     if world.size > 1:
         world.shard(trainee, blocks_of(model), parallel, precision)
@@ -238,15 +245,19 @@ def trained_share(model: PreTrainedModel) -> float:
     return trained / sum(weight.numel() for weight in matrices)
 
 
-def _load(folder: Path, config: ModelConfig, *, empty: bool) -> PreTrainedModel:
+def _load(
+    folder: Path, config: ModelConfig, precision: torch.dtype, *, empty: bool
+) -> PreTrainedModel:
     options: dict[str, Any] = {}
     if config.attention != "auto":
         options["attn_implementation"] = config.attention
     if empty:
         return empty_language_model(folder, **options)
     if config.lora is not None and config.lora.quantize:
-        options["quantization_config"] = four_bits()
-    return load_language_model(folder, torch.float32, **options)
+        options["quantization_config"] = four_bits(precision)
+    model = load_language_model(folder, torch.float32, **options)
+    keep_four_bits(model)
+    return model
 
 
 def _freeze(model: PreTrainedModel, patterns: tuple[str, ...]) -> None:

@@ -130,7 +130,7 @@ def make_plan(run: TrainRun, machine: Machine | None = None) -> Plan:
 
     step = run.train.batch_rows * run.data.length
     ids = run.train.steps * step
-    data = plan_data(setup.stream, run.data.sources, run.data.length, ids)
+    data = plan_data(setup.stream, run.data.sources, run.data.packing, ids)
     flops = flops_per_token(
         model.config,
         data.length,

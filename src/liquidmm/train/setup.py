@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,14 @@ import torch
 from transformers import AutoConfig
 
 from liquidmm.config import to_dict
+from liquidmm.data.draws import Source
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import Mixture, Source
+from liquidmm.data.mixture import Mixture
 from liquidmm.data.packing import Packed
-from liquidmm.data.render import RenderConfig, Renderer
+from liquidmm.data.render import KINDS, RenderConfig, Renderer
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
-from liquidmm.train.checks import check_length, check_pictures
+from liquidmm.train.checks import check_length, check_pictures, check_quantized
 from liquidmm.train.config import TrainRun
 
 if TYPE_CHECKING:
@@ -74,12 +75,11 @@ class Setup:
         Yields:
             Name of the source and task, and ``train.validate_rows`` rows.
         """
-        render = replace(self.run.data.render, guidance_dropout=0.0, opening_share=0.0)
         # Folders of the same name must not share a figure.
         folders = {source.path for source in self.run.data.validation}
         names = Counter(path.name for path in folders)
         for source in self.run.data.validation:
-            stream = _open(self.run, self.processor, self.images, (source,), render)
+            stream = _open_validation(self.run, self.processor, self.images, source)
             rows = [stream.take()[0] for _ in range(self.run.train.validate_rows)]
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", rows
@@ -105,40 +105,49 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
     """
     run.rows_of_rank(ranks)
     run.parallel.shards(ranks)
+    check_quantized(run, ranks)
     check_pictures(run)
     folder = local_folder(str(run.checkpoint))
     processor, images = load_parts(folder, device)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_length(run, config)
     processor = _with_sizes(processor, images, run)
-    stream = _open(
-        run, processor, images, run.data.sources, run.data.render, lanes=run.train.batch_rows
+    stream = Mixture(
+        run.data.sources,
+        _renderer(run.data.render, processor, images),
+        run.data.packing,
+        run.seed,
+        lanes=run.train.batch_rows,
+        fingerprint=None if images is None else images.fingerprint,
+        workers=run.data.workers,
     )
     for source in run.data.validation:
-        _open(run, processor, images, (source,), run.data.render)
+        _open_validation(run, processor, images, source)
     return Setup(
         run=run, folder=folder, config=config, processor=processor, images=images, stream=stream
     )
 
 
-def _open(
-    run: TrainRun,
-    processor: LiquidProcessor,
-    images: ImageTokenizer | None,
-    sources: Sequence[Source],
-    render: RenderConfig,
-    *,
-    lanes: int = 1,
+def _open_validation(
+    run: TrainRun, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
 ) -> Mixture:
-    factor = None if images is None else images.factor
+    render = replace(run.data.render, guidance_dropout=0.0, opening_share=0.0)
+    rows = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
+    # A window with a row twice would measure fewer of them.
+    window = max(1, min(run.data.window, source.count or rows))
     return Mixture(
-        sources,
-        Renderer(processor.sequences, render, factor),
-        run.data.length,
+        (replace(source, weight=1.0),),
+        _renderer(render, processor, images),
+        replace(run.data.packing, window=window),
         run.seed,
-        lanes=lanes,
         fingerprint=None if images is None else images.fingerprint,
     )
+
+
+def _renderer(
+    render: RenderConfig, processor: LiquidProcessor, images: ImageTokenizer | None
+) -> Renderer:
+    return Renderer(processor.sequences, render, None if images is None else images.factor)
 
 
 def _with_sizes(

@@ -6,6 +6,8 @@ resumed run cuts that file at its save and goes on, and TensorBoard hides what l
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +45,10 @@ class TensorBoard:
 
 
 class Hosted:
-    """A service with the calls of Weights & Biases, which Trackio shares."""
+    """A service with the calls of Weights & Biases, which Trackio shares.
+
+    What it has to say goes to stderr: stdout is for the result of the run.
+    """
 
     def __init__(self, name: str, out: Path, run: Mapping[str, Any]) -> None:
         """Begin or go on with the run of that folder.
@@ -58,7 +63,8 @@ class Hosted:
         """
         self._module: Any = require(name, name)
         project = out.resolve().parent.name or "liquid"
-        self._module.init(project=project, name=out.name, config=dict(run), resume="allow")
+        with contextlib.redirect_stdout(sys.stderr):
+            self._module.init(project=project, name=out.name, config=dict(run), resume="allow")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Take the figures of one step."""
@@ -66,7 +72,8 @@ class Hosted:
 
     def close(self) -> None:
         """Write what is left."""
-        self._module.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self._module.finish()
 
 
 def open_trackers(

@@ -25,7 +25,7 @@ from liquidmm.config import to_dict
 from liquidmm.data.mixture import Mixture
 from liquidmm.data.packing import Packed
 from liquidmm.data.render import TASKS
-from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import atomic_file, dtype_of, get_logger, prepare_cpu
 from liquidmm.train import checkpoint as saves
@@ -152,6 +152,7 @@ class _Trainer:
                 progress = saves.read_progress(save)
                 saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
                 self.stream.restore(_only(progress.data, self.lanes))
+            self.watch.restore(progress.watch)
             self.step = progress.step
             if world.is_main:
                 _LOG.info("%s: goes on after step %d", run.out, self.step)
@@ -159,6 +160,7 @@ class _Trainer:
     def run_until(self, stop: threading.Event) -> Path:
         """Train to the last step, or until ``stop`` is set on some rank."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self.stream.close)
             log = stack.enter_context(self.open_log())
             tally = Tally(TASKS)
             while self.step < self.run.train.steps and not self.world.any(stop.is_set()):
@@ -168,7 +170,8 @@ class _Trainer:
                 log.advance(self.run.train.batch_rows * self.run.data.length)
                 if self.due(self.run.train.log_every):
                     self.figures = tally.report(self.world.sum)
-                    log.write(self.step, self.figures | {"gradient_norm": norm, "lr": rate})
+                    told = {"gradient_norm": norm, "lr": rate} | self.of_data()
+                    log.write(self.step, self.figures | told)
                     tally = Tally(TASKS)
                 with log.pause():
                     self.between_steps(log)
@@ -197,7 +200,7 @@ class _Trainer:
         peak = peak_flops(self.world.device, getattr(torch, self.run.train.precision))
         if peak is None:
             return None
-        data = plan_data(self.stream, self.run.data.sources, self.run.data.length, 1)
+        data = plan_data(self.stream, self.run.data.sources, self.run.data.packing, 1)
         flops = flops_per_token(
             self.setup.config,
             data.length,
@@ -222,14 +225,14 @@ class _Trainer:
 
     def next_rows(self) -> tuple[list[Packed], Batch, int]:
         """Take this rank's rows of a step; count the labels of all ranks'."""
-        failure: DataError | None = None
+        failure: LiquidError | None = None
         rows: list[Packed] = []
         count = torch.zeros((), dtype=torch.float64)
         try:
             rows = self.stream.take(self.lanes)
             batch = Batch.of(rows, self.world.device)
             count += batch.labels.cpu()
-        except DataError as error:
+        except LiquidError as error:
             failure, count = error, count - math.inf  # told to all ranks with the sum
         labels = float(self.world.sum(count))
         if math.isinf(labels):
@@ -238,6 +241,14 @@ class _Trainer:
                 if failure is not None:
                     raise failure
         return rows, batch, int(labels)
+
+    def of_data(self) -> dict[str, float]:
+        """Say how often the rows most drawn came by, and how many records were left out."""
+        told: dict[str, float] = {"passes": round(max(self.stream.passes), 4)}
+        if self.run.data.too_long == "leave_out":
+            mine = torch.tensor(self.stream.left_out, dtype=torch.float64)
+            told["left_out"] = int(self.world.sum(mine))
+        return told
 
     def give_up(self, norm: float, rows: list[Packed], batch: Batch) -> None:
         """Stop before weights are spoilt, and keep the rows that did it."""
@@ -301,7 +312,10 @@ class _Trainer:
         states = self.world.gather(self.stream.state())
         lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
         progress = saves.Progress(
-            step=self.step, data=states[0] | {"lanes": lanes}, run=to_dict(self.run)
+            step=self.step,
+            data=states[0] | {"lanes": lanes},
+            run=to_dict(self.run),
+            watch=self.watch.state(),
         )
         return self.saver.start(self.trainee.trainable(), self.stepper.optimizers, progress)
 

@@ -1,15 +1,16 @@
 """Looking after a run: spikes of the loss, and what to keep of a step that failed.
 
 Contract: the watcher looks at each step's mean loss and says which step stood out and what data it
-was; it changes nothing. A step whose loss or gradient is no number leaves its rows behind as
-OUT/failed/step-N-rank-R.safetensors, with the names of the records they were made from.
+was; it changes nothing, and what it has learnt is saved with the run. A step whose loss or gradient
+is no number leaves its rows behind as OUT/failed/step-N-rank-R.safetensors, with the names of the
+records they were made from.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -35,6 +36,15 @@ class SpikeWatch:
         self._mean = 0.0
         self._square = 0.0
         self._seen = 0
+
+    def state(self) -> dict[str, float]:
+        """Return what it has learnt as JSON-able values."""
+        return {"mean": self._mean, "square": self._square, "seen": self._seen}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` returned."""
+        self._mean, self._square = state["mean"], state["square"]
+        self._seen = int(state["seen"])
 
     def look(self, loss: float) -> str | None:
         """Take in one step's loss.

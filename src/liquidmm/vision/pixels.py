@@ -88,7 +88,7 @@ def _fetched(url: str) -> bytes:
         raise DataError(f"{url}: cannot be read ({reason}). Check the URL.") from None
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise LiquidError(f"{url}: cannot be read now ({reason}). Try again later.") from error
+        raise LiquidError(f"{url}: can't be read now ({reason}). Run it again.") from error
     return content
 
 

@@ -8,7 +8,6 @@ autocast, in either memory format.
 Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -363,9 +362,3 @@ class VQGAN(nn.Module):
         if self.decoder is None:
             raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
         return self.decoder.conv_out.weight
-
-
-def perplexity(counts: Tensor) -> float:
-    """Effective number of codes in use: exp of the entropy of the use counts, 1 to K."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    return math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())

@@ -10,7 +10,8 @@ def read():
     """All entries of a source, with a check that they don't depend on how it is cut."""
 
     def read(path, *, sizes=(1, 2, 3, 7, 1000), **values):
-        config = SourceConfig(path=str(path), **values)
+        path = path if isinstance(path, tuple) else str(path)
+        config = SourceConfig(path=path, **values)
         found = {}
         for records in sizes:
             cut = parts(config, records)

@@ -105,7 +105,8 @@ def test_parts_keep_to_row_groups(tmp_path):
     assert counts(25) == [20] * 5
     assert counts(10) == [10] * 10
     assert counts(4) == [4, 4, 2] * 10
-    assert counts(1) == [2] * 50  # a row group is cut into eight pieces at most
+    pq.write_table(pa.table({"text": ["x"] * 100}), path)
+    assert counts(1) == [4] * 25  # a row group is cut into 32 pieces at most
     assert counts(1000) == [100]
 
 

@@ -1,17 +1,25 @@
+import gzip
+import io
 import json
+import lzma
 import pickle
+import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from liquidmm.config import from_dict, to_dict
+from liquidmm.data import json_array
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.data.sources import (
     Fields,
     Part,
     SourceConfig,
     digest,
+    entries,
+    jsonl,
     open_source,
     parts,
     read_jsonl,
@@ -110,8 +118,9 @@ def test_image_root_is_a_folder_for_files(tmp_path, write_lines, read):
     assert entry.record.image == "s3://bucket/pictures/p/a.png"
     with pytest.raises(ConfigError, match="^image_root: no such folder '.*none'. Correct the path"):
         read(path, image_root=str(tmp_path / "none"))
+    (tmp_path / "pictures/a.png").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"^image_root: .* is a folder of pictures itself"):
-        read(tmp_path, image_root=str(tmp_path))
+        read(tmp_path / "pictures", image_root=str(tmp_path))
 
 
 def test_parts_are_small_and_travel(tmp_path, write_lines):
@@ -135,7 +144,7 @@ def test_small_files_share_a_part(tmp_path, write_lines, read):
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
     cut = parts(config, 4)
     assert [part.count for part in cut] == [4, 2]
-    assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl"
+    assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl:1-2"
     (entry, *_) = read(tmp_path / "{b,a}.jsonl")
     assert entry.record.text == "b1"
     several = SourceConfig(path=(str(tmp_path / "c.jsonl"), str(tmp_path / "a.jsonl")))
@@ -250,7 +259,7 @@ def test_bad_places(tmp_path, write_lines):
         ("{a..b}.jsonl", "'{a..b}' is no range"),
         ("{9..1}.jsonl", "'{9..1}' names -7 files"),
         ("{r,t}.jsonl", "there is no '.*t.jsonl'"),
-        ("x.csvx", "unknown kind of source. Give a folder of pictures or files"),
+        ("x.csvx", "unknown kind of source. Give a folder, or files of these kinds: .jsonl"),
         ("empty", "holds no entries"),
         ("empty.jsonl", "holds no entries"),
         ("empty.json", "holds no entries"),
@@ -262,11 +271,12 @@ def test_bad_places(tmp_path, write_lines):
         ({"path": ""}, "^path: is empty"),
         ({"path": ()}, "^path: is empty"),
         ({"path": "nope://x/y.jsonl"}, "^nope://: unknown kind of URL"),
-        ({"path": str(tmp_path), "format": "jsonl"}, "^format: is 'jsonl', but .* is a folder"),
         ({"path": str(tmp_path / "r.jsonl"), "format": "folder"}, "but .*r.jsonl is a file"),
     ]:
         with pytest.raises(ConfigError, match=words):
             parts(SourceConfig(**values), 10)
+    with pytest.raises(DataError, match="empty: holds no files of the format 'csv'. Check"):
+        parts(SourceConfig(path=str(tmp_path / "empty"), format="csv"), 10)
     with pytest.raises(ConfigError, match="records: is 0"):
         parts(SourceConfig(path=str(tmp_path / "r.jsonl")), 0)
     with pytest.raises(ConfigError, match="captions: is empty"):
@@ -295,3 +305,42 @@ def test_digest_follows_the_content(tmp_path, write_lines):
     after = digest(folder)
     (tmp_path / "f/g/a.png").rename(tmp_path / "f/g/b.png")
     assert len({before, after, digest(folder)}) == 3
+
+
+def tarred(count):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for number in range(count):
+            for name, content in ((f"{number}.jpg", b"J" * 600), (f"{number}.txt", b"a cat")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+LINE = json.dumps({"text": "word " * 100})
+GROWING = {
+    "a.jsonl": lambda count: f"{LINE}\n".encode() * count,
+    "a.jsonl.gz": lambda count: gzip.compress(f"{LINE}\n".encode() * count, 1),
+    "a.jsonl.xz": lambda count: lzma.compress(f"{LINE}\n".encode() * count, preset=0),
+    "a.json": lambda count: f"[{','.join([LINE] * count)}]".encode(),
+    "a.csv": lambda count: b"text\n" + b"word " * 100 + (b"\n" + b"word " * 100) * count,
+    "a.tar": tarred,
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(jsonl, "_CHUNK", 2**14)
+    monkeypatch.setattr(json_array, "CHUNK", 2**14)
+    path = tmp_path / name
+    config = SourceConfig(path=str(path))
+    peaks = []
+    for count in (300, 300, 1200):  # the first fills the caches of the libraries
+        path.write_bytes(GROWING[name](count))
+        tracemalloc.start()
+        found = sum(1 for part in parts(config, 50) for _ in entries(config, part))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found >= count
+    assert peaks[2] < peaks[1] + 60_000  # of 600 kB more

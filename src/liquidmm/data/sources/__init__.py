@@ -8,12 +8,18 @@ on, one refused entry says so. In memory is a little of one file, whatever its s
 
 Formats, by suffix (each may be compressed: .gz, .zst, .bz2, .xz, .lz4):
 
-==========  ==================================================================================
-jsonl       .jsonl, .ndjson, and .json that holds lines
-json        .json that holds one array
-parquet     .parquet
-folder      a folder of pictures with a .txt beside each
-==========  ==================================================================================
+===========  =================================================================================
+jsonl        .jsonl, .ndjson, and .json that holds lines
+json         .json that holds one array
+csv          .csv, .tsv
+parquet      .parquet
+webdataset   .tar, .tgz
+folder       a folder of pictures with a .txt beside each
+huggingface  a folder of `save_to_disk`, or by hub id
+===========  =================================================================================
+
+A folder may also hold files of the others, or a `metadata.jsonl`, `.csv` or `.parquet` about the
+pictures in it.
 """
 
 import hashlib
@@ -22,9 +28,9 @@ from itertools import islice
 from pathlib import Path
 
 from liquidmm.data.records import Record
-from liquidmm.data.sources import folder, formats
+from liquidmm.data.sources import folder, formats, hugging_face
 from liquidmm.data.sources.config import Fields, SourceConfig
-from liquidmm.data.sources.files import File, is_url, matching, open_file, parent, reason
+from liquidmm.data.sources.files import is_url, open_file, parent, reason
 from liquidmm.data.sources.folder import PICTURE_SUFFIXES
 from liquidmm.data.sources.part import Entry, Part, Span, joined
 from liquidmm.data.sources.rows import Rows, paths
@@ -58,7 +64,7 @@ def parts(config: SourceConfig, records: int) -> list[Part]:
     JSONL is cut at lines, Parquet at rows, a JSON array at items, a folder at pictures, so that a
     part holds about `records` entries; small files that follow each other make up one part. What
     can't be entered in the middle is a part of its own and may hold far more: a compressed file,
-    and in Parquet an eighth of a row group. So read a part as a stream.
+    and in Parquet a thirty-second of a row group. So read a part as a stream.
 
     Args:
         config: The source.
@@ -73,15 +79,15 @@ def parts(config: SourceConfig, records: int) -> list[Part]:
     """
     if records < 1:
         raise ConfigError(f"records: is {records}. Give 1 or more.")
-    files = _files(config)
-    form = formats.format_of(config, files)
+    form, files = formats.files_of(config)
+    if form != "huggingface" and not any(file.size or file.folder for file in files):
+        raise DataError(f"{_name(config)}: holds no entries (0 bytes). Check the source.")
     _check_root(config, form)
-    rows = Rows(config)
+    rows = Rows(config, files[0].name)
     found = list(joined(formats.spans(form, files, rows, records), records, form))
     if not found:
         raise DataError(f"{_name(config)}: holds no entries. Check the source.")
-    if form != "parquet":
-        _check_fields(config, rows, found)
+    _check_fields(rows, found)
     return found
 
 
@@ -95,11 +101,10 @@ def entries(config: SourceConfig, part: Part) -> Iterator[Entry]:
     Yields:
         The entries in order, those of splits that are not taken left out.
     """
-    rows = Rows(config)
-    wanted = rows.wanted()
     for span in part.spans:
+        rows = Rows(config, span.file)
         root = _image_root(config, span.file)
-        for item in formats.items(part.format, span, wanted):
+        for item in formats.items(part.format, span, rows):
             entry = rows.entry(item, root)
             if entry is not None:
                 yield entry
@@ -115,12 +120,14 @@ def digest(config: SourceConfig) -> str:
     Raises:
         DataError: There is no such file, or it can't be read.
     """
-    files = _files(config)
+    form, files = formats.files_of(config)
     total = hashlib.sha256()
     by_content = sum(file.size for file in files) <= _CONTENT_BYTES
     try:
         for file in files:
-            if file.folder:
+            if form == "huggingface" and not Path(file.name).is_dir():
+                total.update(hugging_face.fingerprints(file.name, config).encode())
+            elif file.folder:
                 for line in folder.stamps(file.name):
                     total.update(line.encode(errors="surrogateescape"))
             elif by_content:
@@ -159,10 +166,6 @@ def read_jsonl(path: Path) -> Iterator[Record]:
     return open_source(SourceConfig(path=str(path), format="jsonl"))
 
 
-def _files(config: SourceConfig) -> list[File]:
-    return [file for path in config.paths for file in matching(path)]
-
-
 def _name(config: SourceConfig) -> str:
     return ", ".join(config.paths)
 
@@ -185,12 +188,22 @@ def _image_root(config: SourceConfig, file: str) -> Path | str:
     return config.image_root if is_url(config.image_root) else Path(config.image_root)
 
 
-def _check_fields(config: SourceConfig, rows: Rows, found: list[Part]) -> None:
-    """Look for the fields in the first, the middle and the last part: sets come sorted by kind."""
-    wanted = rows.wanted()
+def _check_fields(rows: Rows, found: list[Part]) -> None:
+    """Look for the fields in the first, the middle and the last part: sets come sorted by kind.
+
+    Tables have been looked at already. A tar or a folder is opened only where something is asked of
+    it, and of tars only the first.
+    """
+    form = found[0].format
+    asked = rows.given or rows.config.layout != "auto"
+    if form in ("parquet", "huggingface") or (form in ("webdataset", "folder") and not asked):
+        return
+    chosen = [found[0], found[len(found) // 2], found[-1]]
+    if form == "webdataset":
+        chosen = chosen[:1]
     there: set[str] = set()
-    for part in (found[0], found[len(found) // 2], found[-1]):
-        for item in islice(formats.items(part.format, part.spans[0], wanted), _LOOKED_AT):
+    for part in chosen:
+        for item in islice(formats.items(form, part.spans[0], rows), _LOOKED_AT):
             there |= paths(item.value)
     if there:
-        rows.check(there, _name(config))
+        rows.check(there, _name(rows.config))

@@ -8,7 +8,7 @@ import codecs
 from collections.abc import Iterator
 
 from liquidmm.data.json_array import array_items
-from liquidmm.data.sources.files import File, is_compressed, open_content, reason
+from liquidmm.data.sources.files import File, blame, is_compressed, open_content
 from liquidmm.data.sources.part import Item, Span
 from liquidmm.errors import DataError
 
@@ -18,7 +18,8 @@ def holds_array(name: str) -> bool:
     try:
         with open_content(name) as stream:
             start = stream.read(4096)
-    except OSError:
+    except OSError as error:
+        blame(name, error)
         return False  # what is wrong with it is said where it is read
     return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
@@ -38,8 +39,8 @@ def spans(file: File, records: int) -> Iterator[Span]:
                     start, first = place, index
                 index += 1
         whole = True
-    except (DataError, OSError):
-        pass  # the last span meets it again
+    except (DataError, OSError) as error:
+        blame(file.name, error)  # the last span meets it again
     if index > first or not whole:
         count = index - first if whole else None
         yield Span(file=file.name, start=start, first=first, count=count)
@@ -62,5 +63,5 @@ def items(span: Span) -> Iterator[Item]:
         where = f"{span.file}[{index}]"
         problem = str(error)
         if isinstance(error, OSError):
-            problem = f"{where}: can't be read ({reason(error)}). Check the file."
+            problem = f"{where}: can't be read ({blame(span.file, error)}). Check the file."
         yield Item(where=where, line=index, problem=problem, broken=True)

@@ -1,7 +1,7 @@
 """Compressed files as what they hold.
 
 Contract: `decompressed` gives a buffered stream of the content. When the file is cut off or
-damaged, everything that can be unpacked before that place is delivered, then `OSError` is raised.
+damaged, everything that can be unpacked before that place is delivered, and `DamagedError` follows.
 """
 
 import io
@@ -12,16 +12,23 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+
+class DamagedError(OSError):
+    """Compressed data is cut off or damaged."""
+
+
 COMPRESSED: Mapping[str, str] = MappingProxyType(
     {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz", ".lz4": "lz4"}
 )
 """Suffix of a file -> how it is compressed."""
 
+_CODECS = {**COMPRESSED, ".tgz": "gzip"}
 _BUFFER = 2**16
+_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 
 
 def decompressed(name: str, open_raw: Callable[[], BinaryIO]) -> BinaryIO:
-    """Open a file, decompressed where its name ends in one of `COMPRESSED`.
+    """Open a file, decompressed where its name ends in one of `COMPRESSED` or .tgz.
 
     Args:
         name: The name that decides.
@@ -30,7 +37,7 @@ def decompressed(name: str, open_raw: Callable[[], BinaryIO]) -> BinaryIO:
     Raises:
         OSError: The file can't be opened.
     """
-    codec = next((codec for end, codec in COMPRESSED.items() if name.endswith(end)), None)
+    codec = next((codec for end, codec in _CODECS.items() if name.endswith(end)), None)
     if codec is None:
         return open_raw()
     return cast(BinaryIO, io.BufferedReader(_Content(codec, open_raw), _BUFFER))
@@ -44,7 +51,7 @@ class _Content(io.RawIOBase):
         self._codec = codec
         self._open_raw = open_raw
         self._place = 0
-        self._broken: OSError | None = None
+        self._broken: DamagedError | None = None
         self._raw, self._stream = self._opened()
 
     def readable(self) -> bool:
@@ -67,8 +74,9 @@ class _Content(io.RawIOBase):
     def _read(self, size: int) -> bytes:
         try:
             return cast(bytes, self._stream.read(size))
-        except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-            self._broken = OSError(f"compressed data is cut off or damaged: {error}")
+        except _ERRORS as error:
+            self._raw.check()
+            self._broken = DamagedError(f"compressed data is cut off or damaged: {error}")
             self._broken.__cause__ = error
         rest = self._rest(size)
         if not rest:
@@ -90,12 +98,40 @@ class _Content(io.RawIOBase):
                 skipped += len(self._stream.read(min(_BUFFER, self._place - skipped)))
             while len(rest) < size:
                 rest += self._stream.read(1)
-        except (OSError, EOFError, lzma.LZMAError, pa.ArrowException):
-            pass
+        except _ERRORS:
+            self._raw.check()
         return bytes(rest)
 
-    def _opened(self) -> tuple[BinaryIO, Any]:
-        raw = self._open_raw()
+    def _opened(self) -> tuple["_Raw", Any]:
+        raw = _Raw(self._open_raw())
         if self._codec == "xz":
-            return raw, lzma.LZMAFile(raw)
+            return raw, lzma.LZMAFile(cast(BinaryIO, raw))
         return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self._codec)
+
+
+class _Raw(io.RawIOBase):
+    """The file as it stands; it remembers errors of its own, which say nothing about the data."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._inner = stream
+        self._error: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._inner.read(size)
+        except OSError as error:
+            self._error = error
+            raise
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+    def check(self) -> None:
+        """Raise the error that the last read ended in, if it did."""
+        if self._error is not None:
+            raise self._error

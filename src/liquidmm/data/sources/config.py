@@ -8,9 +8,18 @@ from typing import Literal
 
 from liquidmm.errors import ConfigError
 
-Format = Literal["auto", "jsonl", "json", "parquet", "folder"]
+Format = Literal["auto", "jsonl", "json", "csv", "parquet", "webdataset", "folder", "huggingface"]
 Layout = Literal[
-    "auto", "liquid", "llava", "sharegpt", "lmsys", "journeydb", "dclm", "slimpajama", "starcoder"
+    "auto",
+    "liquid",
+    "llava",
+    "sharegpt",
+    "lmsys",
+    "journeydb",
+    "imagefolder",
+    "dclm",
+    "slimpajama",
+    "starcoder",
 ]
 
 
@@ -65,11 +74,18 @@ class SourceConfig:
 
     path: str | tuple[str, ...]
     """A file, a folder, a pattern (`*`, `**`, `?`, `{00..99}`) or a URL that fsspec knows (`s3://`,
-    `gs://`, `hf://`, `memory://`); or several of them, read in that order."""
+    `gs://`, `hf://`, `memory://`), or several of them, read in that order; with the format
+    `huggingface` a hub id."""
     format: Format = "auto"
     """How the entries are stored; `auto` goes by the name of the file or what a folder holds."""
     layout: Layout = "auto"
     """What fields the entries have, see `layouts`; `auto` tells it of each entry by its keys."""
+    subset: str = ""
+    """Configuration of a Hugging Face data set, where it has several."""
+    revision: str = ""
+    """Commit, tag or branch of a data set on the hub; empty takes the newest."""
+    classes: str = ""
+    """File with one name per line, for captions that are numbers of classes (from 0)."""
     image_root: str | None = None
     """Folder or URL that relative picture paths start from; None: the folder of the file."""
     fields: Fields = field(default_factory=Fields)

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from liquidmm.data.sources.compressed import COMPRESSED, decompressed
-from liquidmm.errors import ConfigError, DataError
+from liquidmm.data.sources.compressed import COMPRESSED, DamagedError, decompressed
+from liquidmm.errors import ConfigError, DataError, LiquidError
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_FOR_GOOD = (DamagedError, FileNotFoundError, IsADirectoryError, PermissionError)
 _MOST = 1_000_000  # files that braces may name; more is a slip of the pen
 
 
@@ -32,9 +33,9 @@ class File:
 
     name: str
     """Path or URL."""
-    size: int
+    size: int = 0
     """Bytes."""
-    stamp: str
+    stamp: str = ""
     """What changes when the file does: its time, or what the server says instead."""
     folder: bool = False
     """Whether it is a folder."""
@@ -114,6 +115,11 @@ def stem(name: str) -> str:
     return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
 
 
+def suffix(name: str) -> str:
+    """Return the last suffix of a name in lower case, such as `.tar`."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - pathlib is ten times as slow
+
+
 def is_compressed(name: str) -> bool:
     """Whether the file is compressed as a whole."""
     return stem(name) != name
@@ -135,6 +141,20 @@ def open_file(name: str) -> BinaryIO:
 def open_content(name: str) -> BinaryIO:
     """Open a file, decompressed where its name says that it is compressed; see `open_file`."""
     return decompressed(name, lambda: open_file(name))
+
+
+def blame(name: str, error: BaseException) -> str:
+    """Say in one line why a file can't be read, if the file is to blame.
+
+    Raises:
+        LiquidError: It lies behind a URL, and what went wrong may be the way to it. Entries that
+            could be read a minute later must not count as bad ones.
+    """
+    if is_url(name) and isinstance(error, OSError) and not isinstance(error, _FOR_GOOD):
+        raise LiquidError(
+            f"{name}: can't be read now ({reason(error)}). Run it again; it goes on from here."
+        ) from error
+    return reason(error)
 
 
 def reason(error: BaseException) -> str:
@@ -194,7 +214,7 @@ def _described(fs: Any, info: dict[str, Any]) -> File:
     return File(
         name=fs.unstrip_protocol(info["name"].rstrip("/")),
         size=info.get("size") or 0,
-        stamp=fs.ukey(info["name"]),
+        stamp=str(sorted(info.items())),  # names the version, such as ETag or blob_id
         folder=info["type"] == "directory",
     )
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from liquidmm.data.records import Picture
-from liquidmm.data.sources.files import File, details, is_url, listing, open_file, reason
+from liquidmm.data.sources.files import File, blame, details, is_url, listing, open_file, suffix
 from liquidmm.data.sources.part import Item, Span
 from liquidmm.errors import DataError
 
@@ -30,7 +30,7 @@ _CAPTIONS = ".txt"
 def spans(file: File, records: int) -> Iterator[Span]:
     """Cut a folder and what is below it into spans of at most `records` entries."""
     root = file.name
-    for folder in _folders(root, ()):
+    for folder in folders(root):
         try:
             count = len(_members(folder))
         except OSError:
@@ -54,7 +54,7 @@ def items(span: Span) -> Iterator[Item]:
         whole = span.stop is None
         members = _members(span.file) if whole else _shared(span.file, _stamp(span.file))
     except OSError as error:
-        problem = f"{span.file}: can't be listed ({reason(error)}). Check the folder."
+        problem = f"{span.file}: can't be listed ({blame(span.file, error)}). Check the folder."
         yield Item(where=span.file, line=0, problem=problem, broken=True)
         return
     for name in members[span.start : span.stop]:
@@ -72,39 +72,38 @@ def stamps(root: str) -> Iterator[str]:
     Raises:
         OSError: A folder can't be read.
     """
-    for folder in _folders(root, ()):
+    for folder in folders(root):
         for file in details(folder):
             yield f"{file.name.removeprefix(root)}\0{file.size}\0{file.stamp}\n"
 
 
-def _folders(root: str, above: tuple[str, ...]) -> Iterator[str]:
+def folders(root: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield a folder and those below it; a link back to one above it is not followed."""
     real = root if is_url(root) else os.path.realpath(root)
     if real in above:
         return
     yield root
     try:
-        folders = listing(root)[1]
+        inner = listing(root)[1]
     except OSError:
         return
-    for name in folders:
-        if PurePosixPath(name).suffix.lower() not in PICTURE_SUFFIXES:
-            yield from _folders(f"{root.rstrip('/')}/{name}", (*above, real))
+    for name in inner:
+        if suffix(name) not in PICTURE_SUFFIXES:
+            yield from folders(f"{root.rstrip('/')}/{name}", (*above, real))
 
 
 def _members(folder: str) -> list[str]:
     """Return the names in a folder that are entries, sorted."""
     files, folders = listing(folder)
-    suffixes = {name: PurePosixPath(name).suffix for name in (*files, *folders)}
     known = PICTURE_SUFFIXES | UNREAD_SUFFIXES
-    pictures = {name for name, suffix in suffixes.items() if suffix.lower() in known}
-    stems = {name.removesuffix(suffixes[name]) for name in pictures}
-    lonely = {
+    pictures = [name for name in (*files, *folders) if suffix(name) in known]
+    stems = {name[: -len(suffix(name))] for name in pictures}
+    lonely = [
         name
         for name in files
-        if suffixes[name] == _CAPTIONS and name.removesuffix(_CAPTIONS) not in stems
-    }
-    return sorted(pictures | lonely)
+        if name.endswith(_CAPTIONS) and name.removesuffix(_CAPTIONS) not in stems
+    ]
+    return sorted(pictures + lonely)
 
 
 @lru_cache(maxsize=4)
@@ -117,16 +116,16 @@ def _stamp(folder: str) -> int:
 
 
 def _value(where: str, root: str) -> dict[str, object]:
-    suffix = PurePosixPath(where).suffix
+    ending = suffix(where)
     if where != where.encode(errors="replace").decode():
         raise DataError("the name is not UTF-8. Rename the file.")
-    if suffix == _CAPTIONS:
+    if ending == _CAPTIONS:
         raise DataError("captions without a picture. Add the picture or remove the file.")
-    if suffix.lower() in UNREAD_SUFFIXES:
-        raise DataError(f"pictures of this kind ('{suffix}') are not read. Convert it.")
+    if ending in UNREAD_SUFFIXES:
+        raise DataError(f"pictures of this kind ('{ending}') are not read. Convert it.")
     if not is_url(where) and Path(where).is_dir():
         raise DataError("is a folder, not a picture; what is in it is not read. Rename it.")
-    stem = where.removesuffix(suffix)
+    stem = where[: -len(ending)]
     picture: Picture = where if is_url(where) else Path(where)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")
     return {"key": key, "image": picture, "captions": _captions(stem + _CAPTIONS)}
@@ -139,7 +138,7 @@ def _captions(name: str) -> list[str]:
             text = stream.read().decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise DataError(
-            f"no readable {short} ({reason(error)}). Write one caption per line there."
+            f"no readable {short} ({blame(name, error)}). Write one caption per line there."
         ) from error
     captions = [line.strip() for line in text.splitlines() if line.strip()]
     if not captions:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from liquidmm.data.sources.files import File, is_compressed, open_content, open_file, reason
+from liquidmm.data.sources.files import File, blame, is_compressed, open_content, open_file
 from liquidmm.data.sources.part import Item, Span
 
 LONGEST = 2**28
@@ -25,8 +25,13 @@ def spans(file: File, records: int) -> Iterator[Span]:
     if is_compressed(file.name):
         yield Span(file=file.name, first=1)
         return
-    with open_file(file.name) as stream:
-        yield from _cut(stream, file.name, records)
+    try:
+        with open_file(file.name) as stream:
+            found = list(_cut(stream, file.name, records))
+    except OSError as error:
+        blame(file.name, error)
+        found = []
+    yield from found or [Span(file=file.name, first=1)]  # what is wrong is said where it is read
 
 
 def items(span: Span) -> Iterator[Item]:
@@ -40,12 +45,16 @@ def items(span: Span) -> Iterator[Item]:
                 if line.strip():
                     yield _item(line, f"{span.file}:{number}", number)
                 number += 1
+        if number == span.first:
+            problem = f"{span.file}: the file is empty. Download it again or leave it out."
+            yield Item(where=span.file, line=0, problem=problem, broken=True)
     except OSError as error:
+        where = f"{span.file}:{number}"
         problem = (
-            f"{span.file}:{number}: can't be read ({reason(error)}). From here on the file is "
-            "lost; mend it or download it again."
+            f"{where}: can't be read ({blame(span.file, error)}). From here on the file is lost; "
+            "mend it or download it again."
         )
-        yield Item(where=f"{span.file}:{number}", line=number, problem=problem, broken=True)
+        yield Item(where=where, line=number, problem=problem, broken=True)
 
 
 def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[Span]:
@@ -84,7 +93,7 @@ def _lines(stream: BinaryIO, span: Span) -> Iterator[bytes]:
 
 
 def _item(line: bytes, where: str, number: int) -> Item:
-    if len(line) > LONGEST:
+    if len(line) - line.endswith(b"\n") > LONGEST:
         problem = f"{where}: longer than {LONGEST} bytes. Cut it or leave it out."
         return Item(where=where, line=number, problem=problem)
     try:

@@ -5,20 +5,18 @@ Only the wanted columns are unpacked, some megabytes at a time. Rows that can't 
 said, and the next row group is read.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from liquidmm.data.sources.files import File, open_file, reason
+from liquidmm.data.sources import arrow
+from liquidmm.data.sources.files import File, blame, open_file
 from liquidmm.data.sources.part import Item, Span
 
-_BATCH_BYTES = 2**22  # of a batch as it is unpacked
-_MOST_ROWS = 1024  # rows of a batch
-_PIECES = 8  # spans that one row group is cut into; each unpacks the group from its start
+_PIECES = 32  # spans that one row group is cut into; each unpacks the group from its start
 _BUFFER = 2**20
 _THREADS = 16
 
@@ -77,8 +75,8 @@ def items(span: Span, wanted: Collection[str] | None = None) -> Iterator[Item]:
     except _ERRORS as error:
         where = f"{span.file}[{span.start}]"
         problem = (
-            f"{where}: not readable as Parquet ({reason(error)}). The file is lost from here on; "
-            "download it again."
+            f"{where}: not readable as Parquet ({blame(span.file, error)}). The file is lost from "
+            "here on; download it again."
         )
         yield Item(where=where, line=span.start, problem=problem, broken=True)
 
@@ -88,17 +86,12 @@ def _footer(file: File) -> Footer | None:
         with open_file(file.name) as stream, pq.ParquetFile(stream) as opened:
             metadata = opened.metadata
             groups = (metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
-            return Footer(columns=frozenset(_paths(opened.schema_arrow)), groups=tuple(groups))
-    except _ERRORS:
+            return Footer(
+                columns=frozenset(arrow.columns(opened.schema_arrow)), groups=tuple(groups)
+            )
+    except _ERRORS as error:
+        blame(file.name, error)
         return None
-
-
-def _paths(fields: Iterable[pa.Field]) -> Iterator[str]:
-    for column in fields:
-        yield column.name
-        if pa.types.is_struct(column.type):
-            inner = (column.type.field(n) for n in range(column.type.num_fields))
-            yield from (f"{column.name}.{name}" for name in _paths(inner))
 
 
 def _items(file: pq.ParquetFile, names: list[str], span: Span) -> Iterator[Item]:
@@ -108,56 +101,37 @@ def _items(file: pq.ParquetFile, names: list[str], span: Span) -> Iterator[Item]
         row = max(first, span.start)
         stop = after if span.stop is None else min(after, span.stop)
         try:
-            for value in _values(file, group, names, range(row - first, stop - first)):
-                yield _item(value, f"{span.file}[{row}]", row)
-                row += 1
+            for batch, start in _batches(file, group, names, range(row - first, stop - first)):
+                for item in arrow.items(batch, span.file, first + start):
+                    yield item
+                    row += 1
         except _ERRORS as error:
             where = f"{span.file}[{row}]"
             problem = (
-                f"{where}: not readable as Parquet ({reason(error)}). Rows {row} to {stop - 1} are "
-                "lost; download the file again."
+                f"{where}: not readable as Parquet ({blame(span.file, error)}). Rows {row} to "
+                f"{stop - 1} are lost; download the file again."
             )
             yield Item(where=where, line=row, problem=problem, broken=True)
         first = after
 
 
-def _values(
+def _batches(
     file: pq.ParquetFile, group: int, names: list[str], rows: range
-) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield rows of a row group, or the reason why one can't be had as text."""
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Yield rows of a row group, and the index in it of the first of them."""
     if not rows:
         return
     metadata = file.metadata.row_group(group)
-    size = _BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)
-    size = min(max(size, 1), _MOST_ROWS)
+    size = arrow.batch_rows(metadata.num_rows, metadata.total_byte_size)
     before = 0
     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=names):
         after = before + len(batch)
         start, stop = max(rows.start, before), min(rows.stop, after)
         if start < stop:
-            yield from _unpacked(batch.slice(start - before, stop - start))
+            yield batch.slice(start - before, stop - start), start
         if after >= rows.stop:
             return
         before = after
-
-
-def _unpacked(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        # one bad text spoils the batch: find it
-        for index in range(len(batch)):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield error
-
-
-def _item(value: dict[str, Any] | UnicodeDecodeError, where: str, row: int) -> Item:
-    if isinstance(value, UnicodeDecodeError):
-        problem = f"{where}: not UTF-8 ({value.reason} at byte {value.start}). Correct the row."
-        return Item(where=where, line=row, problem=problem)
-    return Item(where=where, line=row, value=value)
 
 
 def _span(name: str, start: int, stop: int) -> Span:

@@ -18,14 +18,16 @@ class Span:
     file: str
     """Path or URL."""
     start: int = 0
-    """Where it begins: a byte of JSONL or a JSON array, a row of Parquet, a place in the sorted
-    list of a folder."""
+    """Where it begins: a byte of JSONL, CSV or a JSON array, a row of Parquet or a data set, a
+    place in the sorted list of a folder."""
     stop: int | None = None
     """Where the next span begins; None: it goes on to the end."""
     first: int = 0
     """Number of the first entry: the line from 1, or the index from 0."""
     root: str = ""
     """Folder of pictures that keys start from, which `file` lies in."""
+    split: str = ""
+    """Split of a Hugging Face data set."""
     count: int | None = None
     """How many entries it holds, blank lines counted; None where only reading it could tell."""
 
@@ -107,12 +109,21 @@ def joined(spans: Iterable[Span], records: int, form: str) -> Iterator[Part]:
 
 
 def _part(spans: list[Span], form: str) -> Part:
-    first, last = spans[0], spans[-1]
-    name = first.file
-    if first.start or first.stop is not None:
-        lines = form in ("jsonl", "csv")
-        end = first.first + (first.count or 0)
-        name += f":{first.first}-{end - 1}" if lines else f"[{first.first}:{end}]"
-    if last is not first:
-        name += f" to {last.file}"
+    name = _name(spans[0], form)
+    if len(spans) > 1:
+        name += f" to {_name(spans[-1], form)}"
     return Part(name=name, format=form, spans=tuple(spans))
+
+
+def _name(span: Span, form: str) -> str:
+    name = f"{span.file}:{span.split}" if span.split else span.file
+    if not span.start and span.stop is None:
+        return name
+    stop = span.first + (span.count or 0)
+    match form:
+        case "jsonl":
+            return f"{name}:{span.first}-{stop - 1}"
+        case "csv":
+            return f"{name}:{span.first}-"  # a row may take several lines
+        case _:
+            return f"{name}[{span.first}:{stop}]"

@@ -18,7 +18,7 @@ from torch import Tensor
 from liquidmm.config import from_dict, to_dict
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.runtime import atomic_file
-from liquidmm.train.image_config import TokenizerRun
+from liquidmm.train.tokenizer.config import TokenizerRun
 
 _MAY_CHANGE = ("log_every", "validate_every", "sample_every", "checkpoint_every", "threads")
 

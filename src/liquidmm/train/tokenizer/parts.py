@@ -7,8 +7,8 @@ decides which parameters are trained.
 import torch
 
 from liquidmm.errors import ConfigError
-from liquidmm.train.image_config import ImageLossConfig, TokenizerRun
-from liquidmm.train.image_losses import LPIPS
+from liquidmm.train.tokenizer.config import ImageLossConfig, TokenizerRun
+from liquidmm.train.tokenizer.losses import LPIPS
 from liquidmm.vision.tokenizer import load_image_tokenizer
 from liquidmm.vision.vqgan import VQGAN
 from liquidmm.vision.weights import read_tensors

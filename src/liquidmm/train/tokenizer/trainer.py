@@ -20,22 +20,21 @@ from tqdm import tqdm
 
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import atomic_file, device_of, generator, get_logger
-from liquidmm.train import image_checkpoint
-from liquidmm.train.image_codebook import MovingCodebook, kmeans
-from liquidmm.train.image_config import TokenizerRun
-from liquidmm.train.image_data import Pictures, batch, load_pictures, to_float
-from liquidmm.train.image_losses import (
+from liquidmm.train.stop import StopSignals
+from liquidmm.train.tokenizer import checkpoint as saves
+from liquidmm.train.tokenizer.codebook import MovingCodebook, kmeans, perplexity
+from liquidmm.train.tokenizer.config import TokenizerRun
+from liquidmm.train.tokenizer.losses import (
     PatchDiscriminator,
     adaptive_weight,
     hinge_loss,
     pixel_loss,
 )
-from liquidmm.train.image_parts import freeze, load_lpips, start_model
-from liquidmm.train.image_schedule import adamw, learning_rate
-from liquidmm.train.stop import StopSignals
+from liquidmm.train.tokenizer.parts import freeze, load_lpips, start_model
+from liquidmm.train.tokenizer.pictures import Pictures, batch, load_pictures, to_float
+from liquidmm.train.tokenizer.schedule import adamw, learning_rate
 from liquidmm.vision.pixels import contact_sheet, psnr, to_image
 from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import perplexity
 
 _log = get_logger(__name__)
 
@@ -107,7 +106,7 @@ class Trainer:
     def fit(self, until: int) -> Path:
         """Train up to a step; see ``train_tokenizer``."""
         run = self.run
-        image_checkpoint.write_run(run)
+        saves.write_run(run)
         bar = tqdm(total=run.train.steps, initial=self.step, desc="tokenizer", unit="step")
         with StopSignals() as stop, bar:
             self._loop(until, bar, stop)
@@ -322,16 +321,16 @@ class Trainer:
             ) from error
 
     def _save(self) -> None:
-        image_checkpoint.save(self.run.out / "checkpoint.safetensors", self.step, self._parts())
+        saves.save(self.run.out / "checkpoint.safetensors", self.step, self._parts())
         model = self.average if self.run.train.ema else self.model
         tokenizer = VQGANTokenizer(copy.deepcopy(model), self.run.storage)
         tokenizer.save(self.run.out / "tokenizer")
 
     def restore(self, file: Path) -> None:
         """Go on from a checkpoint of the same run."""
-        image_checkpoint.check_run(self.run)
-        self.step = image_checkpoint.load(file, self._parts())
-        image_checkpoint.cut_metrics(self.run.out / "metrics.jsonl", self.step)
+        saves.check_run(self.run)
+        self.step = saves.load(file, self._parts())
+        saves.cut_metrics(self.run.out / "metrics.jsonl", self.step)
 
     def _parts(self) -> dict[str, Any]:
         parts = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liquidmm.errors import CheckpointError
-from liquidmm.train.image_config import ImageLossConfig
+from liquidmm.train.tokenizer.config import ImageLossConfig
 
 # Convolutions of VGG16 by width; "M" halves the side. LPIPS reads before each of these halvings.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")

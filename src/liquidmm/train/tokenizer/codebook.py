@@ -6,10 +6,12 @@ optimizer state, follows the encoder within about 1 / (1 - decay) steps, and its
 codes for nothing. All random choices come from the generator that is passed in.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from liquidmm.vision.vqgan import Quantizer, perplexity
+from liquidmm.vision.vqgan import Quantizer
 
 
 def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator) -> Tensor:
@@ -142,3 +144,9 @@ class MovingCodebook:
             "codes_used": float((counts > 0).sum()) / len(counts),
             "perplexity": perplexity(counts),
         }
+
+
+def perplexity(counts: Tensor) -> float:
+    """Effective number of codes in use: exp of the entropy of the use counts, 1 to K."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    return math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())

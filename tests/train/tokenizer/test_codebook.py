@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from liquidmm.train.image_codebook import MovingCodebook, kmeans
+from liquidmm.train.tokenizer.codebook import MovingCodebook, kmeans, perplexity
 from liquidmm.vision.vqgan import Quantizer
 
 
@@ -83,3 +84,8 @@ def test_state_round_trip():
     other.load_state_dict({name: value.clone() for name, value in book.state_dict().items()})
     for name, value in book.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
+
+
+def test_perplexity():
+    assert perplexity(torch.tensor([5, 5, 0, 0])) == pytest.approx(2.0)
+    assert perplexity(torch.tensor([9, 0])) == pytest.approx(1.0)

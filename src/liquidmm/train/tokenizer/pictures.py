@@ -18,7 +18,7 @@ from tqdm import tqdm
 from liquidmm.data.sources.folder import PICTURE_SUFFIXES
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import generator
-from liquidmm.train.image_config import ImageDataConfig
+from liquidmm.train.tokenizer.config import ImageDataConfig
 from liquidmm.vision.pixels import center_crop, open_image, pad_square
 
 _WHITE = 255

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from liquidmm.config import from_dict
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.runtime import generator
-from liquidmm.train.image_config import ImageDataConfig, TokenizerRun
-from liquidmm.train.image_data import batch, load_pictures
-from liquidmm.train.image_tokenizer import Trainer, train_tokenizer
+from liquidmm.train.tokenizer.config import ImageDataConfig, TokenizerRun
+from liquidmm.train.tokenizer.pictures import batch, load_pictures
+from liquidmm.train.tokenizer.trainer import Trainer, train_tokenizer
 from liquidmm.vision.tokenizer import load_image_tokenizer
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from liquidmm.errors import CheckpointError, ConfigError
-from liquidmm.train.image_config import ImageLossConfig
-from liquidmm.train.image_losses import (
+from liquidmm.train.tokenizer.config import ImageLossConfig
+from liquidmm.train.tokenizer.losses import (
     LPIPS,
     PatchDiscriminator,
     adaptive_weight,

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from liquidmm.train.image_config import TokenizerTrainConfig
+from liquidmm.train.tokenizer.config import TokenizerTrainConfig
 
 _FLOOR = 0.05
 
