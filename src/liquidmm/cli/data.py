@@ -161,7 +161,7 @@ def inspect(
 def _write_sheet(folder: Path, path: Path, pictures: int, tokenizer: Path | None) -> None:
     from liquidmm.cli.options import check_picture_path, save_picture
     from liquidmm.data.sheet import sheet
-    from liquidmm.generate.liquid import DEFAULT_MODEL
+    from liquidmm.generate.load import DEFAULT_MODEL
     from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
     from liquidmm.vision.tokenizer import load_image_tokenizer
 
