@@ -18,7 +18,7 @@ from liquidmm.bench.sizes import FAST, SHAPES, check_fast_path, job_of, measure_
 from liquidmm.bench.speed import measure_efficiency, measure_speed
 from liquidmm.config import load_run
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.liquid import DEFAULT_MODEL
+from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.runtime import device_of
 from liquidmm.train.config import LoopRun, TrainRun
 from liquidmm.train.model import ModelConfig

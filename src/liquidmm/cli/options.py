@@ -60,7 +60,7 @@ def model_options(command: Command) -> Command:
 
 def load_model(checkpoint: str | None, image_tokenizer: Path | None, device: str | None) -> Liquid:
     """Load the model that the shared options name."""
-    from liquidmm.generate.liquid import load
+    from liquidmm.generate.load import load
 
     return load(checkpoint, device, image_tokenizer=image_tokenizer)
 

@@ -18,7 +18,7 @@ from liquidmm.evaluate.reconstruction import contact_sheet, reconstruction
 from liquidmm.evaluate.report import Context, Journal, Model, Report
 from liquidmm.evaluate.scenes import scenes
 from liquidmm.evaluate.text import text
-from liquidmm.generate.liquid import DEFAULT_MODEL, load
+from liquidmm.generate.load import DEFAULT_MODEL, load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
