@@ -206,12 +206,12 @@ LENIENT_ONE_SHARD = EncodeConfig(size=16, max_failures=1.0)
 
 def test_too_many_failures_stop_it_early(source, tokenizer, tmp_path):
     good = json.dumps({"text": "fine"}) + "\n"
-    source.write_text("{\n" * 20 + good * 100)
-    config = EncodeConfig(size=16, shard_records=10, max_failures=0.5)
-    words = "10 of 10 entries were refused.* The first reason: .*records.jsonl:1: not valid JSON"
+    source.write_text(good * 400 + "{\n" * 700 + good * 1000)
+    config = EncodeConfig(size=16, shard_records=300, max_failures=0.5)
+    words = "700 of 1200 entries were refused.* The first reason: .*records.jsonl:401: not valid"
     with pytest.raises(DataError, match=words):
         run(source, tokenizer, tmp_path / "out", config)
-    assert len(list((tmp_path / "out").glob("shard-*"))) == 1
+    assert len(list((tmp_path / "out").glob("shard-*"))) == 4
 
 
 def test_another_tokenizer_is_refused(source, tokenizer, tmp_path):

@@ -53,6 +53,10 @@ _WORK = ".encode"
 """Folder in the folder of shards for log files and counts; it goes when all shards are there."""
 
 
+_JUDGED = 1000
+"""Entries before which no share of refused ones ends a run."""
+
+
 def encode(
     source: SourceConfig,
     tokenizer: Callable[[], ImageTokenizer],
@@ -175,7 +179,7 @@ class _Encoding:
             out=self.out,
             tokenizer=self.tokenizer,
             config=self.config,
-            limit=self._limit(before, least=min(self.config.shard_records, self.entries or 2**63)),
+            limit=self._limit(before, least=min(_JUDGED, self.entries or _JUDGED)),
             threads=self.engine.threads,
             decoders=engines.decoders_of(self.engine, self.device, workers),
             progress=self.progress.folder,
@@ -215,6 +219,5 @@ class _Encoding:
 
     def _finished(self) -> Manifest:
         manifest = finish(self.out, self.origin, len(self.parts))
-        if self.engine.kind != "slurm":  # whose last task may still be writing its log
-            shutil.rmtree(self.out / _WORK, ignore_errors=True)
+        shutil.rmtree(self.out / _WORK, ignore_errors=True)
         return manifest
