@@ -15,13 +15,13 @@ from torch import Tensor
 
 from liquidmm.generate.decoder import Decoder
 from liquidmm.generate.graphs import Graphs
-from liquidmm.generate.plan import FIRST_ROW, Lane, Plan
+from liquidmm.generate.plan import FIRST_ROW, Lane, Plan, padded_rows
 from liquidmm.generate.sampling import check_good
 from liquidmm.generate.speculate import Window
 from liquidmm.vocabulary import Vocabulary
 
-_FEWEST_ROWS = 2
-"""A pass over a single row takes other kernels, whose sums are rounded in another order."""
+_READ = 16
+"""A prompt is read in a round number of ids; what is read too much is written over."""
 _SPAN = 32
 """Attended positions are rounded up to a multiple of this."""
 
@@ -130,7 +130,7 @@ class Batch:
     def advance(self) -> None:
         """Make one pass: every lane draws one id."""
         if self._plan is None:
-            rows = max(self.rows, _FEWEST_ROWS)
+            rows = padded_rows(self.rows)
             self._plan = Plan(self.lanes, rows, self._vocabulary, self._decoder.device)
             if self._graphs is not None:
                 self._plan = self._graphs.settle(self._plan)
@@ -206,17 +206,19 @@ class Batch:
         # Rounded up, so that requests of nearly equal length don't each move the cache.
         room = min(-(-room // _SPAN) * _SPAN, self._context)
         self._room = max(self._room, room)
-        self._decoder.reserve(FIRST_ROW + max(self.rows, _FEWEST_ROWS), self._room)
+        self._decoder.reserve(FIRST_ROW + padded_rows(self.rows), self._room)
 
     def _read(self, row: int, ids: Sequence[int], at: int) -> None:
         if not ids:
             return
-        if at + len(ids) > self._room:
-            self._reserve(at + len(ids))
+        count = min(-(-len(ids) // _READ) * _READ, self._context - at)
+        if at + count > self._room:
+            self._reserve(at + count)
         device = self._decoder.device
-        tokens = torch.tensor([list(ids)], dtype=torch.long, device=device)
-        start = torch.tensor([at], dtype=torch.long, device=device)
-        self._decoder.forward(tokens, start, row, at + len(ids))
+        tokens = torch.zeros(1, count, dtype=torch.long, device=device)
+        tokens[0, : len(ids)] = torch.tensor(list(ids), device=device)
+        start = torch.tensor([at], device=device)
+        self._decoder.forward(tokens, start, row, at + count)
 
     def _change(self) -> None:
         assert not self._drawn, "collect before a change"

@@ -38,8 +38,9 @@ class Job:
     """One of `MODES`."""
     prompt: str = ""
     """What to draw or to answer; with `images`, they stand before it."""
-    messages: tuple[Turn | Mapping[str, str], ...] = ()
-    """A conversation in place of a prompt; each `<image>` in it stands for the next picture."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """A conversation in place of a prompt, turns of `role` and `content`; each `<image>` in it
+    stands for the next picture."""
     images: tuple[ImageLike, ...] = ()
     """Pictures that go in, where the checkpoint was trained on such requests."""
     size: tuple[int, int] | None = None

@@ -283,18 +283,35 @@ class Liquid:
             For each job, in order, a reply for each of its samples. A job that is wrong has a
             single reply, which holds the error; the others are done.
         """
-        found: list[list[Reply]] = [[] for _ in jobs]
-        requests: list[tuple[int, Request]] = []
+        found: list[dict[int, Reply]] = [{} for _ in jobs]
+        for place, sample, reply in self.run_as_done(jobs):
+            found[place][sample] = reply
+        return [[reply for _, reply in sorted(samples.items())] for samples in found]
+
+    def run_as_done(
+        self, jobs: Sequence[Job], progress: Progress | None = None
+    ) -> Iterator[tuple[int, int, Reply]]:
+        """Do any mix of jobs at once, and give what is finished.
+
+        Args:
+            jobs: What to do.
+            progress: Told (codes drawn, codes to draw) of pictures after each step.
+
+        Yields:
+            Place of a job, number of a sample, its reply. A job that is wrong has a single one,
+            which holds the error.
+        """
+        requests: list[tuple[int, int, Request]] = []
         for place, job in enumerate(jobs):
             try:
-                requests += [(place, request) for request in self._requests(job)]
+                requests += [(place, n, request) for n, request in enumerate(self._requests(job))]
             except LiquidError as error:
-                found[place] = [Reply(text="", images=(), finish="error", error=error)]
-        writers = [self._writer(request, jobs[place].stop) for place, request in requests]
-        made = replies(self.engine, [request for _, request in requests], writers)
-        for (place, _), reply in zip(requests, made, strict=True):
-            found[place].append(reply)
-        return found
+                yield place, 0, Reply(text="", images=(), finish="error", error=error)
+        writers = [self._writer(request, jobs[place].stop) for place, _, request in requests]
+        plain = [request for *_, request in requests]
+        for index, reply in replies(self.engine, plain, writers, progress):
+            place, sample, _ = requests[index]
+            yield place, sample, reply
 
     def stream_job(self, job: Job) -> Iterator[Piece]:
         """Do one job with one answer, piece by piece.

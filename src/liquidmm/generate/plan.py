@@ -30,6 +30,16 @@ _NOISE_AHEAD = 2**16
 """Random numbers that are made at a time, about: small operations cost their start on a CPU."""
 
 
+def padded_rows(rows: int) -> int:
+    """Round a number of rows up, to one of few: each takes kernels of its own, which are kept.
+
+    At least two, because a pass over a single row takes other kernels, whose sums are rounded in
+    another order.
+    """
+    step = 2 if rows <= 8 else 4 if rows <= 32 else 8
+    return max(2, -(-rows // step) * step)
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Lane:
     """One sequence in the batch: a row, and a second one where it may be guided."""
@@ -76,7 +86,9 @@ class Group:
         rows = [row for lane in lanes for row in lane.rows[: lane.drawing]]
         place = {row: index for index, row in enumerate(rows)}
         self._rows = whole(rows)
-        """Rows whose logits are needed."""
+        """Rows that draw."""
+        self._scored = whole(rows + rows[:1] * (padded_rows(len(rows)) - len(rows)))
+        """The same, and the first one again and again up to a round number."""
         self._conditional = whole([place[lane.rows[0]] for lane in lanes])
         self._unconditional = whole([place[lane.rows[lane.drawing - 1]] for lane in lanes])
         self._scale = torch.tensor([[lane.sampling.guidance] for lane in lanes], device=device)
@@ -99,7 +111,14 @@ class Group:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors whose values belong to the lanes."""
-        own = [self._rows, self._conditional, self._unconditional, self._scale, self._sources]
+        own = [
+            self._rows,
+            self._scored,
+            self._conditional,
+            self._unconditional,
+            self._scale,
+            self._sources,
+        ]
         own += [self._seeds, self._steps, *self.sampler.tensors]
         return own if self._shut is None else [*own, self._shut]
 
@@ -120,10 +139,12 @@ class Group:
         Returns:
             Columns, (B,), int64, and whether they are good, (B,), bool.
         """
-        logits = decoder.logits(hidden.index_select(0, self._rows), self._part)
+        logits = decoder.logits(hidden.index_select(0, self._scored), self._part)
         if self._guided:
             unconditional = logits.index_select(0, self._unconditional)
             logits = guide(logits.index_select(0, self._conditional), unconditional, self._scale)
+        else:
+            logits = logits[: len(self.lanes)]
         if self._blocked is not None:
             logits = logits.index_fill(1, self._blocked, -torch.inf)
             if self._shut is not None:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from liquidmm.generate.engine import Engine
+from liquidmm.generate.engine import Engine, Progress
 from liquidmm.generate.pictures import Pictures
 from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
 from liquidmm.generate.requests import (
     Finish,
+    PictureRequest,
     PictureRows,
     PictureStep,
     Request,
@@ -89,33 +90,46 @@ def stream(engine: Engine, request: Request, writer: Writer) -> Iterator[Piece]:
             return
 
 
-def replies(engine: Engine, requests: Sequence[Request], writers: Sequence[Writer]) -> list[Reply]:
+def replies(
+    engine: Engine,
+    requests: Sequence[Request],
+    writers: Sequence[Writer],
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Reply]]:
     """Answer several requests at once.
 
     Args:
         engine: Answers them.
         requests: Any mix; all have been checked.
         writers: One for each.
+        progress: Told (codes drawn, codes to draw) of those that ask for a picture.
 
-    Returns:
-        A reply for each, in order.
+    Yields:
+        (place of the request, its reply), as they are finished.
     """
+    sizes = [r.grid if isinstance(r, PictureRequest) else (0, 0) for r in requests]
+    total = sum(height * width for height, width in sizes)
     pieces: list[list[Piece]] = [[] for _ in requests]
     answers = [engine.submit(request) for request in requests]
-    pending = set(range(len(requests)))
+    pending = list(range(len(requests)))
     try:
         while pending:
             engine.step()
-            for place in sorted(pending):
+            if progress is not None:
+                pairs = zip(answers, sizes, strict=True)
+                progress(sum(answer.drawn for answer, size in pairs if any(size)), total)
+            for place in pending:
                 while answers[place].steps and writers[place].finish is None:
                     pieces[place] += writers[place].take(answers[place].steps.popleft())
-                if writers[place].finish is not None:
-                    engine.cancel(answers[place])
-                    pending.discard(place)
+            done = [place for place in pending if writers[place].finish is not None]
+            pending = [place for place in pending if writers[place].finish is None]
+            for place in done:
+                engine.cancel(answers[place])
+                yield place, reply_of(pieces[place], writers[place])
+                pieces[place] = []
     finally:
         for answer in answers:
             engine.cancel(answer)
-    return [reply_of(*both) for both in zip(pieces, writers, strict=True)]
 
 
 def reply_of(pieces: Sequence[Piece], writer: Writer) -> Reply:
