@@ -1,8 +1,7 @@
-import subprocess
-import sys
-
 """The picture of the layers in docs/design.md, checked on the code."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
