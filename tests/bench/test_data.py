@@ -25,7 +25,7 @@ SMALL = LoadingSizes(
 )
 
 
-def test_loading_has_its_figures(tmp_path):
+def test_every_part_has_its_figures(tmp_path):
     told = []
     result = bench_data(DataBench(loading=SMALL, scratch=tmp_path), told.append).to_dict()
     json.dumps(result)
@@ -48,7 +48,10 @@ def test_loading_has_its_figures(tmp_path):
     ids, rows = (figures[f"load_{name}_per_s"]["value"] for name in ("tokens", "rows"))
     assert ids / rows / 2048 == pytest.approx(figures["load_fill"]["value"] / 100, rel=1e-3)
     assert result["settings"]["loading"]["workers"] == 0
-    assert told[-1] == "memory with 120 records"
+    for name in ("shard", "parquet_16", "parquet_128", "array_record"):
+        assert figures[f"format_{name}_rows_per_s"]["value"] > 0
+        assert 1400 < figures[f"format_{name}_bytes_per_row"]["value"] < 4000
+    assert told[-2:] == ["memory with 120 records", "the same rows in other formats"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from liquidmm.bench.formats import measure_formats
 from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.load import DEFAULT_MODEL
 
-PARTS = ("loading",)
+PARTS = ("loading", "formats")
 """What can be measured, in this order."""
 
 
@@ -58,4 +59,8 @@ def bench_data(config: DataBench, progress: Callable[[str], None] = lambda _: No
     result = Result(bench="data", settings=machine(torch.device("cpu")))
     if "loading" in config.parts:
         measure_loading(result, config.loading, config.checkpoint, config.scratch, progress)
+    if "formats" in config.parts:
+        progress("the same rows in other formats")
+        sizes = config.loading
+        measure_formats(result, sizes.pictures, sizes.seconds / 10, config.scratch)
     return result

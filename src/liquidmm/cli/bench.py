@@ -69,7 +69,7 @@ def train(as_json: bool, sizes: str | None, only: str | None, **options: Any) ->
 
 
 @command.command("data")
-@click.option("--only", help="Parts, with commas: loading.  [default: all]")
+@click.option("--only", help="Parts, with commas: loading,formats.  [default: all]")
 @click.option("--checkpoint", type=_FOLDER, help="Whose tokenizer.  [default: the shipped model]")
 @click.option(
     "--scratch",
