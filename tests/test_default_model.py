@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from liquidmm.generate.liquid import DEFAULT_MODEL, load
+from liquidmm.generate.load import DEFAULT_MODEL, load
 
 ROOT = Path(__file__).resolve().parents[1]
 

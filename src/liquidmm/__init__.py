@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from liquidmm.errors import LiquidError
-    from liquidmm.generate.liquid import Liquid, load
+    from liquidmm.generate.liquid import Liquid
+    from liquidmm.generate.load import load
     from liquidmm.generate.sampling import SamplingConfig
     from liquidmm.model.expand import expand
     from liquidmm.model.processor import LiquidProcessor
@@ -37,7 +38,7 @@ _HOMES = {
     "SamplingConfig": "liquidmm.generate.sampling",
     "Vocabulary": "liquidmm.vocabulary",
     "expand": "liquidmm.model.expand",
-    "load": "liquidmm.generate.liquid",
+    "load": "liquidmm.generate.load",
 }
 
 

@@ -98,6 +98,17 @@ class Sequences:
         """Return ``[bos] text [eos]``."""
         return [*self._bos(), *self.encode(text), *self._eos()]
 
+    def text_prompt(self, text: str) -> list[int]:
+        """Return ``[bos] text``; more text comes next.
+
+        Raises:
+            DataError: There is no id in it.
+        """
+        ids = [*self._bos(), *self.encode(text)]
+        if not ids:
+            raise DataError("prompt: the text is empty, and the tokenizer has no bos. Write some.")
+        return ids
+
     def picture(self, codes: Codes) -> list[int]:
         """Return ``[boi] codes [eoi]``.
 

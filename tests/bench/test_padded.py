@@ -1,5 +1,7 @@
 """Packed rows and padded batches: the same documents, the same loss, the same counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,13 @@ def test_the_stream_begins_anew_for_each_side(config):
     job = icon_job(config, "cpu")
     first, second = (job.rows().take(job.lanes) for _ in range(2))
     assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(first, second, strict=True))
+
+
+def test_longer_rows_hold_the_same_sequences(config):
+    short = icon_job(config, "cpu")
+    long = icon_job(replace(config, length=192), "cpu")
+    assert (len(short.lanes), len(long.lanes)) == (4, 2)
+    assert long.source.data.packing.longest == short.source.data.length == 96
+    (row, _) = long.rows().take(long.lanes)
+    assert len(row.input_ids) == 192
+    assert row.position_ids.max() < 96

@@ -20,3 +20,15 @@ def test_ask_prints_what_python_says(
     answer = Liquid.from_checkpoint(checkpoint).ask(tmp_path / "blue.png", "How many?")
     assert result.stdout == answer + "\n"
     assert result.stderr == ""
+
+
+def test_a_question_about_several_pictures(
+    checkpoint_folder: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{colour}.png" for colour in ("blue", "red")]
+    for path in paths:
+        Image.new("RGB", (30, 20), path.stem).save(path)
+    arguments = [*map(str, paths), "Which?", "--checkpoint", str(checkpoint_folder)]
+    result = CliRunner().invoke(main, ["ask", *arguments, "--device", "cpu"])
+    assert result.exit_code == 0
+    assert result.stdout == Liquid.from_checkpoint(checkpoint).ask([*paths], "Which?") + "\n"

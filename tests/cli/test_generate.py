@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,66 @@ def test_help_and_parsing_import_no_torch() -> None:
         "assert not {'torch', 'transformers', 'PIL'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_may_be_about_pictures_and_be_previewed(run, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    plain, about = tmp_path / "plain.png", tmp_path / "about.png"
+    assert run("an apple", "-o", plain, "--temperature", 2).exit_code == 0
+    images = ["--image", tmp_path / "red.png", "--image", tmp_path / "red.png"]
+    result = run("an apple", "-o", about, "--temperature", 2, "--preview", 1, *images)
+    assert result.stdout == f"{about}\n"
+    assert about.read_bytes() != plain.read_bytes()
+    shown = tmp_path / "shown.png"
+    assert run("an apple", "-o", shown, "--temperature", 2, "--preview", 1).exit_code == 0
+    assert shown.read_bytes() == plain.read_bytes()
+
+
+def test_a_file_of_jobs_is_done_and_what_is_wrong_is_told(run, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    lines = [
+        {"prompt": "an apple", "n": 2, "seed": 7},
+        {"mode": "caption", "images": [str(tmp_path / "red.png")], "max_tokens": 5},
+        {"mode": "picutre", "prompt": "a"},
+        {"prompt": "an apple", "guidence": 2},
+        {"mode": "text", "prompt": "Hello", "max_tokens": 3},
+    ]
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("\n".join([*map(json.dumps, lines), "", "no json"]))
+    result = run("--jobs", file, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    errors = {row["job"]: row["error"] for row in told if "error" in row}
+    assert set(errors) == {3, 4, 7}
+    assert "mode: 'picutre' is unknown. Did you mean 'picture'?" in errors[3]
+    assert "jobs.jsonl:4: guidence: is an unknown key. Did you mean 'guidance'?" in errors[4]
+    assert "jobs.jsonl:7: is no JSON" in errors[7]
+    rows = {(row["job"], row["sample"]): row for row in told if "error" not in row}
+    assert set(rows) == {(1, 1), (1, 2), (2, 1), (5, 1)}
+    second = tmp_path / "second.png"
+    assert run("an apple", "--seed", 8, "-o", second).exit_code == 0
+    assert Path(rows[1, 2]["images"][0]).read_bytes() == second.read_bytes()
+    assert rows[2, 1]["images"] == []
+    file.write_text(json.dumps(lines[0]))
+    result = run("--jobs", file, "-o", tmp_path / "again")
+    assert result.exit_code == 0
+    assert len(list((tmp_path / "again").iterdir())) == 2
+
+
+def test_jobs_stand_alone(run, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.jsonl"
+    for arguments, words in (
+        (["an apple", "--jobs", file], "jobs: 'prompt' stands beside it"),
+        (["--jobs", file, "--seed", 3], "jobs: 'seed' stands beside it"),
+        (["--jobs", file], "jobs.jsonl: can't be read"),
+        (["--image", file], "prompt: is empty"),
+        (["a", "--preview", -1], "preview: must be at least 1"),
+        (["a", "--preview", 1, "-n", 2], "preview: shows one picture, and n is 2"),
+        (["a", "--weights", "int3"], "weights: 'int3' is unknown"),
+        (["a", "--top-k", 17], "sampling.top_k: 17 is above the 16 codes"),
+    ):
+        result = run(*arguments, "-o", tmp_path / "x.png")
+        assert result.exit_code == 1
+        assert words in result.stderr, result.stderr
+    file.write_text("\n")
+    assert "holds no job" in run("--jobs", file).stderr

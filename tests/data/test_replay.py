@@ -65,7 +65,7 @@ def test_answers_become_conversations(text, tmp_path):
         [prompt, f"On {prompt}"] for prompt in prompts
     ]
     assert {(r.source, r.license, r.split) for r in records} == {("a model", "Apache-2.0", "train")}
-    assert (summary["conversations"], summary["empty_answers"]) == (4, 1)
+    assert (summary["conversations"], summary["left_out"]) == (4, 1)
     assert summary["characters"] == sum(len(f"On {prompt}") for prompt in prompts)
     again = build_replay(text, tmp_path / "again", answer, config(license="Apache-2.0"))
     assert again == summary

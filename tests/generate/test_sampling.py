@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from liquidmm.errors import ConfigError
-from liquidmm.generate import sampling
-from liquidmm.generate.sampling import SamplingConfig, distribution, draw, forbid, guide
+from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.generate.noise import exponential
+from liquidmm.generate.sampling import (
+    Sampler,
+    SamplingConfig,
+    check_good,
+    guide,
+    release_sampling,
+)
 
 PLAIN = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0)
 
@@ -16,9 +22,22 @@ def logits_of(*probabilities: float) -> torch.Tensor:
     return torch.tensor([probabilities]).log()
 
 
-def spread(logits: torch.Tensor, config: SamplingConfig) -> list[float]:
-    probabilities, columns = distribution(logits, config)
-    return torch.zeros(logits.shape).scatter_(1, columns, probabilities)[0].tolist()
+def spread(logits: torch.Tensor, *configs: SamplingConfig) -> list[list[float]]:
+    """The final distribution of each row over all columns."""
+    probabilities, columns = Sampler(configs, "cpu").distribution(logits)
+    if columns is None:
+        return probabilities.tolist()
+    return torch.zeros(logits.shape).scatter_(1, columns, probabilities).tolist()
+
+
+def draws(logits: torch.Tensor, config: SamplingConfig, count: int) -> list[int]:
+    """Columns that ``count`` seeds draw from one row."""
+    noise = exponential(
+        torch.arange(count), torch.zeros(count, dtype=torch.long), torch.arange(logits.shape[-1])
+    )
+    columns, good = Sampler([config] * count, "cpu").draw(logits.expand(count, -1), noise)
+    assert good.all()
+    return columns.tolist()
 
 
 def test_defaults_are_the_release() -> None:
@@ -55,7 +74,14 @@ def test_guidance_by_hand() -> None:
     conditional, unconditional = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 3.0]])
     assert guide(conditional, unconditional, 7.0).tolist() == [[4.0, -4.0]]
     assert guide(conditional, unconditional, 0.0).tolist() == [[0.5, 3.0]]
-    assert guide(conditional, unconditional, 1.0) is conditional
+    both = guide(conditional.repeat(2, 1), unconditional.repeat(2, 1), torch.tensor([[7.0], [0]]))
+    assert both.tolist() == [[4.0, -4.0], [0.5, 3.0]]
+
+
+def test_a_row_guided_by_itself_is_itself() -> None:
+    torch.manual_seed(0)
+    row = torch.randn(1, 500)
+    assert torch.equal(guide(row, row, 7.0), row)
 
 
 def test_guidance_is_computed_in_float32() -> None:
@@ -64,25 +90,37 @@ def test_guidance_is_computed_in_float32() -> None:
     )
 
 
+def test_the_release_keeps_the_likelier_half_of_any_codebook() -> None:
+    assert release_sampling(8192) == SamplingConfig()
+    assert release_sampling(16).top_k == 8
+
+
+def test_a_top_k_above_the_codebook_is_an_error() -> None:
+    SamplingConfig(top_k=16).check_vocabulary(16, "codes")
+    SamplingConfig(top_k=17, greedy=True).check_vocabulary(16, "codes")
+    with pytest.raises(ConfigError, match=r"^sampling\.top_k: 17 is above the 16 codes\..*0 to 16"):
+        SamplingConfig(top_k=17).check_vocabulary(16, "codes")
+
+
 def test_plain_distribution_is_softmax() -> None:
-    assert spread(logits_of(0.1, 0.2, 0.7), PLAIN) == pytest.approx([0.1, 0.2, 0.7])
+    assert spread(logits_of(0.1, 0.2, 0.7), PLAIN)[0] == pytest.approx([0.1, 0.2, 0.7])
 
 
 def test_temperature_by_hand() -> None:
     # Temperature 0.5 squares the odds: 1 : 4 : 49.
     config = SamplingConfig(temperature=0.5, top_k=0, top_p=1.0)
-    assert spread(logits_of(0.1, 0.2, 0.7), config) == pytest.approx([1 / 54, 4 / 54, 49 / 54])
+    assert spread(logits_of(0.1, 0.2, 0.7), config)[0] == pytest.approx([1 / 54, 4 / 54, 49 / 54])
 
 
 @pytest.mark.parametrize("k", [3, 4, 100])
 def test_top_k_of_all_changes_nothing(k: int) -> None:
     config = SamplingConfig(temperature=1.0, top_k=k, top_p=1.0)
-    assert spread(logits_of(0.1, 0.2, 0.7), config) == pytest.approx([0.1, 0.2, 0.7])
+    assert spread(logits_of(0.1, 0.2, 0.7), config)[0] == pytest.approx([0.1, 0.2, 0.7])
 
 
 def test_top_k_by_hand() -> None:
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=1.0)
-    assert spread(logits_of(0.1, 0.3, 0.6), config) == pytest.approx([0.0, 1 / 3, 2 / 3])
+    assert spread(logits_of(0.1, 0.3, 0.6), config)[0] == pytest.approx([0.0, 1 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize(
@@ -97,72 +135,102 @@ def test_top_k_by_hand() -> None:
 )
 def test_top_p_keeps_the_smallest_group_that_reaches_p(p: float, expected: list[float]) -> None:
     config = SamplingConfig(temperature=1.0, top_k=0, top_p=p)
-    assert spread(logits_of(0.15, 0.3, 0.5, 0.05), config) == pytest.approx(expected, abs=1e-6)
+    found = spread(logits_of(0.15, 0.3, 0.5, 0.05), config)[0]
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_top_p_counts_what_top_k_left() -> None:
     # After top-k the odds are 0.4 : 0.6 of 0.5, so 0.6 is reached by the first alone.
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=0.6)
-    assert spread(logits_of(0.3, 0.2, 0.125, 0.125), config) == pytest.approx([1.0, 0, 0, 0])
+    assert spread(logits_of(0.3, 0.2, 0.125, 0.125), config)[0] == pytest.approx([1.0, 0, 0, 0])
+
+
+def test_rows_of_one_batch_have_settings_of_their_own() -> None:
+    torch.manual_seed(0)
+    configs = [
+        SamplingConfig(temperature=0.7, top_k=5, top_p=0.8),
+        PLAIN,
+        SamplingConfig(temperature=2.0, top_k=0, top_p=0.5),
+        SamplingConfig(temperature=1.0, top_k=20, top_p=1.0),
+    ]
+    logits = torch.randn(len(configs), 50)
+    together = spread(logits, *configs)
+    for row, config in enumerate(configs):
+        alone = spread(logits[row : row + 1], config)[0]
+        assert together[row] == pytest.approx(alone, abs=1e-6)
+        assert [value > 0 for value in together[row]] == [value > 0 for value in alone]
+    noise = exponential(torch.arange(4), torch.zeros(4, dtype=torch.long), torch.arange(50))
+    greedy = [*configs[:3], SamplingConfig(greedy=True)]
+    drawn, _ = Sampler(greedy, "cpu").draw(logits, noise)
+    for row, config in enumerate(greedy):
+        one = Sampler([config], "cpu").draw(logits[row : row + 1], noise[row : row + 1])[0]
+        assert drawn[row] == one[0]
 
 
 @pytest.mark.parametrize("top_k", [0, 3, 5])
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_forbidden_columns_are_never_drawn(top_k: int, top_p: float) -> None:
-    logits = forbid(torch.zeros(1, 6), [0, 2, 5])
+def test_columns_without_probability_are_never_drawn(top_k: int, top_p: float) -> None:
+    logits = torch.tensor([[-math.inf, 0, -math.inf, 0, 0, -math.inf]])
     config = SamplingConfig(temperature=1.0, top_k=top_k, top_p=top_p)
-    generator = torch.Generator().manual_seed(0)
-    drawn = {int(draw(logits, config, [generator])) for _ in range(300)}
-    assert drawn <= {1, 3, 4}
-    assert len(drawn) == 3
-
-
-def test_forbid_leaves_its_input_alone() -> None:
-    logits = torch.zeros(1, 3)
-    assert forbid(logits, [1]).tolist() == [[0.0, -math.inf, 0.0]]
-    assert logits.tolist() == [[0.0, 0.0, 0.0]]
+    assert set(draws(logits, config, 300)) == {1, 3, 4}
 
 
 @pytest.mark.parametrize("bad", [-math.inf, math.nan])
-def test_a_row_without_choice_is_an_error(bad: float) -> None:
-    with pytest.raises(ValueError, match="no id that may be drawn"):
-        draw(torch.full((1, 3), bad), PLAIN, [torch.Generator()])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_row_without_choice_is_an_error(bad: float, greedy: bool) -> None:
+    logits = torch.zeros(2, 3)
+    logits[1] = bad
+    sampler = Sampler([SamplingConfig(greedy=greedy)] * 2, "cpu")
+    _, good = sampler.draw(logits, torch.ones(2, 3))
+    assert good.tolist() == [True, False]
+    with pytest.raises(CheckpointError, match="its scores are no numbers"):
+        check_good(good)
+    check_good(good[:1])
 
 
-def test_frequencies_follow_the_distribution() -> None:
-    logits = logits_of(0.1, 0.2, 0.7).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-    counts = draw(logits, PLAIN, [generator] * 4000).bincount(minlength=3) / 4000
-    assert counts.tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.03)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_the_ends_of_the_unit_interval_hit_possible_columns(
-    uniform: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampling.torch, "rand", lambda *_, **__: torch.tensor([uniform]))
-    logits = forbid(torch.zeros(1, 5), [0, 4])
-    assert int(draw(logits, PLAIN, [torch.Generator()])) == (1 if uniform == 0 else 3)
+@pytest.mark.parametrize(
+    "config",
+    [
+        PLAIN,
+        SamplingConfig(temperature=0.6, top_k=4, top_p=1.0),
+        SamplingConfig(temperature=1.5, top_k=5, top_p=0.8),
+        SamplingConfig(temperature=1.0, top_k=0, top_p=0.7),
+    ],
+)
+def test_frequencies_follow_the_distribution(config: SamplingConfig) -> None:
+    logits = logits_of(0.05, 0.3, 0.1, 0.2, 0.25, 0.1)
+    count = 40_000
+    counts = torch.tensor(draws(logits, config, count)).bincount(minlength=6) / count
+    expected = torch.tensor(spread(logits, config)[0])
+    # Total variation; its mean is about sqrt(5 / (2 pi n)) = 0.0045 here.
+    assert (counts - expected).abs().sum() / 2 < 0.01
+    assert counts[expected == 0].sum() == 0
 
 
 def test_greedy_takes_the_likeliest_and_no_randomness() -> None:
-    generator = torch.Generator().manual_seed(3)
-    before = generator.get_state()
-    config = SamplingConfig(greedy=True)
-    assert draw(logits_of(0.1, 0.6, 0.3), config, [generator]).tolist() == [1]
-    assert torch.equal(generator.get_state(), before)
-    assert spread(logits_of(0.1, 0.6, 0.3), config) == [0.0, 1.0, 0.0]
+    sampler = Sampler([SamplingConfig(greedy=True)], "cpu")
+    assert sampler.draw(logits_of(0.1, 0.6, 0.3), None)[0].tolist() == [1]
 
 
 def test_a_row_draws_the_same_in_any_place() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 50)
+    noise = exponential(torch.arange(4), torch.arange(4), torch.arange(50))
     config = SamplingConfig(top_k=20, top_p=0.9)
-
-    def generator(seed: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
-    alone = [int(draw(logits[row : row + 1], config, [generator(row)])) for row in range(4)]
     order = [2, 0, 3, 1]
-    together = draw(logits[order], config, [generator(row) for row in order]).tolist()
-    assert together == [alone[row] for row in order]
+    alone = [
+        int(Sampler([config], "cpu").draw(logits[row : row + 1], noise[row : row + 1])[0])
+        for row in order
+    ]
+    together = Sampler([config] * 4, "cpu").draw(logits[order], noise[order])[0]
+    assert together.tolist() == alone
+
+
+def test_a_rounding_error_changes_no_draw() -> None:
+    # Neighbours in rank change places; the random numbers stay with their columns.
+    torch.manual_seed(0)
+    logits = torch.randn(64, 4096) / 10
+    noise = exponential(torch.arange(64), torch.zeros(64, dtype=torch.long), torch.arange(4096))
+    sampler = Sampler([SamplingConfig(top_k=2048, top_p=0.95)] * 64, "cpu")
+    rounded = logits + 1e-6 * torch.randn(64, 4096)
+    assert torch.equal(sampler.draw(logits, noise)[0], sampler.draw(rounded, noise)[0])

@@ -37,7 +37,7 @@ class PeakMemory:
         except OSError:
             self._base = None
             return
-        self._base = _entry(_STATUS, "VmRSS")
+        self._base = resident()
 
     def peak(self) -> int | None:
         """Give the bytes, or None where they are not known."""
@@ -46,6 +46,11 @@ class PeakMemory:
         else:
             held = _entry(_STATUS, "VmHWM")
         return None if held is None or self._base is None else max(0, held - self._base)
+
+
+def resident() -> int | None:
+    """Give the bytes this process holds in memory now, or None where they are not known."""
+    return _entry(_STATUS, "VmRSS")
 
 
 def available(device: torch.device) -> int | None:

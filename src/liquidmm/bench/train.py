@@ -18,7 +18,7 @@ from liquidmm.bench.sizes import FAST, SHAPES, check_fast_path, job_of, measure_
 from liquidmm.bench.speed import measure_efficiency, measure_speed
 from liquidmm.config import load_run
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.liquid import DEFAULT_MODEL
+from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.runtime import device_of
 from liquidmm.train.config import LoopRun, TrainRun
 from liquidmm.train.model import ModelConfig
@@ -37,6 +37,8 @@ class TrainBench:
     run: Path = Path("recipes/icons/answers.toml")
     """Run file that says what is drawn: sources, weights, row length, rendering and rows of a
     step."""
+    length: int = 0
+    """Ids in a row; 0: the run's. A step has as many ids, a sequence is no longer than before."""
     data: Path = Path("data/shards")
     """Folder in which the run's folders of shards lie."""
     checkpoint: Path = DEFAULT_MODEL
@@ -63,6 +65,8 @@ class TrainBench:
         for name in ("steps", "sequences"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1 ({getattr(self, name)}).")
+        if self.length < 0:
+            raise ConfigError(f"length: must be 0 or more ({self.length}).")
         for part in self.parts:
             if part not in PARTS:
                 raise ConfigError(f"--only: '{part}' is unknown.{suggest(part, PARTS)}")
@@ -147,10 +151,15 @@ def icon_job(config: TrainBench, device: str) -> Job:
         micro_batch_rows=run.train.micro_batch_rows,
         precision="bfloat16" if gpu else "float32",
     )
+    data = replace(run.data, sources=sources, validation=())
+    if config.length:
+        rows = max(1, run.train.batch_rows * data.length // config.length)
+        loop = replace(loop, batch_rows=rows, micro_batch_rows=0)
+        data = replace(data, length=config.length, context=min(data.packing.longest, config.length))
     run = replace(
         run,
         checkpoint=config.checkpoint,
-        data=replace(run.data, sources=sources, validation=()),
+        data=data,
         train=loop,
         optim=OptimConfig(lr=1e-5),
     )

@@ -1,4 +1,4 @@
-"""`liquid ask`: a question about a picture.
+"""`liquid ask`: a question about a picture, or several.
 
 Contract: prints the answer and nothing else on stdout.
 """
@@ -6,23 +6,29 @@ Contract: prints the answer and nothing else on stdout.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from liquidmm.cli.options import load_model, model_options
 from liquidmm.errors import DataError
 
+if TYPE_CHECKING:
+    from liquidmm.generate.pictures import ImageLike
+
 
 @click.command("ask")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=Path)
 @click.argument("question")
 @model_options
-def command(image: Path, question: str, **model: Any) -> None:
-    """Answer a question about a picture."""
+def command(images: tuple[Path, ...], question: str, **model: Any) -> None:
+    """Answer a question about a picture.
+
+    It may be about several pictures where the model was trained on that.
+    """
     from liquidmm.vision.pixels import open_image
 
     if not question.strip():
         raise DataError("question: is empty. Ask something about the picture.")
-    picture = open_image(image)
-    click.echo(load_model(**model).ask(picture, question))
+    pictures: list[ImageLike] = [open_image(image) for image in images]
+    click.echo(load_model(**model).ask(pictures, question))

@@ -35,6 +35,7 @@ def command() -> None:
 @click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
 @click.option("--sizes", help="Shapes to train on a GPU, with commas: 135m,1b,7b.")
 @click.option("--only", help="Parts, with commas: efficiency,speed,loss,sizes.  [default: all]")
+@click.option("--length", type=int, help="Ids in a row.  [default: the run's]")
 @click.option("--steps", type=int, help="Steps whose rows are counted.  [default: 64]")
 @click.option("--sequences", type=int, help="Sequences in a padded batch.  [default: 16]")
 @click.option("--tokens", type=int, help="Labels of the loss, for memory.  [default: 8192]")
@@ -61,7 +62,79 @@ def train(as_json: bool, sizes: str | None, only: str | None, **options: Any) ->
         loss.setdefault("timed_tokens", min(loss["tokens"], LossSizes().timed_tokens))
     for name, text in (("sizes", sizes), ("parts", only)):
         if text is not None:
-            given[name] = tuple(part.strip() for part in text.split(",") if part.strip())
+            given[name] = _names(text)
     config = TrainBench(**given, loss=LossSizes(**loss))
     result = bench_train(config, lambda text: click.echo(text, err=True))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
+
+
+@command.command("data")
+@click.option("--only", help="Parts, with commas: loading.  [default: all]")
+@click.option("--checkpoint", type=_FOLDER, help="Whose tokenizer.  [default: the shipped model]")
+@click.option(
+    "--scratch",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder for made-up shards, 3 GB for the time being.  [default: the system's]",
+)
+@click.option("--seconds", type=float, help="Time of each speed of loading.  [default: 25]")
+@click.option("--workers", type=int, help="Processes that make rows.  [default: 2]")
+@click.option("--samples", help="Records whose memory is compared.  [default: 1000000,10000000]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def data(as_json: bool, only: str | None, samples: str | None, **options: Any) -> None:
+    """Measure how fast data is loaded, and what memory that takes."""
+    from liquidmm.bench.data import DataBench, bench_data
+    from liquidmm.bench.loading import LoadingSizes
+    from liquidmm.errors import ConfigError
+
+    given = {name: value for name, value in options.items() if value is not None}
+    loading: dict[str, Any] = {
+        name: given.pop(name) for name in ("seconds", "workers") if name in given
+    }
+    if samples is not None:
+        try:
+            loading["samples"] = tuple(int(count) for count in samples.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--samples: '{samples}' are no numbers with commas.") from error
+    if only is not None:
+        given["parts"] = _names(only)
+    config = DataBench(**given, loading=LoadingSizes(**loading))
+    result = bench_data(config, lambda text: click.echo(text, err=True))
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
+
+
+@command.command("generate")
+@click.option("--checkpoint", type=_FOLDER, help="The default model.  [default: the shipped one]")
+@click.option("--models", help="With commas: default,135m,1b,7b.  [default: default,135m]")
+@click.option("--batches", help="Pictures drawn at once, with commas.  [default: 1,8]")
+@click.option("--codes", type=int, help="Codes of a picture.  [default: 64]")
+@click.option("--best", help="Weights of the fastest setting on a CPU.  [default: int8]")
+@click.option("--requests", type=int, help="Requests that memory is watched over.  [default: 500]")
+@click.option("--seconds", type=float, help="Time of each comparison, about.  [default: 50]")
+@click.option("--only", help="Parts, with commas: speed,memory.  [default: all]")
+@click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def generate(
+    as_json: bool, models: str | None, batches: str | None, only: str | None, **options: Any
+) -> None:
+    """Compare drawing with the release's loop and with transformers' generate.
+
+    All draw the same prompts with the same weights and settings, guided, by turns. Random weights
+    but for the default model; figures without a prefix are those of the 135M shape.
+    """
+    from liquidmm.bench.generate import GenerateBench, bench_generate
+    from liquidmm.errors import ConfigError
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, text in (("models", models), ("parts", only)):
+        if text is not None:
+            given[name] = _names(text)
+    if batches is not None:
+        if not all(name.isdecimal() for name in _names(batches)):
+            raise ConfigError(f"--batches: '{batches}' holds what is no number. Write 1,8.")
+        given["batches"] = tuple(map(int, _names(batches)))
+    result = bench_generate(GenerateBench(**given), lambda text: click.echo(text, err=True))
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

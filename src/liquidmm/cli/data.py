@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,82 @@ def text(wordnet: Path, icons: Path | None, out: Path, seed: int, overwrite: boo
     _show(build_text(wordnet, out, TextConfig(seed=seed), icons=icons, overwrite=overwrite))
 
 
+@command.command("replay")
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_OUT
+@click.option(
+    "--text",
+    "words",
+    default="data/text",
+    show_default=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of `liquid data text`, about whose words it is asked.",
+)
+@click.option("--count", default=1000, show_default=True, help="Number of prompts.")
+@click.option("--source", help="Name of the model.  [default: its folder's]")
+@click.option("--license", default="", help="SPDX name of the model's licence.")
+@click.option("--max-tokens", default=128, show_default=True, help="Length of an answer at most.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the choice and the answers.")
+@_OVERWRITE
+def replay(
+    checkpoint: Path,
+    out: Path,
+    words: Path,
+    source: str | None,
+    max_tokens: int,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Ask an untrained CHECKPOINT about many words, and keep what it says as conversations."""
+    from liquidmm.data.replay import ReplayConfig, build_replay
+    from liquidmm.generate.jobs import Job
+    from liquidmm.generate.load import load
+
+    config = ReplayConfig(source=source or checkpoint.resolve().name, **options)
+    model = load(str(checkpoint))
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        jobs = [
+            Job(mode="text", prompt=prompt, max_tokens=max_tokens, seed=config.seed)
+            for prompt in prompts
+        ]
+        said = []
+        for (reply,) in model.run(jobs):
+            if reply.error is not None:
+                raise reply.error
+            # What the limit cut off would teach to stop in the middle of a sentence.
+            said.append("" if reply.finish == "length" else reply.text)
+        return said
+
+    _show(build_replay(words, out, answer, config, overwrite=overwrite, progress=_bar("batch")))
+
+
 @command.command("inspect")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show what a folder of encoded shards holds."""
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Picture file for a contact sheet, decoded from the codes.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(1), default=48, show_default=True, help="On the sheet."
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, path_type=Path),
+    help="Image tokenizer or Liquid model that the folder was encoded with.  [default: the "
+    "shipped model's]",
+)
+def inspect(
+    folder: Path, as_json: bool, sheet: Path | None, pictures: int, tokenizer: Path | None
+) -> None:
+    """Show what a folder of encoded shards holds: counts, lengths, sizes, licences."""
     from liquidmm.data.manifest import summary
 
     found = summary(folder)
+    if sheet is not None:
+        _write_sheet(folder, sheet, pictures, tokenizer)
     if as_json:
         _show(found)
         return
@@ -138,6 +206,21 @@ def inspect(folder: Path, as_json: bool) -> None:
         click.echo(name)
         for part, number in value.items():
             click.echo(f"  {part or '(none)':24} {number}")
+
+
+def _write_sheet(folder: Path, path: Path, pictures: int, tokenizer: Path | None) -> None:
+    from liquidmm.cli.options import check_picture_path, save_picture
+    from liquidmm.data.sheet import sheet
+    from liquidmm.generate.load import DEFAULT_MODEL
+    from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
+    from liquidmm.vision.tokenizer import load_image_tokenizer
+
+    check_picture_path(path)
+    source = tokenizer or DEFAULT_MODEL
+    inside = source / IMAGE_TOKENIZER_FOLDER
+    loaded = load_image_tokenizer(inside if inside.is_dir() else source)
+    save_picture(sheet(folder, loaded, pictures), path)
+    click.echo(f"{path}: pictures decoded from their codes", err=True)
 
 
 def _styles(options: dict[str, Any]) -> dict[str, Any]:

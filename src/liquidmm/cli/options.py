@@ -16,6 +16,7 @@ from liquidmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from liquidmm.generate.liquid import Liquid
+    from liquidmm.generate.matrices import Weights
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,7 +42,13 @@ class Size(click.ParamType[Any]):
 
 
 def model_options(command: Command) -> Command:
-    """Add `--checkpoint`, `--image-tokenizer` and `--device`, as the keywords of `load_model`."""
+    """Add options that `load_model` takes as keywords: the checkpoint, and how it is run."""
+    command = click.option(
+        "--weights",
+        metavar="TYPE",
+        help="How weights are held: float32, bfloat16, and int8 or int4 on a CPU; as loaded if not "
+        "given. Fewer bits are faster and less exact.",
+    )(command)
     command = click.option(
         "--device", metavar="NAME", help="cpu, cuda or mps; by default the fastest there is."
     )(command)
@@ -58,11 +65,18 @@ def model_options(command: Command) -> Command:
     )(command)
 
 
-def load_model(checkpoint: str | None, image_tokenizer: Path | None, device: str | None) -> Liquid:
+def load_model(
+    checkpoint: str | None,
+    image_tokenizer: Path | None,
+    device: str | None,
+    weights: Weights | None,
+) -> Liquid:
     """Load the model that the shared options name."""
-    from liquidmm.generate.liquid import load
+    from liquidmm.generate.engine import EngineConfig
+    from liquidmm.generate.load import load
 
-    return load(checkpoint, device, image_tokenizer=image_tokenizer)
+    engine = EngineConfig(weights=weights)
+    return load(checkpoint, device, image_tokenizer=image_tokenizer, engine=engine)
 
 
 def check_picture_path(path: Path) -> None:

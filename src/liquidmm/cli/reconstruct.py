@@ -60,7 +60,7 @@ def _folder(tokenizer: Path | None, checkpoint: Path | None) -> Path:
     if tokenizer is not None:
         return tokenizer
     if checkpoint is None:
-        from liquidmm.generate.liquid import DEFAULT_MODEL
+        from liquidmm.generate.load import DEFAULT_MODEL
 
         checkpoint = DEFAULT_MODEL
     return checkpoint / "image_tokenizer"

@@ -23,7 +23,7 @@ from liquidmm.errors import ConfigError, DataError
 from liquidmm.runtime import atomic_folder
 
 Answer = Callable[[Sequence[str]], Sequence[str]]
-"""Answers each of some prompts; an answer may be empty."""
+"""Answers each of some prompts; what has no usable answer gets an empty one, and is left out."""
 
 REQUESTS = (
     "Tell me something about {}.",
@@ -132,7 +132,7 @@ def build_replay(
                 for prompt, answered in zip(batch, answer(batch), strict=True):
                     said = answered.strip()
                     if not said:
-                        counts["empty"] += 1
+                        counts["left out"] += 1
                         continue
                     counts["answers"] += 1
                     counts["characters"] += len(said)
@@ -143,7 +143,7 @@ def build_replay(
         summary = {
             "conversations": counts["answers"],
             "characters": counts["characters"],
-            "empty_answers": counts["empty"],
+            "left_out": counts["left out"],
             "config": asdict(config),
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ Adding a task is one function ``(Context) -> None`` that fills ``context.report`
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from liquidmm.evaluate.reconstruction import contact_sheet, reconstruction
 from liquidmm.evaluate.report import Context, Journal, Model, Report
 from liquidmm.evaluate.scenes import scenes
 from liquidmm.evaluate.text import text
-from liquidmm.generate.liquid import DEFAULT_MODEL, load
+from liquidmm.generate.engine import EngineConfig
+from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.matrices import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,8 @@ class EvaluateConfig:
     """Pictures at a time."""
     device: str | None = None
     """Device name; None chooses."""
+    weights: Weights | None = None
+    """How weights are held while drawing and writing; None keeps the type they are loaded in."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -89,7 +93,7 @@ class EvaluateConfig:
 def run(
     name: str,
     config: EvaluateConfig,
-    load_model: Callable[[Path, str | None], Model] = load,
+    load_model: Callable[[Path, str | None], Model] | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
     """Run one task.
@@ -98,7 +102,7 @@ def run(
         name: A key of ``TASKS``.
         config: What to evaluate, and on what.
         load_model: Loads the model from the checkpoint folder onto the named device; called at most
-            once, and only if the task needs it.
+            once, and only if the task needs it. None is `load` with the wanted weights.
         progress: Told what is being done, how many are done, and of how many.
 
     Returns:
@@ -138,6 +142,10 @@ def run(
         settings["sampling"] = sampling
     if config.baseline is not None:
         settings["baseline"] = str(config.baseline)
+    if config.weights is not None:
+        settings["weights"] = config.weights
+    if load_model is None:
+        load_model = partial(load, engine=EngineConfig(weights=config.weights))
     report = Report(task=name, settings=dict(settings))
     folder = config.out / name if config.out is not None and task.keeps else None
     context = Context(

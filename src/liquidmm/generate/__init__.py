@@ -1,7 +1,7 @@
 """Generation: from a prompt to pictures, text or both.
 
-Contract, each file using only those after it: `conversation` remembers turns, `liquid` is what
-users hold, `engine` turns requests of ids into codes and ids, `decode` runs the language model step
-by step, `sampling` turns logits into one drawn id. `pictures` and `words` turn codes and ids into
-what people look at.
+Contract, from what users hold down to single numbers: `load` opens a `liquid`; `jobs` says in words
+what to do, `writer` puts answers into words and pictures. `engine` answers requests of ids with a
+`scheduler`, which keeps a `batch` of lanes running; a `plan` is one pass of it. A `decoder` is the
+language model over a cache, `sampling` turns its scores into ids.
 """

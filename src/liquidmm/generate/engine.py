@@ -1,110 +1,72 @@
-"""Requests of ids to pictures and text: batching, seeds, stopping, and the switch between the two.
+"""The engine: requests of ids to pictures and text, with one model.
 
 Contract: a request holds all it needs and its own seed, and what comes back for it is the same
-alone, in a batch and in any place of it (up to the rounding of the device's matrix products). A
-picture is exactly height x width codes. Text runs until a stop id, or a limit, which is then told.
-Ids in, ids and codes out: words and pixels are `liquid`'s business. Nothing here is clamped; a
-request that doesn't fit the context is an error before anything is computed.
+alone, in a batch and in any place of it, streamed or not. Only where a device rounds sums of a
+larger batch in another order may a draw differ, and only between ids that came out equal but for
+that rounding (`packed` says where it can't happen). A picture is exactly height x width codes. Text
+runs until a stop id, or a limit, which is then told. Ids in, ids and codes out: words and pixels
+are `liquid`'s business. Nothing here is clamped; a request that can't be answered is an error
+before anything is computed for it, and only for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from liquidmm.errors import ConfigError, DataError
-from liquidmm.generate.decode import decode, head_rows
-from liquidmm.generate.sampling import SamplingConfig, draw, forbid, guide
-from liquidmm.runtime import generator
+from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.generate.batch import Batch
+from liquidmm.generate.decoder import Decoder, FamilyDecoder, context_of
+from liquidmm.generate.graphs import Graphs
+from liquidmm.generate.matrices import Weights, matrix_maker
+from liquidmm.generate.packed import PackedDecoder, why_not
+from liquidmm.generate.requests import (
+    End,
+    PictureRequest,
+    PictureStep,
+    Request,
+    Step,
+    Text,
+    TextRequest,
+    TextStep,
+)
+from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.generate.scheduler import Answer, Scheduler, Settings
 from liquidmm.vocabulary import Vocabulary
-
-Finish = Literal["stop", "length"]
-"""Why text ended: the model ended it, or the token limit or the context did."""
 
 Progress = Callable[[int, int], None]
 """Called with (codes drawn so far, codes to draw in all)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRequest:
-    """One picture to draw."""
+class EngineConfig:
+    """How a model is run; results don't depend on it, except `weights`."""
 
-    prompt: tuple[int, ...]
-    """Ids up to and including boi."""
-    grid: tuple[int, int]
-    """Rows and columns of codes."""
-    sampling: SamplingConfig
-    """How codes are drawn."""
-    seed: int = 0
-    """Seed of this picture."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextRequest:
-    """One text to write, which may hold pictures."""
-
-    prompt: tuple[int, ...]
-    """Ids the text follows."""
-    max_tokens: int
-    """Text ids to write at most, at least 1; the context may end the text earlier."""
-    sampling: SamplingConfig
-    """How text is drawn."""
-    picture_sampling: SamplingConfig
-    """How the codes of a picture inside it are drawn."""
-    seed: int = 0
-    """Seed of this text and of its pictures."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of a picture that the model may open; None forbids pictures."""
+    rows: int = 32
+    """Sequences that run at once, at least 2; a guided picture takes two."""
+    weights: Weights | None = None
+    """How weights are held while drawing: "float32", "bfloat16", "int8" or "int4" (integers on a
+    CPU only); None keeps the type they were loaded in."""
+    packed: bool = True
+    """Run families that are written by hand that way; off runs transformers' code for all."""
+    graphs: bool = False
+    """Record passes as CUDA graphs. Recording takes seconds, so it pays for many pictures."""
+    window: int = 0
+    """Codes that a lone picture may draw in a pass, by speculation; 0 is off."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens: must be at least 1 ({self.max_tokens}). Ask for more.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextStep:
-    """The model wrote one text id."""
-
-    id: int
-    """The id."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureStep:
-    """The model drew a whole picture."""
-
-    codes: Tensor
-    """Codes, (h, w), int64, on the CPU."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class End:
-    """Nothing follows."""
-
-    finish: Finish
-    """Why."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """A finished text."""
-
-    ids: tuple[int, ...]
-    """Its ids, without the stop id."""
-    finish: Finish
-    """Why it ended."""
-
-
-R = TypeVar("R", PictureRequest, TextRequest)
+        if self.rows < 2:
+            raise ConfigError(f"rows: must be at least 2 ({self.rows}). Ask for more.")
+        if self.window < 0 or self.window == 1:
+            raise ConfigError(f"window: must be 0 (off) or at least 2 ({self.window}).")
 
 
 class Engine:
-    """Answers requests with one model."""
+    """Answers requests with one model. Threads may share it; they take turns."""
 
     def __init__(
         self,
@@ -113,188 +75,242 @@ class Engine:
         *,
         unconditional: Sequence[int],
         stop: Collection[int],
+        config: EngineConfig | None = None,
     ) -> None:
-        """Prepare the two heads; the weights stay shared with ``model``.
+        """Prepare; the weights are laid out at the first request.
 
         Args:
             model: Causal language model in eval mode.
             vocabulary: Where its text and image ids lie.
             unconditional: Prompt of guidance, up to and including boi.
             stop: Ids that end a text.
+            config: How the model is run; None takes the defaults.
+
+        Raises:
+            ConfigError: The model can't be run that way.
         """
         self.vocabulary = vocabulary
         self.stop = frozenset(stop)
-        self.context: int = model.config.get_text_config(decoder=True).max_position_embeddings
+        self.config = config or EngineConfig()
+        self.context = context_of(model)
         """Ids the model can take in, prompt and result together."""
+        self._model = model
         self._unconditional = tuple(unconditional)
-        self._image_head = head_rows(model, vocabulary.image_slice)
-        self._text_head = head_rows(model, slice(0, vocabulary.text_size))
+        self._decoder: Decoder | None = None
+        self._scheduler: Scheduler | None = None
+        self._lock = threading.RLock()
+        self._check_config()
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model and its cache."""
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        return self._decoder
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that can't be answered.
+
+        Raises:
+            DataError: The prompt is empty or leaves no room.
+            ConfigError: A setting doesn't fit the model.
+        """
+        if not request.prompt:
+            raise DataError("prompt: holds no id. Begin with at least one.")
+        if isinstance(request, PictureRequest):
+            self._check_grid(request.grid, request.sampling)
+            self._check_room(len(request.prompt), request.grid[0] * request.grid[1], "codes")
+            return
+        request.sampling.check_vocabulary(self.vocabulary.text_size, "ids of text")
+        if request.grid is not None:
+            self._check_grid(request.grid, request.picture_sampling)
+        self._check_room(len(request.prompt), 1, "token of text")
+
+    def submit(self, request: Request) -> Answer:
+        """Take a request; it is answered while `step` or `follow` is called.
+
+        Raises:
+            DataError: The prompt is empty or leaves no room.
+            ConfigError: A setting doesn't fit the model.
+        """
+        self.check(request)
+        answer = Answer(request)
+        with self._lock:
+            self._schedule().add(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Stop answering; nothing happens where it is done."""
+        with self._lock:
+            if not answer.done:
+                self._schedule().drop(answer)
+
+    def step(self) -> bool:
+        """Let every running request draw once.
+
+        Returns:
+            Whether there is more to do.
+
+        Raises:
+            CheckpointError: The model's scores hold NaN.
+        """
+        with self._lock:
+            scheduler = self._schedule()
+            scheduler.step()
+            return scheduler.busy
+
+    def follow(self, answer: Answer) -> Iterator[Step]:
+        """Yield the steps of an answer as they come, up to its end; breaking off cancels it."""
+        try:
+            while not answer.done or answer.steps:
+                while answer.steps:
+                    yield answer.steps.popleft()
+                with self._lock:
+                    if not answer.done:
+                        self.step()
+        finally:
+            self.cancel(answer)
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:
+        """Answer several requests at once.
+
+        Args:
+            requests: Any mix.
+
+        Yields:
+            (place of the request, step), as they come. A request that is wrong gets an `End` that
+            holds its error; the others are answered.
+
+        Raises:
+            CheckpointError: The model's scores hold NaN.
+        """
+        open_answers: dict[int, Answer] = {}
+        try:
+            for place, request in enumerate(requests):
+                try:
+                    open_answers[place] = self.submit(request)
+                except LiquidError as error:
+                    yield place, End(finish="error", error=error)
+            while open_answers:
+                for place, answer in list(open_answers.items()):
+                    while answer.steps:
+                        yield place, answer.steps.popleft()
+                    if answer.done:
+                        del open_answers[place]
+                if open_answers:
+                    self.step()
+        finally:
+            for answer in open_answers.values():
+                self.cancel(answer)
 
     def pictures(
-        self,
-        requests: Sequence[PictureRequest],
-        *,
-        batch_size: int = 16,
-        progress: Progress | None = None,
+        self, requests: Sequence[PictureRequest], *, progress: Progress | None = None
     ) -> list[Tensor]:
         """Draw pictures.
 
         Args:
-            requests: Any mix; those of equal grid and sampling share a batch.
-            batch_size: Pictures drawn at once, at most.
-            progress: Told after every step.
+            requests: Any mix; as many as there are rows for are drawn at once.
+            progress: Told after every pass.
 
         Returns:
             Codes of each request, (h, w), int64, on the CPU, in order.
 
         Raises:
             DataError: A prompt leaves no room for its codes.
+            ConfigError: A setting doesn't fit the model.
         """
         for request in requests:
-            self._check_room(len(request.prompt), request.grid[0] * request.grid[1], "codes")
+            self.check(request)
         total = sum(request.grid[0] * request.grid[1] for request in requests)
-        done = 0
-        results: dict[int, Tensor] = {}
-        for places in _batches(requests, lambda r: (r.grid, r.sampling), batch_size):
-            steps = []
-            batch = [requests[place] for place in places]
-            randoms = [generator(request.seed) for request in batch]
-            for columns in self._draw_codes(batch, randoms):
-                steps.append(columns)
-                done += len(places)
+        answers = [self.submit(request) for request in requests]
+        try:
+            while not all(answer.done for answer in answers):
+                self.step()
                 if progress is not None:
-                    progress(done, total)
-            codes = torch.stack(steps, dim=1).cpu()
-            for place, row in zip(places, codes, strict=True):
-                results[place] = row.view(requests[place].grid)
-        return [results[place] for place in range(len(requests))]
+                    progress(sum(answer.drawn for answer in answers), total)
+        finally:
+            for answer in answers:
+                self.cancel(answer)
+        steps = [step for answer in answers for step in answer.steps]
+        return [step.codes for step in steps if isinstance(step, PictureStep)]
 
-    def texts(self, requests: Sequence[TextRequest], *, batch_size: int = 16) -> list[Text]:
-        """Write texts without pictures.
+    def texts(self, requests: Sequence[TextRequest]) -> list[Text]:
+        """Write texts.
 
         Args:
-            requests: Any mix with ``grid=None``; those of equal sampling share a batch.
-            batch_size: Texts written at once, at most.
+            requests: Any mix; pictures inside them are left out of what is returned.
 
         Returns:
             The texts, in order.
 
         Raises:
             DataError: A prompt fills the context.
+            ConfigError: A setting doesn't fit the model.
         """
         for request in requests:
-            self._check_room(len(request.prompt), 1, "token of text")
-        results: dict[int, Text] = {}
-        for places in _batches(requests, lambda r: r.sampling, batch_size):
-            batch = [requests[place] for place in places]
-            results.update(zip(places, self._write(batch), strict=True))
-        return [results[place] for place in range(len(requests))]
+            self.check(request)
+        ids: list[list[int]] = [[] for _ in requests]
+        ends: dict[int, End] = {}
+        for place, step in self.answers(requests):
+            if isinstance(step, TextStep):
+                ids[place].append(step.id)
+            elif isinstance(step, End):
+                ends[place] = step
+        return [Text(ids=tuple(row), finish=ends[place].finish) for place, row in enumerate(ids)]
 
-    def stream(self, request: TextRequest) -> Iterator[TextStep | PictureStep | End]:
-        """Write one text, with the pictures the model opens, as it comes.
-
-        Args:
-            request: The request; the model may open a picture only while all of it fits the
-                context.
-
-        Yields:
-            Steps, the last of which is the only `End`.
+    def stream(self, request: Request) -> Iterator[Step]:
+        """Answer one request step by step; the last step is the only `End`.
 
         Raises:
-            DataError: The prompt fills the context.
+            DataError: The prompt leaves no room.
+            ConfigError: A setting doesn't fit the model.
         """
-        self._check_room(len(request.prompt), 1, "token of text")
-        random = generator(request.seed)
-        ids = list(request.prompt)
-        left = request.max_tokens
-        while True:
-            start = len(ids)
-            finish = yield from self._write_on(ids, left, request, random)
-            if finish is not None:
-                yield End(finish=finish)
-                return
-            left -= len(ids) - start
-            picture = PictureRequest(
-                prompt=tuple(ids), grid=request.grid or (0, 0), sampling=request.picture_sampling
+        yield from self.follow(self.submit(request))
+
+    def _schedule(self) -> Scheduler:
+        if self._scheduler is None:
+            graphs = Graphs() if self.config.graphs else None
+            batch = Batch(self.decoder, self.vocabulary, self._unconditional, self.context, graphs)
+            settings = Settings(
+                vocabulary=self.vocabulary,
+                unconditional=self._unconditional,
+                stop=self.stop,
+                context=self.context,
+                rows=self.config.rows,
+                window=self.config.window,
             )
-            codes = torch.stack(list(self._draw_codes([picture], [random])), dim=1).cpu()
-            ids += [*self.vocabulary.to_ids(codes[0]).tolist(), self.vocabulary.eoi]
-            yield PictureStep(codes=codes.view(picture.grid))
+            self._scheduler = Scheduler(batch, settings)
+        return self._scheduler
 
-    def _write_on(
-        self, ids: list[int], left: int, request: TextRequest, random: torch.Generator
-    ) -> Generator[TextStep, None, Finish | None]:
-        """Append text to ``ids`` until it ends (returns why) or a picture begins (returns None)."""
+    def _own_weights(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
 
-        def pick(logits: Tensor, _: Tensor | None) -> Tensor:
-            blocked = self._blocked(may_open=self._picture_fits(len(ids), request.grid))
-            return draw(forbid(logits, blocked), request.sampling, [random])
+    def _make_decoder(self) -> Decoder:
+        if self.config.packed and why_not(self._model) is None:
+            own = self._own_weights()
+            weights: Weights = self.config.weights or (
+                "float32" if own == "float32" else "bfloat16"
+            )
+            return PackedDecoder(self._model, weights)
+        return FamilyDecoder(self._model)
 
-        limit = min(left, self.context - len(ids))
-        for columns in decode(self._text_head, [tuple(ids)], pick, steps=limit):
-            token = int(columns[0])
-            if token in self.stop:
-                return "stop"
-            ids.append(token)
-            if token == self.vocabulary.boi:
-                return None
-            yield TextStep(id=token)
-        return "length"
+    def _check_config(self) -> None:
+        weights, device = self.config.weights, self._model.device
+        if self.config.graphs and device.type != "cuda":
+            raise ConfigError(f"graphs: needs a CUDA device ({device}). Leave it off here.")
+        if weights is None or weights == self._own_weights():
+            return
+        matrix_maker(weights, device)  # refuses an unknown layout
+        reason = why_not(self._model, weights) if self.config.packed else "packed is off"
+        if reason is not None:
+            raise ConfigError(
+                f"weights: this model can't hold {weights} ({reason}). Leave the setting out."
+            )
 
-    def _write(self, requests: Sequence[TextRequest]) -> list[Text]:
-        """Write a batch of texts of equal sampling; finished rows idle until the last one ends."""
-        randoms = [generator(request.seed) for request in requests]
-        limits = [min(r.max_tokens, self.context - len(r.prompt)) for r in requests]
-        written: list[list[int]] = [[] for _ in requests]
-        finish: list[Finish | None] = [None] * len(requests)
-        blocked = self._blocked(may_open=False)
-
-        def pick(logits: Tensor, _: Tensor | None) -> Tensor:
-            return draw(forbid(logits, blocked), requests[0].sampling, randoms)
-
-        prompts = [request.prompt for request in requests]
-        for columns in decode(self._text_head, prompts, pick, steps=max(limits)):
-            for row, token in enumerate(columns.tolist()):
-                if finish[row] is None and token in self.stop:
-                    finish[row] = "stop"
-                elif finish[row] is None:
-                    written[row].append(token)
-                    finish[row] = "length" if len(written[row]) == limits[row] else None
-            if all(finish):
-                break
-        return [
-            Text(ids=tuple(ids), finish=end or "length")
-            for ids, end in zip(written, finish, strict=True)
-        ]
-
-    def _draw_codes(
-        self, requests: Sequence[PictureRequest], randoms: Sequence[torch.Generator]
-    ) -> Iterator[Tensor]:
-        """Draw a batch of pictures of equal grid and sampling, one code of each per step."""
-        sampling = requests[0].sampling
-
-        def pick(conditional: Tensor, unconditional: Tensor | None) -> Tensor:
-            if unconditional is not None:
-                conditional = guide(conditional, unconditional, sampling.guidance)
-            return draw(conditional, sampling, randoms)
-
-        return decode(
-            self._image_head,
-            [request.prompt for request in requests],
-            pick,
-            steps=requests[0].grid[0] * requests[0].grid[1],
-            first_id=self.vocabulary.image_offset,
-            unconditional=None if sampling.guidance == 1 else self._unconditional,
-        )
-
-    def _blocked(self, *, may_open: bool) -> list[int]:
-        """Return the ids that text may not hold now."""
-        markers = self.vocabulary
-        return [markers.eoi, markers.unconditional, *([] if may_open else [markers.boi])]
-
-    def _picture_fits(self, length: int, grid: tuple[int, int] | None) -> bool:
-        # One id each for boi, eoi and the text that must be able to follow.
-        return grid is not None and length + grid[0] * grid[1] + 3 <= self.context
+    def _check_grid(self, grid: tuple[int, int], sampling: SamplingConfig) -> None:
+        if min(grid) < 1:
+            raise ConfigError(f"grid: must be at least 1 x 1 ({grid[0]} x {grid[1]}).")
+        sampling.check_vocabulary(self.vocabulary.codebook_size, "codes of the codebook")
 
     def _check_room(self, prompt: int, needed: int, what: str) -> None:
         if prompt + needed > self.context:
@@ -302,19 +318,3 @@ class Engine:
                 f"prompt: {prompt} ids and {needed} {what} don't fit the model's context of "
                 f"{self.context} ids. Shorten the prompt."
             )
-
-
-def _batches(
-    requests: Sequence[R], same: Callable[[R], Hashable], size: int
-) -> Iterator[list[int]]:
-    """Yield the places of requests that may run together, at most ``size`` at once."""
-    if size < 1:
-        raise ConfigError(f"batch_size: must be at least 1 ({size}). Ask for more.")
-    groups: dict[Hashable, list[int]] = {}
-    for place, request in enumerate(requests):
-        groups.setdefault(same(request), []).append(place)
-    for places in groups.values():
-        # Near lengths together: less padding.
-        places.sort(key=lambda place: len(requests[place].prompt))
-        for start in range(0, len(places), size):
-            yield places[start : start + size]

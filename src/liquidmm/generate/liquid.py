@@ -1,103 +1,80 @@
 """What users hold: words and pictures in, words and pictures out.
 
-Contract: `load` gives a `Liquid`; each method does one thing and always returns the same type. The
+Contract: each method does one thing and always returns the same type. The
 same seed gives the same picture. Pictures are PIL images, RGB; wherever one is taken, a path or the
 codes that `encode` returned are as good. A picture that goes in is fitted to a trained size the way
 the checkpoint was trained; a size to draw must be a trained one. Pictures are drawn with the
 checkpoint's own sampling defaults, or the release's where it has none; `describe` and `ask` are
-greedy, `chat` samples.
+greedy, `chat` samples. What these methods do in many variants, `run` does for any mix of `Job`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from liquidmm.config import from_dict
-from liquidmm.errors import ConfigError, DataError
-from liquidmm.generate.engine import (
-    Engine,
-    PictureRequest,
-    PictureStep,
-    Progress,
-    TextRequest,
-    TextStep,
-)
+from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.generate.engine import Engine, EngineConfig, Progress
+from liquidmm.generate.jobs import CHATTY, GREEDY, Job, JobReader
 from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.reply import Picture, Reply, TextPiece
-from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.generate.words import Characters, stop_ids, words
+from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
+from liquidmm.generate.requests import (
+    PictureRequest,
+    Request,
+    TextRequest,
+)
+from liquidmm.generate.sampling import SamplingConfig, release_sampling
+from liquidmm.generate.score import Score, score
+from liquidmm.generate.words import stop_ids, words
+from liquidmm.generate.writer import Writer, replies, reply_of, stream
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.sequences import Turn
-
-GREEDY = SamplingConfig(greedy=True)
-"""How `describe` and `ask` write."""
-
-CHATTY = SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)
-"""How `chat` and `stream` write."""
-
-DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
-"""The checkpoint that comes with the package."""
-
-
-def load(
-    folder: str | Path | None = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    image_tokenizer: Path | None = None,
-) -> Liquid:
-    """Load a checkpoint.
-
-    Args:
-        folder: Checkpoint folder, or owner/name on the Hugging Face hub; None takes the model that
-            comes with the package.
-        device: "cpu", "cuda", "mps"; None takes the best there is.
-        dtype: "float32", "bfloat16", "float16"; "auto" takes what the device is fast with.
-        image_tokenizer: For a checkpoint that comes without one, as the published
-            `Junfeng5/Liquid_V1_7B` does: a folder of ours or a `vqgan.ckpt`.
-
-    Returns:
-        The model, ready to draw.
-
-    Raises:
-        CheckpointError: The folder is no checkpoint.
-    """
-    source = DEFAULT_MODEL if folder is None else folder
-    return Liquid.from_checkpoint(Checkpoint.load(source, device, dtype, image_tokenizer))
 
 
 class Liquid:
     """One language model that draws, reads pictures and chats."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> None:
         """See `from_checkpoint`."""
         processor = checkpoint.processor
         checkpoint.model.eval()  # type: ignore[no-untyped-call]
         self.checkpoint = checkpoint
         self.sizes = processor.sizes
         """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
-        self.sampling = from_dict(
-            SamplingConfig, processor.sampling or {}, "processor_config.json: sampling"
-        )
+        self.sampling = release_sampling(checkpoint.vocabulary.codebook_size)
         """How pictures are drawn unless told otherwise."""
+        if processor.sampling is not None:
+            self.sampling = from_dict(
+                SamplingConfig, processor.sampling, "processor_config.json: sampling"
+            )
         self._tokenizer = processor.tokenizer
         self._sequences = processor.sequences
         self._pictures = Pictures(checkpoint)
+        self._reader = JobReader(self._sequences, self._pictures, self.sampling)
         self.engine = Engine(
             checkpoint.model,
             checkpoint.vocabulary,
             unconditional=self._sequences.unconditional_prompt(),
             stop=stop_ids(checkpoint.model, self._sequences),
+            config=engine,
         )
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Liquid:
-        """Wrap a loaded checkpoint; its model is put into eval mode and shared, not copied."""
-        return cls(checkpoint)
+    def from_checkpoint(cls, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> Liquid:
+        """Wrap a loaded checkpoint; its model is put into eval mode.
+
+        Args:
+            checkpoint: Its parts. The weights are read when the first request comes.
+            engine: How the model is run; None takes the defaults.
+
+        Raises:
+            ConfigError: The model can't be run that way.
+        """
+        return cls(checkpoint, engine)
 
     @property
     def parameters(self) -> int:
@@ -125,7 +102,7 @@ class Liquid:
 
         Raises:
             DataError: The prompt is empty or too long for the context.
-            ConfigError: The size was not trained.
+            ConfigError: The size was not trained, or a setting doesn't fit the codebook.
         """
         return self.draw_many([prompt], size=size, seeds=[seed], sampling=sampling)[0]
 
@@ -138,7 +115,7 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Draw several pictures, batched; each is what `draw` gives for its prompt and seed.
+        """Draw several pictures at once; each is what `draw` gives for its prompt and seed.
 
         Args:
             prompts: One for each picture.
@@ -152,7 +129,8 @@ class Liquid:
 
         Raises:
             DataError: A prompt is empty or too long for the context.
-            ConfigError: The size was not trained, or seeds and prompts differ in number.
+            ConfigError: The size was not trained, a setting doesn't fit the codebook, or seeds and
+                prompts differ in number.
         """
         codes = self.draw_codes(
             prompts, size=size, seeds=seeds, sampling=sampling, progress=progress
@@ -181,7 +159,7 @@ class Liquid:
             )
         requests = [
             PictureRequest(
-                prompt=self._picture_prompt(prompt, size),
+                prompt=self._reader.picture_prompt(prompt, size),
                 grid=self._pictures.grid(size),
                 sampling=sampling or self.sampling,
                 seed=seed,
@@ -206,17 +184,16 @@ class Liquid:
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
-        """Describe several pictures, batched; as `describe` for each."""
-        return self._write(
-            [self._sequences.image_to_text_prompt(self.encode(image)) for image in images],
-            max_tokens,
-        )
+        """Describe several pictures at once; as `describe` for each."""
+        return self._write([self._reader.caption_prompt(image) for image in images], max_tokens)
 
-    def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
+    def ask(
+        self, image: ImageLike | list[ImageLike], question: str, *, max_tokens: int = 128
+    ) -> str:
         """Answer a question about a picture.
 
         Args:
-            image: The picture.
+            image: The picture, or several in a list.
             question: The question.
             max_tokens: Length at most.
 
@@ -224,20 +201,27 @@ class Liquid:
             The answer.
 
         Raises:
-            DataError: The picture can't be read, or the question is empty or too long.
+            DataError: A picture can't be read, or the question is empty or too long.
         """
         return self.ask_many([(image, question)], max_tokens=max_tokens)[0]
 
     def ask_many(
-        self, questions: Sequence[tuple[ImageLike, str]], *, max_tokens: int = 128
+        self,
+        questions: Sequence[tuple[ImageLike | list[ImageLike], str]],
+        *,
+        max_tokens: int = 128,
     ) -> list[str]:
-        """Answer several (picture, question) pairs, batched; as `ask` for each."""
+        """Answer several (picture, question) pairs at once; as `ask` for each."""
         prompts = []
         for image, question in questions:
             if not question.strip():
                 raise DataError("question: is empty. Ask something about the picture.")
-            turn = {"role": "user", "content": IMAGE_PLACEHOLDER + question.strip()}
-            prompts.append(self.chat_prompt([turn], [self.encode(image)]))
+            images = image if isinstance(image, list) else [image]
+            turn = {
+                "role": "user",
+                "content": IMAGE_PLACEHOLDER * len(images) + question.strip(),
+            }
+            prompts.append(self._reader.chat_prompt([turn], images))
         return self._write(prompts, max_tokens)
 
     def chat(
@@ -254,16 +238,9 @@ class Liquid:
         Returns:
             The answer with its pictures.
         """
-        text, pictures = "", []
-        for piece in self.stream(
-            messages, images, max_tokens=max_tokens, seed=seed, sampling=sampling
-        ):
-            if isinstance(piece, Picture):
-                pictures.append(piece.image)
-                text += IMAGE_PLACEHOLDER
-            else:
-                text += piece.text
-        return Reply(text=text.strip(), images=tuple(pictures))
+        request = self._chat_request(messages, images, max_tokens, seed, sampling)
+        writer = self._writer(request)
+        return reply_of(list(stream(self.engine, request, writer)), writer)
 
     def stream(
         self,
@@ -291,30 +268,103 @@ class Liquid:
             DataError: Nothing to answer, placeholders without pictures, or a conversation that is
                 too long for the context.
         """
-        if not messages:
-            raise DataError("chat: there is no message. Say something.")
-        request = TextRequest(
-            prompt=tuple(self.chat_prompt(messages, images)),
-            max_tokens=max_tokens,
-            sampling=sampling or CHATTY,
-            picture_sampling=self.sampling,
-            seed=seed,
-            grid=self._pictures.grid(self.sizes[0]) if self._pictures.possible else None,
-        )
-        text = Characters(self._tokenizer)
-        for step in self.engine.stream(request):
-            piece = text.add(step.id) if isinstance(step, TextStep) else text.rest()
-            if piece:
-                yield TextPiece(text=piece)
-            if isinstance(step, PictureStep):
-                yield Picture(image=self.decode(step.codes), codes=step.codes)
+        request = self._chat_request(messages, images, max_tokens, seed, sampling)
+        for piece in stream(self.engine, request, self._writer(request)):
+            assert not isinstance(piece, Preview), "none was asked for"
+            yield piece
+
+    def run(self, jobs: Sequence[Job]) -> list[list[Reply]]:
+        """Do any mix of jobs at once.
+
+        Args:
+            jobs: What to do.
+
+        Returns:
+            For each job, in order, a reply for each of its samples. A job that is wrong has a
+            single reply, which holds the error; the others are done.
+        """
+        found: list[dict[int, Reply]] = [{} for _ in jobs]
+        for place, sample, reply in self.run_as_done(jobs):
+            found[place][sample] = reply
+        return [[reply for _, reply in sorted(samples.items())] for samples in found]
+
+    def run_as_done(
+        self, jobs: Sequence[Job], progress: Progress | None = None
+    ) -> Iterator[tuple[int, int, Reply]]:
+        """Do any mix of jobs at once, and give what is finished.
+
+        Args:
+            jobs: What to do.
+            progress: Told (codes drawn, codes to draw) of pictures after each step.
+
+        Yields:
+            Place of a job, number of a sample, its reply. A job that is wrong has a single one,
+            which holds the error.
+        """
+        requests: list[tuple[int, int, Request]] = []
+        for place, job in enumerate(jobs):
+            try:
+                requests += [(place, n, request) for n, request in enumerate(self._requests(job))]
+            except LiquidError as error:
+                yield place, 0, Reply(text="", images=(), finish="error", error=error)
+        writers = [self._writer(request, jobs[place].stop) for place, _, request in requests]
+        plain = [request for *_, request in requests]
+        for index, reply in replies(self.engine, plain, writers, progress):
+            place, sample, _ = requests[index]
+            yield place, sample, reply
+
+    def stream_job(self, job: Job) -> Iterator[Piece]:
+        """Do one job with one answer, piece by piece.
+
+        Args:
+            job: What to do; its `n` must be 1.
+
+        Yields:
+            Text as it comes, previews of pictures (`Job.preview_rows`), and pictures.
+
+        Raises:
+            ConfigError: A field is out of range.
+            DataError: The prompt is missing or too long, or a picture can't be read.
+        """
+        requests = self._requests(job)
+        if len(requests) > 1:
+            raise ConfigError(f"n: a stream has one answer ({job.n}). Give 1.")
+        request = requests[0]
+        yield from stream(self.engine, request, self._writer(request, job.stop))
+
+    def score(
+        self,
+        prompt: str | Sequence[Turn | Mapping[str, str]],
+        answers: Sequence[str],
+        images: Sequence[ImageLike] = (),
+    ) -> list[Score]:
+        """Say how likely the model finds given answers.
+
+        Args:
+            prompt: A text that the answers go on with, or a conversation that they answer.
+            answers: Texts; each is tokenized on its own.
+            images: Pictures of the conversation, in order.
+
+        Returns:
+            A score for each answer.
+
+        Raises:
+            DataError: Prompt and answer don't fit the context, or an answer is empty.
+        """
+        if isinstance(prompt, str):
+            if images:
+                raise DataError("images: stand in a conversation. Give messages as the prompt.")
+            ids: Sequence[int] = self._sequences.text_prompt(prompt)
+        else:
+            ids = self._reader.chat_prompt(prompt, images)
+        wanted = [self._sequences.encode(answer) for answer in answers]
+        return score(self.checkpoint.model, self.checkpoint.vocabulary.size, ids, wanted)
 
     def chat_prompt(
         self, messages: Sequence[Turn | Mapping[str, str]], images: Sequence[ImageLike] = ()
     ) -> list[int]:
         """Return the ids of a conversation up to the start of the answer."""
-        grids = [self.encode(image) for image in images]
-        return self._sequences.chat(messages, grids, add_generation_prompt=True)[0]
+        return list(self._reader.chat_prompt(messages, images))
 
     def encode(self, image: ImageLike) -> Tensor:
         """Turn a picture into codes.
@@ -335,10 +385,36 @@ class Liquid:
         """Turn codes, (h, w), into a picture, RGB."""
         return self._pictures.decode(codes)
 
-    def _write(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+    def _chat_request(
+        self,
+        messages: Sequence[Turn | Mapping[str, str]],
+        images: Sequence[ImageLike],
+        max_tokens: int,
+        seed: int,
+        sampling: SamplingConfig | None,
+    ) -> TextRequest:
+        return TextRequest(
+            prompt=self._reader.chat_prompt(messages, images),
+            max_tokens=max_tokens,
+            sampling=sampling or CHATTY,
+            picture_sampling=self.sampling,
+            seed=seed,
+            grid=self._pictures.grid(self.sizes[0]) if self._pictures.possible else None,
+        )
+
+    def _writer(self, request: Request, stop: Sequence[str] = ()) -> Writer:
+        return Writer(self._tokenizer, self._pictures, request, stop)
+
+    def _requests(self, job: Job) -> list[Request]:
+        requests = self._reader.read(job)
+        for request in requests:
+            self.engine.check(request)
+        return requests
+
+    def _write(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[str]:
         requests = [
             TextRequest(
-                prompt=tuple(prompt),
+                prompt=prompt,
                 max_tokens=max_tokens,
                 sampling=GREEDY,
                 picture_sampling=self.sampling,
@@ -347,8 +423,3 @@ class Liquid:
         ]
         texts = self.engine.texts(requests)
         return [words(self._tokenizer, text.ids).strip() for text in texts]
-
-    def _picture_prompt(self, prompt: str, size: tuple[int, int]) -> tuple[int, ...]:
-        # A checkpoint of one size never saw a size hint.
-        hint = size if len(self.sizes) > 1 else None
-        return tuple(self._sequences.text_to_image_prompt(prompt, size=hint))

@@ -19,6 +19,8 @@ from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_image
 ImageLike = Image.Image | str | Path | Tensor
 """A picture: a PIL image, the path of a file, or its codes, (h, w), from `Liquid.encode`."""
 
+_GREY = (128, 128, 128)
+
 
 class Pictures:
     """The image side of one checkpoint, which may have none."""
@@ -77,6 +79,21 @@ class Pictures:
     def decode(self, codes: Tensor) -> Image.Image:
         """Turn codes into a picture, RGB."""
         return to_image(self._checkpoint.image_tokenizer.decode(codes[None])[0])
+
+    def preview(self, codes: Tensor, grid: tuple[int, int]) -> Image.Image:
+        """Turn the first rows of a picture's codes, (r, w), into it; what is missing is grey.
+
+        Args:
+            codes: At least one row.
+            grid: Rows and columns of all of its codes.
+
+        Returns:
+            The picture, RGB. Its last rows may still change a little with those that follow.
+        """
+        factor = self._checkpoint.image_tokenizer.factor
+        canvas = Image.new("RGB", (grid[1] * factor, grid[0] * factor), _GREY)
+        canvas.paste(self.decode(codes), (0, 0))
+        return canvas
 
     def _insist(self) -> None:
         if not self.sizes:

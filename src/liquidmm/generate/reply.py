@@ -1,7 +1,7 @@
 """What an answer is made of.
 
-Contract: a stream yields `TextPiece` and `Picture` in the order the model wrote them; a `Reply` is
-all of it.
+Contract: a stream yields `TextPiece`, `Preview` and `Picture` in the order the model made them; a
+`Reply` is all of it without the previews.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from liquidmm.errors import LiquidError
+from liquidmm.generate.requests import Finish
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextPiece:
@@ -18,6 +21,16 @@ class TextPiece:
 
     text: str
     """Whole characters, never empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """A picture as far as it is drawn."""
+
+    image: Image.Image
+    """The picture in its full size; what is missing is grey."""
+    done: float
+    """Share of its rows that are drawn, above 0 and below 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +43,9 @@ class Picture:
     """Its codes, (h, w), int64."""
 
 
+Piece = TextPiece | Preview | Picture
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     """A whole answer."""
@@ -38,3 +54,7 @@ class Reply:
     """The text; `<image>` stands where a picture goes."""
     images: tuple[Image.Image, ...]
     """The pictures, in order."""
+    finish: Finish = "stop"
+    """Why it ended."""
+    error: LiquidError | None = None
+    """What was wrong with the request, where it failed; the rest is empty then."""

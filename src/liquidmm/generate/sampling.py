@@ -1,10 +1,11 @@
-"""From logits to one drawn id per row, as small pure functions.
+"""From logits to one drawn id per row.
 
-Contract: the final distribution is `distribution(logits, config)`: guidance comes before it
-(`guide`), then temperature, then top-k, then top-p over what top-k left, as in the published
-release. An id whose logit is -inf is never drawn. Every row is drawn with a generator of its own
-and one uniform number, so what a row draws depends neither on its neighbours nor on its place in
-the batch.
+Contract: guidance comes first (`guide`), then temperature, then top-k, then top-p over what top-k
+left, as in the published release; `Sampler.distribution` is what comes of it. An id whose logit is
+-inf is never drawn. The rows of a batch may have settings of their own, and what a row draws
+depends on its logits, its settings and its own random numbers (`noise`), so neither on its
+neighbours nor on its place in the batch. An id's random number is bound to the id, not to its rank,
+so a rounding error changes a draw only where two ids come out equal anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from liquidmm.errors import ConfigError
+from liquidmm.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,120 +43,167 @@ class SamplingConfig:
         _check("top_k", self.top_k, self.top_k >= 0, "an integer of at least 0 (0 is off)")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
 
+    def check_vocabulary(self, size: int, what: str) -> None:
+        """Refuse a top-k above the number of ids there are to draw from.
+
+        Args:
+            size: How many there are.
+            what: What they are called, such as "codes of the codebook".
+
+        Raises:
+            ConfigError: top_k is larger.
+        """
+        if self.top_k > size and not self.greedy:
+            raise ConfigError(
+                f"sampling.top_k: {self.top_k} is above the {size} {what}. "
+                f"Give an integer from 0 to {size} (0 is off)."
+            )
+
+
+def release_sampling(codebook_size: int) -> SamplingConfig:
+    """Return the release's settings for a codebook of another size.
+
+    The release draws from the likelier half: 4,096 of 8,192 codes.
+    """
+    return SamplingConfig(top_k=codebook_size // 2)
+
 
 def _check(name: str, value: float, good: bool, expected: str) -> None:
     if not (good and math.isfinite(value)):
         raise ConfigError(f"sampling.{name}: {value} is out of range. Give {expected}.")
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Push the logits away from what the model would draw without the prompt.
 
     Args:
         conditional: Logits given the prompt, (B, V).
         unconditional: Logits given the unconditional prompt, (B, V).
-        scale: Guidance s, at least 0.
+        scale: Guidance s, at least 0; or one for each row, (B, 1), float32.
 
     Returns:
-        ``unconditional + s * (conditional - unconditional)``, (B, V); float32; exactly
-        ``conditional`` for 1.
+        ``unconditional + s * (conditional - unconditional)``, (B, V), float32. Where both are the
+        same row, exactly that row.
     """
-    if scale == 1:
-        return conditional
     base = unconditional.float()
     return base + scale * (conditional.float() - base)
 
 
-def forbid(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return a copy of ``logits`` (B, V) in which the columns ``ids`` can't be drawn."""
-    blocked = logits.clone()
-    blocked[:, list(ids)] = -torch.inf
-    return blocked
-
-
-def keep_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Keep the k likeliest columns of each row, in descending order.
-
-    Args:
-        logits: Scores, (B, V).
-        k: How many; 0 or at least V keeps all of them.
-
-    Returns:
-        Scores, (B, min(k, V)), and their columns, (B, min(k, V)), int64.
-    """
-    count = logits.shape[-1]
-    values, columns = torch.topk(logits, min(k, count) if k else count, dim=-1, sorted=True)
-    return values, columns
-
-
-def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
+def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
     """Keep the smallest leading group of each row that reaches probability p, rescaled to sum to 1.
 
     Args:
         probabilities: Descending, each row sums to 1, (B, k).
-        p: Above 0; 1 keeps all.
+        p: Above 0; 1 keeps all; or one for each row, (B, 1).
 
     Returns:
         Probabilities, (B, k), 0 where dropped; the likeliest is always kept.
     """
-    if p >= 1:
-        return probabilities
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = probabilities.masked_fill(before >= p, 0.0)
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def distribution(logits: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """Give the distribution that `draw` draws from.
+class Sampler:
+    """The settings of several rows, as columns of numbers."""
 
-    Args:
-        logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
-        config: Temperature, top-k and top-p; greedy puts everything on the likeliest column.
+    def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str) -> None:
+        """Line them up; what no row asks for is not computed.
 
-    Returns:
-        Probabilities, (B, k), float32, each row summing to 1, and the columns they belong to, (B,
-        k).
+        Args:
+            configs: Settings of each row.
+            device: Where the logits will be.
+        """
+
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, device=device)[:, None]
+
+        drawn = [config for config in configs if not config.greedy] or list(configs)
+        self.all_greedy = all(config.greedy for config in configs)
+        """Whether no row is random."""
+        self.temperature = column([config.temperature for config in configs])
+        self.greedy = None
+        if any(config.greedy for config in configs) and not self.all_greedy:
+            self.greedy = column([config.greedy for config in configs])[:, 0]
+        # 0 is off: then all columns are kept.
+        self.widest = 0 if any(c.top_k == 0 for c in drawn) else max(c.top_k for c in drawn)
+        ranks = [config.top_k or 2**31 for config in configs]
+        self.top_k = column(ranks) if len({config.top_k for config in drawn}) > 1 else None
+        self.top_p = None
+        if any(config.top_p < 1 for config in drawn):
+            # A row that keeps all of them must not lose its tail to rounding.
+            self.top_p = column([c.top_p if c.top_p < 1 else math.inf for c in configs])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors."""
+        parts = (self.temperature, self.greedy, self.top_k, self.top_p)
+        return [part for part in parts if part is not None]
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What two samplers must have in common to do the same operations."""
+        parts = (self.greedy, self.top_k, self.top_p)
+        return (self.all_greedy, self.widest, *(part is None for part in parts))
+
+    def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the distribution that `draw` draws from, of rows that aren't greedy.
+
+        Args:
+            logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
+
+        Returns:
+            Probabilities, (B, k), float32, each row summing to 1; and the columns they belong to,
+            (B, k), or None where they are all columns in order.
+        """
+        scores = logits.float() / self.temperature
+        count = scores.shape[-1]
+        k = min(self.widest or count, count)
+        if self.top_p is None and self.top_k is None and k == count:
+            return scores.softmax(dim=-1), None
+        # Ranks matter where rows keep different numbers of columns, or a probability's worth.
+        ranked = self.top_p is not None or self.top_k is not None
+        scores, columns = torch.topk(scores, k, dim=-1, sorted=ranked)
+        if self.top_k is not None:
+            beyond = torch.arange(k, device=scores.device) >= self.top_k
+            scores = scores.masked_fill(beyond, -torch.inf)
+        probabilities = scores.softmax(dim=-1)
+        if self.top_p is not None:
+            probabilities = keep_top_p(probabilities, self.top_p)
+        return probabilities, columns
+
+    def draw(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draw one column for each row.
+
+        Args:
+            logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
+            noise: Standard exponential numbers of all columns, (B, V); None where all are greedy.
+
+        Returns:
+            Columns, (B,), int64, and whether they are good, (B,), bool: a row without a column that
+            may be drawn, or with NaN, is not.
+        """
+        best, likeliest = logits.max(dim=-1)
+        if self.all_greedy or noise is None:
+            return likeliest, best > -torch.inf
+        probabilities, columns = self.distribution(logits)
+        if columns is not None:
+            noise = noise.gather(-1, columns)
+        value, place = (probabilities / noise).max(dim=-1)
+        drawn = place if columns is None else columns.gather(-1, place[:, None])[:, 0]
+        if self.greedy is not None:
+            drawn = torch.where(self.greedy, likeliest, drawn)
+        return drawn, (best > -torch.inf) & (value > 0)
+
+
+def check_good(good: Tensor) -> None:
+    """Refuse draws that `Sampler.draw` says aren't good.
 
     Raises:
-        ValueError: A row has no column that may be drawn, or holds NaN.
+        CheckpointError: One of them isn't.
     """
-    if not bool((logits.amax(dim=-1) > -torch.inf).all()):
-        raise ValueError("logits: a row has no id that may be drawn.")
-    if config.greedy:
-        columns = logits.argmax(dim=-1, keepdim=True)
-        return torch.ones_like(columns, dtype=torch.float32), columns
-    scores = logits.float() / config.temperature
-    if config.top_k == 0 and config.top_p == 1:
-        # Nothing to cut, so nothing to sort.
-        columns = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
-        return scores.softmax(dim=-1), columns
-    scores, columns = keep_top_k(scores, config.top_k)
-    return keep_top_p(scores.softmax(dim=-1), config.top_p), columns
-
-
-def draw(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw one column for each row.
-
-    Args:
-        logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
-        config: Temperature, top-k and top-p, or greedy.
-        generators: One random state per row, on the CPU, so that every device draws alike; greedy
-            uses none.
-
-    Returns:
-        Columns, (B,), int64.
-
-    Raises:
-        ValueError: A row has no column that may be drawn.
-    """
-    probabilities, columns = distribution(logits, config)
-    if config.greedy:
-        return columns[:, 0]
-    uniform = torch.stack([torch.rand(1, generator=generator) for generator in generators])
-    total = probabilities.cumsum(dim=-1)
-    threshold = uniform.to(total.device) * total[:, -1:]
-    place = torch.searchsorted(total, threshold, right=True).clamp_(max=total.shape[-1] - 1)
-    # Sums on an accelerator may round so that an impossible column is hit; never give that one.
-    possible = probabilities.gather(1, place) > 0
-    place = torch.where(possible, place, probabilities.argmax(dim=-1, keepdim=True))
-    return columns.gather(1, place)[:, 0]
+    if not bool(good.all()):
+        raise CheckpointError(
+            "model: its scores are no numbers (NaN). "
+            "Its weights are broken, or their type is too narrow: choose float32."
+        )

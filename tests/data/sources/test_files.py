@@ -189,5 +189,9 @@ def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
     with pytest.raises(LiquidError, match="a.png: can.* be read now") as e:
         open_image("memory://n/a.png")
     assert not isinstance(e.value, DataError)
+    folder = SourceConfig(path="memory://n", format="folder")
+    monkeypatch.setattr(fs, "ls", lambda *_, **__: Down().readinto(b""))
+    with pytest.raises(LiquidError, match="/n: can't be read now"):
+        parts(folder, 10)
     with pytest.raises(ConnectionResetError):
         open_file("memory://n/a.jsonl").read()

@@ -63,6 +63,13 @@ def test_a_saved_data_set(pictures, tmp_path, read):
         read(path, fields=Fields(image="jpg"))
 
 
+def test_a_saved_data_set_behind_a_url(pictures, read):
+    pictures.save_to_disk("memory://saved/set")
+    found = read("memory://saved/set", splits=("test",), sizes=(1, 9))
+    assert [entry.record.image for entry in found] == [b"PNG0", b"PNG1"]
+    assert found[1].where == "memory:///saved/set:test[1]"
+
+
 def test_one_split_and_a_column_called_split(tmp_path, read):
     path = tmp_path / "saved"
     rows = {"text": ["one", "two"], "split": ["a", "b"]}

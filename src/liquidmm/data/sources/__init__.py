@@ -31,13 +31,11 @@ from liquidmm.data.records import Record
 from liquidmm.data.sources import folder, formats, hugging_face
 from liquidmm.data.sources.config import Fields, SourceConfig
 from liquidmm.data.sources.files import is_url, open_file, parent, reason
-from liquidmm.data.sources.folder import PICTURE_SUFFIXES
 from liquidmm.data.sources.part import Entry, Part, Span, joined
 from liquidmm.data.sources.rows import Rows, paths
 from liquidmm.errors import ConfigError, DataError
 
 __all__ = [
-    "PICTURE_SUFFIXES",
     "Entry",
     "Fields",
     "Part",

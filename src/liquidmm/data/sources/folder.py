@@ -33,7 +33,8 @@ def spans(file: File, records: int) -> Iterator[Span]:
     for folder in folders(root):
         try:
             count = len(_members(folder))
-        except OSError:
+        except OSError as error:
+            blame(folder, error)
             yield Span(file=folder, root=root)  # what is wrong is said where it is read
             continue
         if count <= records:
@@ -85,7 +86,8 @@ def folders(root: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     yield root
     try:
         inner = listing(root)[1]
-    except OSError:
+    except OSError as error:
+        blame(root, error)
         return
     for name in inner:
         if suffix(name) not in PICTURE_SUFFIXES:

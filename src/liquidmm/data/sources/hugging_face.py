@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from liquidmm.data.sources import arrow
 from liquidmm.data.sources.config import SourceConfig
-from liquidmm.data.sources.files import reason
+from liquidmm.data.sources.files import is_url, reason
 from liquidmm.data.sources.part import Item, Span
 from liquidmm.errors import DataError
 from liquidmm.runtime import require
@@ -103,12 +103,17 @@ def _splits(path: str, config: SourceConfig) -> Mapping[str, Any]:
     """Open a data set: the name of a split -> its `datasets.Dataset`."""
     marks = [mark for name in _SAVED if (mark := Path(path) / name).is_file()]
     saved = max((mark.stat().st_mtime_ns for mark in marks), default=None)
+    if is_url(path):
+        saved = 0
     return _opened(path, config.subset, config.revision, saved)
 
 
 @lru_cache(maxsize=2)
 def _opened(path: str, subset: str, revision: str, saved: int | None) -> Mapping[str, Any]:
-    """Open a data set as of `saved`, the time in ns when `save_to_disk` wrote it, if it did."""
+    """Open a data set as of `saved`: the time in ns when `save_to_disk` wrote it, None for the hub.
+
+    Of what lies behind a URL the time is not asked.
+    """
     datasets = require("datasets", "hf")
     try:
         if saved is not None:
