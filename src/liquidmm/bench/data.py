@@ -15,7 +15,7 @@ import torch
 from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.liquid import DEFAULT_MODEL
+from liquidmm.generate.load import DEFAULT_MODEL
 
 PARTS = ("loading",)
 """What can be measured, in this order."""
