@@ -15,7 +15,7 @@ This module knows no engine; `vllm_plugin` feeds it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from liquidmm.errors import ConfigError
-from liquidmm.generate.sampling import SamplingConfig, draw, guide
-from liquidmm.runtime import generator
+from liquidmm.generate.noise import check_seed, exponential
+from liquidmm.generate.sampling import Sampler, SamplingConfig, guide
 from liquidmm.vocabulary import Vocabulary
 
 PAIR, ROLE, GUIDANCE, CODES = "liquid_pair", "liquid_role", "liquid_guidance", "liquid_codes"
@@ -73,7 +73,7 @@ class Half:
             raise ConfigError(f"{PAIR}: is empty. Give both halves of a picture the same name.")
         if self.codes < 1:
             raise ConfigError(f"{CODES}: must be at least 1 ({self.codes}). Give height x width.")
-        generator(self.seed)  # refuses a seed out of range
+        check_seed(self.seed)
 
     @classmethod
     def of(cls, request: RequestSettings) -> Half | None:
@@ -151,18 +151,12 @@ class PairGuide:
         """
         together, problems = join(rows, self._apart)
         complete: list[tuple[Row, ...]] = []
-        groups: dict[Hashable, list[tuple[Row, ...]]] = defaultdict(list)
+        groups: dict[int, list[tuple[Row, ...]]] = defaultdict(list)
         for pair in together:
-            half = pair[0].half
-            alike = (half.sampling, len(pair))
-            (groups[alike] if pair[0].drawn < half.codes else complete).append(pair)
+            unfinished = pair[0].drawn < pair[0].half.codes
+            (groups[len(pair)] if unfinished else complete).append(pair)
         for pairs in groups.values():
-            try:
-                self._draw(logits, pairs)
-            except ValueError:
-                problems |= dict.fromkeys(
-                    (pair[0].half.pair for pair in pairs), "the model's scores are no numbers."
-                )
+            problems |= self._draw(logits, pairs)
         self._apart |= dict.fromkeys(problems)
         while len(self._apart) > _REMEMBERED:
             del self._apart[next(iter(self._apart))]
@@ -171,21 +165,37 @@ class PairGuide:
         self._force(logits, [row.place for pair in complete for row in pair], self._vocabulary.eoi)
         return [f"pair {name}: {problem}" for name, problem in problems.items()]
 
-    def _draw(self, logits: Tensor, pairs: Sequence[tuple[Row, ...]]) -> None:
-        """Draw a code for each pair; they have equal sampling and equally many rows."""
-        sampling = pairs[0][0].half.sampling
+    def _draw(self, logits: Tensor, pairs: Sequence[tuple[Row, ...]]) -> dict[str, str]:
+        """Draw a code for each pair, all of equally many rows; return what went wrong by name."""
+        firsts = [pair[0] for pair in pairs]
+        settings = [row.half.sampling for row in firsts]
         places = [[row.place for row in rows] for rows in zip(*pairs, strict=True)]
         codes = self._vocabulary.image_slice
         scores = logits[places[0]][:, codes]
         if len(places) == 2:
-            scores = guide(scores, logits[places[1]][:, codes], sampling.guidance)
-        columns = draw(
-            scores, sampling, [_generator_at(pair[0].half.seed, pair[0].drawn) for pair in pairs]
-        )
+            scales = [[one.guidance] for one in settings]
+            scale = torch.tensor(scales, device=logits.device)
+            scores = guide(scores, logits[places[1]][:, codes], scale)
+        sampler = Sampler(settings, logits.device)
+        columns, good = sampler.draw(scores, self._noise(firsts, sampler, scores))
         only = torch.full((len(pairs), logits.shape[1]), -torch.inf, device=logits.device)
         only[:, codes].scatter_(1, columns[:, None], 0.0)
         for place in places:
             logits[place] = only.to(logits.dtype)
+        return {
+            row.half.pair: "the model's scores are no numbers."
+            for row, fine in zip(firsts, good.tolist(), strict=True)
+            if not fine
+        }
+
+    @staticmethod
+    def _noise(rows: Sequence[Row], sampler: Sampler, scores: Tensor) -> Tensor | None:
+        """Give the random numbers of each row's step, the same as the engine of this package."""
+        if sampler.all_greedy:
+            return None
+        seeds = torch.tensor([row.half.seed for row in rows], device=scores.device)
+        steps = torch.tensor([row.drawn for row in rows], device=scores.device)
+        return exponential(seeds, steps, torch.arange(scores.shape[1], device=scores.device))
 
     @staticmethod
     def _force(logits: Tensor, places: list[int], token: int) -> None:
@@ -241,13 +251,6 @@ def _problem(halves: Sequence[Row]) -> str | None:
     if first.drawn != second.drawn:
         return f"its halves are {first.drawn} and {second.drawn} ids long."
     return None
-
-
-def _generator_at(seed: int, step: int) -> torch.Generator:
-    """Give a picture's random numbers from those of step ``step`` on; each step takes one."""
-    random = generator(seed)
-    torch.rand(step, generator=random)
-    return random
 
 
 def _integer(name: str, value: object) -> int:

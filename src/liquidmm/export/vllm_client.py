@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
 from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
 from liquidmm.model.checkpoint import Checkpoint, empty_language_model, load_parts, local_folder
 from liquidmm.prompts import IMAGE_PLACEHOLDER
@@ -46,9 +45,7 @@ class VLLMClient:
         processor = checkpoint.processor
         self.sizes = processor.sizes
         """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
-        self.sampling = from_dict(
-            SamplingConfig, processor.sampling or {}, "processor_config.json: sampling"
-        )
+        self.sampling = saved_sampling(processor.sampling, checkpoint.vocabulary.codebook_size)
         """How pictures are drawn unless told otherwise."""
         self._backend = backend
         self._vocabulary = checkpoint.vocabulary

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
-from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.engine import Engine, EngineConfig, Progress
 from liquidmm.generate.jobs import CHATTY, GREEDY, Job, JobReader
@@ -26,7 +25,7 @@ from liquidmm.generate.requests import (
     Request,
     TextRequest,
 )
-from liquidmm.generate.sampling import SamplingConfig, release_sampling
+from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.score import Score, score
 from liquidmm.generate.words import stop_ids, words
 from liquidmm.generate.writer import Writer, replies, reply_of, stream
@@ -45,12 +44,8 @@ class Liquid:
         self.checkpoint = checkpoint
         self.sizes = processor.sizes
         """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
-        self.sampling = release_sampling(checkpoint.vocabulary.codebook_size)
+        self.sampling = saved_sampling(processor.sampling, checkpoint.vocabulary.codebook_size)
         """How pictures are drawn unless told otherwise."""
-        if processor.sampling is not None:
-            self.sampling = from_dict(
-                SamplingConfig, processor.sampling, "processor_config.json: sampling"
-            )
         self._tokenizer = processor.tokenizer
         self._sequences = processor.sequences
         self._pictures = Pictures(checkpoint)

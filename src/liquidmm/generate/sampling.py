@@ -11,12 +11,14 @@ so a rounding error changes a draw only where two ids come out equal anyway.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from liquidmm.config import from_dict
 from liquidmm.errors import CheckpointError, ConfigError
 
 
@@ -66,6 +68,21 @@ def release_sampling(codebook_size: int) -> SamplingConfig:
     The release draws from the likelier half: 4,096 of 8,192 codes.
     """
     return SamplingConfig(top_k=codebook_size // 2)
+
+
+def saved_sampling(saved: Mapping[str, Any] | None, codebook_size: int) -> SamplingConfig:
+    """Return how a checkpoint's pictures are drawn unless told otherwise.
+
+    Args:
+        saved: The settings in its `processor_config.json`; None takes those of the release.
+        codebook_size: Codes of its image tokenizer.
+
+    Raises:
+        ConfigError: A saved setting is unknown or out of range.
+    """
+    if saved is None:
+        return release_sampling(codebook_size)
+    return from_dict(SamplingConfig, saved, "processor_config.json: sampling")
 
 
 def _check(name: str, value: float, good: bool, expected: str) -> None:
