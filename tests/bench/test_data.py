@@ -27,7 +27,8 @@ SMALL = LoadingSizes(
 
 def test_every_part_has_its_figures(tmp_path):
     told = []
-    result = bench_data(DataBench(loading=SMALL, scratch=tmp_path), told.append).to_dict()
+    config = DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path)
+    result = bench_data(config, told.append).to_dict()
     json.dumps(result)
     figures = result["figures"]
     for name, unit in {
@@ -75,6 +76,8 @@ def test_made_up_shards(tmp_path):
         (["--only", "loadin"], "--only: 'loadin' is unknown. Did you mean 'loading'?"),
         (["--seconds", "0"], "seconds: must be above 0"),
         (["--workers", "-1"], "workers: must be 0 or more"),
+        (["--models", "larg"], "--models: 'larg' is unknown. Did you mean 'large'?"),
+        (["--precisions", "float8"], "--precisions: 'float8' is unknown. Did you mean 'float32'"),
         (["--samples", "many"], "--samples: 'many' are no numbers"),
         (["--samples", "5"], "samples: must be multiples of shard_records, 100000 (5)"),
     ],
@@ -89,7 +92,7 @@ def test_no_room(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(LiquidError, match=r"needs 1\.0 GiB, 0\.0 are free.*--scratch"):
-        bench_data(DataBench(loading=SMALL, scratch=tmp_path))
+        bench_data(DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

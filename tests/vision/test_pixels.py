@@ -1,14 +1,16 @@
 import io
 import math
+import os
 import struct
 import zlib
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from liquidmm.errors import DataError
+from liquidmm.errors import DataError, LiquidError
 from liquidmm.vision import pixels
 from liquidmm.vision.pixels import (
     center_crop,
@@ -68,10 +70,50 @@ def test_bad_files(tmp_path, name):
 
 
 def test_missing_and_folder(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"none\.png: no such file"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}: is a folder"):
         open_image(tmp_path)
+    (tmp_path / "link.png").symlink_to(tmp_path / "none.png")
+    with pytest.raises(DataError, match=r"link\.png: is a link to nothing"):
+        open_image(tmp_path / "link.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: is a device or a pipe"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_large_files_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "MAX_BYTES", 10)
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    with pytest.raises(DataError, match=r"a\.png: has 11 bytes, more than 10"):
+        open_image(tmp_path / "a.png")
+
+
+def test_urls():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/pictures/a.png", png(Image.new("RGB", (3, 2), RED)))
+    assert open_image("memory://pictures/a.png").getpixel((2, 1)) == RED
+    with pytest.raises(DataError, match=r"^memory://pictures/b\.png: no such file"):
+        open_image("memory://pictures/b.png")
+    with pytest.raises(DataError, match=r"^odd://b\.png: cannot be read"):
+        open_image("odd://b.png")
+
+
+def test_urls_that_fail_for_now(monkeypatch):
+    def fails(self, path, **options):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
+    fsspec.filesystem("memory").pipe("/pictures/c.png", b"content")
+    with pytest.raises(LiquidError, match=r"c\.png: can't be read now \(no answer\)") as error:
+        open_image("memory://pictures/c.png")
+    assert not isinstance(error.value, DataError)
+
+
+def test_formats_that_start_programs_are_not_opened():
+    assert "EPS" not in pixels.FORMATS
+    with pytest.raises(DataError, match="not a picture in a known format"):
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 
 def test_bytes_and_paths_are_the_same(tmp_path):

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
+from liquidmm.bench.encoding import EncodingSizes, measure_encoding
 from liquidmm.bench.formats import measure_formats
 from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.runtime import device_of
 
-PARTS = ("loading", "formats")
+PARTS = ("encoding", "loading", "formats")
 """What can be measured, in this order."""
 
 
@@ -29,9 +29,13 @@ class DataBench:
     parts: tuple[str, ...] = PARTS
     """Which of `PARTS` are measured."""
     checkpoint: Path = DEFAULT_MODEL
-    """Checkpoint whose tokenizer lays the rows out."""
+    """Checkpoint whose image tokenizer encodes, and whose tokenizer lays the rows out."""
     scratch: Path | None = None
     """Where shards are made for the time being, about 3 GB; None: the system's temporary folder."""
+    device: str | None = "cpu"
+    """Where pictures are encoded; None takes the best there is."""
+    encoding: EncodingSizes = field(default_factory=EncodingSizes)
+    """What is encoded."""
     loading: LoadingSizes = field(default_factory=LoadingSizes)
     """Sizes of loading."""
 
@@ -56,7 +60,9 @@ def bench_data(config: DataBench, progress: Callable[[str], None] = lambda _: No
         CheckpointError: The checkpoint can't be loaded.
         LiquidError: The disk has no room.
     """
-    result = Result(bench="data", settings=machine(torch.device("cpu")))
+    result = Result(bench="data", settings=machine(device_of(config.device)))
+    if "encoding" in config.parts:
+        measure_encoding(result, config.encoding, config.checkpoint, config.device, progress)
     if "loading" in config.parts:
         measure_loading(result, config.loading, config.checkpoint, config.scratch, progress)
     if "formats" in config.parts:

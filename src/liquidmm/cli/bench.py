@@ -69,27 +69,41 @@ def train(as_json: bool, sizes: str | None, only: str | None, **options: Any) ->
 
 
 @command.command("data")
-@click.option("--only", help="Parts, with commas: loading,formats.  [default: all]")
-@click.option("--checkpoint", type=_FOLDER, help="Whose tokenizer.  [default: the shipped model]")
+@click.option("--only", help="Parts, with commas: encoding,loading,formats.  [default: all]")
+@click.option("--checkpoint", type=_FOLDER, help="Whose tokenizers.  [default: the shipped model]")
 @click.option(
     "--scratch",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder for made-up shards, 3 GB for the time being.  [default: the system's]",
 )
-@click.option("--seconds", type=float, help="Time of each speed of loading.  [default: 25]")
+@click.option("--device", help="Where pictures are encoded.  [default: cpu]")
+@click.option("--models", help="Tokenizers, with commas: large,small.  [default: both]")
+@click.option("--precisions", help="Of encoding: float32,tf32,bfloat16.  [default: float32]")
+@click.option("--seconds", type=float, help="Time of each comparison.  [default: 90, loading 25]")
 @click.option("--workers", type=int, help="Processes that make rows.  [default: 2]")
 @click.option("--samples", help="Records whose memory is compared.  [default: 1000000,10000000]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def data(as_json: bool, only: str | None, samples: str | None, **options: Any) -> None:
-    """Measure how fast data is loaded, and what memory that takes."""
+    """Compare encoding with the release's way; measure how fast data is loaded.
+
+    The release encodes one picture at a time in one process; ours is liquid encode. Both encode the
+    same pictures with the same weights, by turns: Chameleon's shape at 512 pixels with random
+    weights, and the shipped model's own tokenizer.
+    """
     from liquidmm.bench.data import DataBench, bench_data
+    from liquidmm.bench.encoding import EncodingSizes
     from liquidmm.bench.loading import LoadingSizes
     from liquidmm.errors import ConfigError
 
     given = {name: value for name, value in options.items() if value is not None}
+    encoding: dict[str, Any] = {
+        name: _names(given.pop(name)) for name in ("models", "precisions") if name in given
+    }
     loading: dict[str, Any] = {
         name: given.pop(name) for name in ("seconds", "workers") if name in given
     }
+    if "seconds" in loading:
+        encoding["seconds"] = loading["seconds"]
     if samples is not None:
         try:
             loading["samples"] = tuple(int(count) for count in samples.split(","))
@@ -97,7 +111,7 @@ def data(as_json: bool, only: str | None, samples: str | None, **options: Any) -
             raise ConfigError(f"--samples: '{samples}' are no numbers with commas.") from error
     if only is not None:
         given["parts"] = _names(only)
-    config = DataBench(**given, loading=LoadingSizes(**loading))
+    config = DataBench(**given, encoding=EncodingSizes(**encoding), loading=LoadingSizes(**loading))
     result = bench_data(config, lambda text: click.echo(text, err=True))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
 

@@ -67,6 +67,8 @@ def _read(path: Path) -> bytes:
             raise DataError(f"{path}: is a device or a pipe, not a picture. {_FORMATS}")
         _check_bytes(status.st_size, str(path))
         return path.read_bytes()
+    except DataError:
+        raise
     except FileNotFoundError:
         if path.is_symlink():
             raise DataError(f"{path}: is a link to nothing. Correct the link.") from None
