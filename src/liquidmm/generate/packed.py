@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from liquidmm.generate.matrices import COLUMNS, Activation, Matrix, Weights, matrix_maker
+from liquidmm.generate.matrices import (
+    COLUMNS,
+    Activation,
+    Matrix,
+    Weights,
+    fewest_rows,
+    matrix_maker,
+    pad_rows,
+)
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
@@ -110,7 +118,9 @@ class PackedDecoder:
         self._make = matrix_maker(weights, self.device)
         self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # Few CPUs multiply bfloat16 in hardware; attention reads little, so it can be exact there.
-        self._held = torch.float32 if self.device.type == "cpu" else self._dtype
+        cpu = self.device.type == "cpu"
+        self._held = torch.float32 if cpu else self._dtype
+        self._fewest = fewest_rows(self._dtype) if cpu else 1
         self._eps: float = config.rms_norm_eps
         self._groups: int = config.num_attention_heads // config.num_key_value_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -158,18 +168,23 @@ class PackedDecoder:
         mask = mask.masked_fill_(~seen, -torch.inf)[:, None]
         if steps > 1 and self._groups > 1:
             mask = mask.repeat(1, 1, self._groups, 1)
+        count = rows * steps
+        # Products of few rows are padded once for all layers, instead of in each of them.
+        padded = max(count, self._fewest)
         hidden = functional.embedding(ids.view(-1), self._table).to(self._dtype)
+        hidden = pad_rows(hidden, padded)
+        attended = hidden.new_zeros(padded, self._groups * self._kv_heads * self._head_dim)
         if self._scale is not None:
             hidden = hidden * self._scale
         for layer, held in zip(self._layers, self._cache, strict=True):
             x = self._normed(hidden, layer.attention_norm)
-            queries = self._project(layer, x, turns, places, held)
-            x = self._attend(queries, held[first : first + rows, :span], mask)
-            hidden = layer.output.plus(x, hidden)
+            queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
+            attended[:count] = self._attend(queries, held[first : first + rows, :span], mask)
+            hidden = layer.output.plus(attended, hidden)
             x = self._normed(hidden, layer.mlp_norm)
             x = layer.up.times(x, layer.gate.activated(x, self._activation))
             hidden = layer.down.plus(x, hidden)
-        return self._normed(hidden, self._norm).view(rows, steps, -1)
+        return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
@@ -188,10 +203,10 @@ class PackedDecoder:
             held[list(targets), :length] = held[source, :length]
 
     def _project(
-        self, layer: _Layer, x: Tensor, turns: Tensor, places: Tensor, held: Tensor
+        self, qkv: Tensor, layer: _Layer, turns: Tensor, places: Tensor, held: Tensor
     ) -> Tensor:
-        """Give the queries (N, heads * D), rotated; write keys and values, (N, D) -> the cache."""
-        qkv = layer.qkv(x).to(self._held)
+        """Give the queries, (N, heads * D), rotated; write keys and values into the cache."""
+        qkv = qkv.to(self._held)
         width = self._rotated * self._head_dim
         turned = qkv[:, :width].view(-1, self._rotated, self._head_dim)
         if layer.head_norms is not None:
@@ -218,7 +233,7 @@ class PackedDecoder:
             q, keys, values, attn_mask=mask, scale=self._scaling
         )
         y = y.view(rows, self._kv_heads, self._groups, steps, size).permute(0, 3, 1, 2, 4)
-        return y.reshape(rows * steps, -1).to(self._dtype)
+        return y.reshape(rows * steps, -1)
 
     def _normed(self, x: Tensor, scales: Tensor) -> Tensor:
         return functional.rms_norm(x, scales.shape, scales, self._eps)
