@@ -20,6 +20,7 @@ from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
+from liquidmm.generate.liquid import GREEDY
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.generate.words import stop_ids, words
@@ -28,9 +29,6 @@ from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.runtime import device_of
 from liquidmm.sequences import Turn
 from liquidmm.vocabulary import Vocabulary
-
-GREEDY = SamplingConfig(greedy=True)
-"""How text is written unless told otherwise."""
 
 
 class VLLMClient:
