@@ -19,6 +19,7 @@ from torch import Tensor
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
+from liquidmm.generate.liquid import GREEDY
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
@@ -27,9 +28,6 @@ from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.runtime import device_of
 from liquidmm.sequences import Turn
 from liquidmm.vocabulary import Vocabulary
-
-GREEDY = SamplingConfig(greedy=True)
-"""How text is written unless told otherwise."""
 
 
 class VLLMClient:
