@@ -27,7 +27,7 @@ SMALL = LoadingSizes(
 
 def test_every_part_has_its_figures(tmp_path):
     told = []
-    config = DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path)
+    config = DataBench(parts=("loading", "formats"), loading=SMALL, scratch=tmp_path)
     result = bench_data(config, told.append).to_dict()
     json.dumps(result)
     figures = result["figures"]
@@ -92,7 +92,7 @@ def test_no_room(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(LiquidError, match=r"needs 1\.0 GiB, 0\.0 are free.*--scratch"):
-        bench_data(DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path))
+        bench_data(DataBench(parts=("loading", "formats"), loading=SMALL, scratch=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,7 +21,7 @@ import torch
 
 from liquidmm.errors import CheckpointError, ConfigError, suggest
 from liquidmm.export.gguf_file import TYPES, write_gguf
-from liquidmm.generate.liquid import CHATTY
+from liquidmm.generate.jobs import CHATTY
 from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import (
     IMAGE_TOKENIZER_FOLDER,

@@ -19,7 +19,7 @@ from torch import Tensor
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
-from liquidmm.generate.liquid import GREEDY
+from liquidmm.generate.jobs import GREEDY
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
