@@ -101,7 +101,10 @@ class _Encoding:
         config: EncodeConfig,
         engine: EngineConfig,
     ) -> None:
-        opened = tokenizer()
+        here = tokenizer
+        if isinstance(here, TokenizerFile) and engine.kind != "local":
+            here = replace(here, device="cpu")  # the machine that submits may have no GPU
+        opened = here()
         Preparation(config, opened.factor)
         if opened.codebook_size > 2**16:
             raise ConfigError(
@@ -115,8 +118,9 @@ class _Encoding:
         self.device = opened.device
         self.tokenizer = tokenizer
         precision: Precision = "float32"
-        if isinstance(tokenizer, TokenizerFile):
-            precision = choose_precision(tokenizer, source, self.parts, config, engine)
+        if isinstance(tokenizer, TokenizerFile) and isinstance(here, TokenizerFile):
+            elsewhere = engine.kind != "local"
+            precision = choose_precision(here, source, self.parts, config, elsewhere=elsewhere)
             self.tokenizer = replace(tokenizer, precision=precision)
         elif engine.kind == "local" and not engine.workers:
             self.engine = replace(engine, workers=1)

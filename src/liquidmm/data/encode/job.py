@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,7 +107,9 @@ def work(job: Job, task: int, tasks: int) -> None:
         return
     counts = TaskProgress(progress, task, job.limit)
     try:
-        with _threads(job.threads):
+        with _threads(job.threads), warnings.catch_warnings():
+            # what Pillow can read in spite of a warning is good, what it can't is refused
+            warnings.filterwarnings("ignore", module="PIL")
             _work(job, counts, range(task, len(job.numbers), tasks))
         if job.finishes and all((job.out / shard_name(n)).exists() for n in range(job.parts)):
             finish(job.out, job.origin, job.parts)
