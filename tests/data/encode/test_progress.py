@@ -2,6 +2,7 @@ import pytest
 
 from liquidmm.data.encode.part import Seen
 from liquidmm.data.encode.progress import Counts, Limit, Progress, StoppedError, TaskProgress, shown
+from liquidmm.data.manifest import Tallies
 from liquidmm.errors import ConfigError, DataError, LiquidError
 
 
@@ -36,6 +37,13 @@ def test_the_limit_counts_earlier_runs(limit, before, now, exceeded):
         assert isinstance(error, DataError)
         assert str(error).startswith(f"{limit.quarantine}: {before[1] + now[1]} of ")
         assert str(error).endswith("The first reason: a.png: is broken")
+
+
+def test_at_the_end_all_counts_whatever_their_number(limit):
+    assert limit.broken(Tallies(records=9, refused=1), "") is None
+    error = limit.broken(Tallies(records=8, refused=1), "a.png: is broken")
+    assert str(error).startswith(f"{limit.quarantine}: 1 of 9 entries were refused")
+    assert limit.broken(Tallies(), "") is None
 
 
 def test_tasks_are_added_up_and_begin_anew(progress, limit):
@@ -75,10 +83,11 @@ def test_the_first_reason_stays_and_keeps_its_kind(progress):
 
 def test_a_bar_on_a_terminal(progress, limit, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with shown(progress, Counts(entries=10, parts=1), None, 4):
-        task = TaskProgress(progress, 0, limit)
-        task.tell(Seen(pictures=7))
-        task.finish_part(10, 2)
-    text = capsys.readouterr().err
-    assert "20/40" in text  # two of four parts have ten entries each
-    assert "images/s, 2 refused" in text
+    for entries, parts, words in ((None, 4, "20/40"), (100, 4, "20/100"), (100, 2, "20/20")):
+        with shown(progress, Counts(entries=10, parts=1), entries, parts):
+            task = TaskProgress(progress, 0, limit)
+            task.tell(Seen(pictures=7))
+            task.finish_part(10, 2)
+        text = capsys.readouterr().err
+        assert words in text
+        assert "images/s, 2 refused" in text

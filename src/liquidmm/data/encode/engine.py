@@ -8,6 +8,8 @@ when a worker was killed: datatrove's own pools wait for it for ever.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
@@ -81,6 +83,20 @@ def decoders_of(engine: EngineConfig, device: torch.device, workers: int) -> int
     return max(1, min(_MOST_DECODERS, cores() // workers))
 
 
+def check_ended(folder: Path) -> None:
+    """Make sure that no job of Slurm still writes.
+
+    Args:
+        folder: Where its log files are.
+
+    Raises:
+        LiquidError: One does.
+    """
+    from liquidmm.data.encode.on_slurm import check_ended
+
+    check_ended(folder)
+
+
 def run(job: Job, engine: EngineConfig, workers: int, tasks: int) -> None:
     """Run the tasks of a job.
 
@@ -92,7 +108,7 @@ def run(job: Job, engine: EngineConfig, workers: int, tasks: int) -> None:
 
     Raises:
         WorkerKilledError: A worker was killed; the others were told to end.
-        LiquidError: The cluster refused, or still runs an earlier job for the folder.
+        LiquidError: The cluster refused.
     """
     step = EncodeStep(job)
     if engine.kind == "slurm":
