@@ -43,6 +43,7 @@ measure train-loss train --only loss --timed-tokens 8192
 measure train-135m train --only sizes --sizes 135m
 measure train-1b train --only sizes --sizes 1b
 measure train-7b train --only sizes --sizes 7b
+measure data-encoding data --only encoding --precisions float32,tf32,bfloat16
 if [ -d data/shards ]; then
     measure train-icons train --only efficiency,speed
 else

@@ -7,7 +7,6 @@ would do is an extrapolation from operations and a stated share of its peak, and
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from liquidmm.bench.worker import Lap, Worker, alternate, median_rate
 from liquidmm.data.encode import TokenizerFile
 from liquidmm.data.sources import SourceConfig, parts
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.runtime import device_of
+from liquidmm.runtime import cores, device_of
 from liquidmm.train.flops import peak_of
 from liquidmm.vision.pixels import center_crop, open_image, to_tensor
 from liquidmm.vision.tokenizer import Precision, VQGANTokenizer, load_image_tokenizer
@@ -125,7 +124,7 @@ class _Encoding:
         config = load_image_tokenizer(path).model.config
         side = config.resolution
         cpu = self.device == "cpu"
-        workers = self.sizes.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
+        workers = self.sizes.workers or (cores() if cpu else 1)
         # a picture of the large model takes seconds on a CPU, a batch of the small one 0.1
         records = 1 if cpu and self.model == "large" else 64
         photo = self.sizes.photo if self.model == "large" else (side, side)
@@ -140,7 +139,7 @@ class _Encoding:
             size=side,
             out=self.folder / "shards",
             workers=workers,
-            decoders=1 if cpu else max(1, len(os.sched_getaffinity(0)) - 1),
+            decoders=1 if cpu else max(1, cores() - 1),
         )
 
     def measure(self) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from liquidmm.data.encode import EngineConfig, SlurmConfig, encode
+from liquidmm.data.encode.progress import Progress
 from liquidmm.data.manifest import read_manifest
-from liquidmm.errors import ConfigError, LiquidError
+from liquidmm.errors import ConfigError, DataError, LiquidError
 
 COMMANDS = {
     "sbatch": 'cp "${@: -1}" "$CLUSTER/job"; echo Submitted batch job 7',
@@ -67,6 +68,10 @@ def test_an_array_job(whole, tmp_path, cluster, caplog):
     with pytest.raises(LiquidError, match="job 7 of Slurm still encodes into this folder"):
         encode(*arguments)
     (cluster / "running").write_text("")
+
+    Progress(out / ".encode/counts").stop(DataError("too many"))  # told once, by the next command
+    with pytest.raises(DataError, match="too many"):
+        encode(*arguments)
 
     run_task(cluster, 1)
     assert len(list(out.glob("shard-*.arrow"))) == 15

@@ -11,6 +11,7 @@ is the step that writes shards, `engine` runs it in processes of this machine, o
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,7 +102,10 @@ class _Encoding:
         config: EncodeConfig,
         engine: EngineConfig,
     ) -> None:
-        opened = tokenizer()
+        here = tokenizer
+        if isinstance(here, TokenizerFile) and engine.kind != "local":
+            here = replace(here, device="cpu")  # the machine that submits may have no GPU
+        opened = here()
         Preparation(config, opened.factor)
         if opened.codebook_size > 2**16:
             raise ConfigError(
@@ -115,8 +119,9 @@ class _Encoding:
         self.device = opened.device
         self.tokenizer = tokenizer
         precision: Precision = "float32"
-        if isinstance(tokenizer, TokenizerFile):
-            precision = choose_precision(tokenizer, source, self.parts, config, engine)
+        if isinstance(tokenizer, TokenizerFile) and isinstance(here, TokenizerFile):
+            elsewhere = engine.kind != "local"
+            precision = choose_precision(here, source, self.parts, config, elsewhere=elsewhere)
             self.tokenizer = replace(tokenizer, precision=precision)
         elif engine.kind == "local" and not engine.workers:
             self.engine = replace(engine, workers=1)
@@ -134,12 +139,23 @@ class _Encoding:
         missing = begin(self.out, self.origin, len(self.parts))
         if not missing and read_manifest(self.out).complete:
             return self._finished()
+        if missing and self.engine.kind == "slurm":
+            self._hear()
         while missing:
             missing = self._attempt(missing)
             if missing and self.engine.kind == "slurm":
                 return read_manifest(self.out)
         self._check()
         return self._finished()
+
+    def _hear(self) -> None:
+        """Say what an earlier job of Slurm had to say, once: nobody waited for it."""
+        engines.check_ended(self.progress.folder.parent)
+        error = self.progress.error()
+        if error is not None:
+            self.progress.clear()
+            write_quarantine(self.out)
+            raise error
 
     def _attempt(self, missing: list[int]) -> list[int]:
         """Run the engine once; returns the numbers of the shards that are still missing."""
@@ -179,17 +195,17 @@ class _Encoding:
             out=self.out,
             tokenizer=self.tokenizer,
             config=self.config,
-            limit=self._limit(before, least=min(_JUDGED, self.entries or _JUDGED)),
+            limit=self._limit(before),
             threads=self.engine.threads,
             decoders=engines.decoders_of(self.engine, self.device, workers),
             progress=self.progress.folder,
             finishes=self.engine.kind == "slurm",
         )
 
-    def _limit(self, before: Counts, least: int) -> Limit:
+    def _limit(self, before: Counts) -> Limit:
         return Limit(
             share=self.config.max_failures,
-            least=least,
+            least=min(_JUDGED, self.entries or _JUDGED),
             before=before,
             quarantine=self.out / QUARANTINE,
         )
@@ -203,8 +219,7 @@ class _Encoding:
             splits = ", ".join(self.source.splits)
             what = f"no records of the splits {splits}" if splits else "no records"
             raise DataError(f"{name}: {what}. Check the source.")
-        counts = Counts(entries=totals.records + totals.refused, refused=totals.refused)
-        error = self._limit(counts, least=0).exceeded(self.progress.problem())
+        error = self._limit(Counts()).broken(totals, self.progress.counts().problem)
         if error is not None:
             write_quarantine(self.out)
             raise error
@@ -215,7 +230,8 @@ class _Encoding:
             (self.out / shard_name(number)).unlink()
         (self.out / MANIFEST).unlink()
         shutil.rmtree(self.out / _WORK)
-        self.out.rmdir()
+        with contextlib.suppress(OSError):  # something else is there
+            self.out.rmdir()
 
     def _finished(self) -> Manifest:
         manifest = finish(self.out, self.origin, len(self.parts))

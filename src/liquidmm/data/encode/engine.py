@@ -8,7 +8,7 @@ when a worker was killed: datatrove's own pools wait for it for ever.
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 from datatrove.data import DocumentsPipeline
@@ -17,6 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 from liquidmm.data.encode.config import EngineConfig
 from liquidmm.data.encode.job import Job, work
 from liquidmm.errors import LiquidError
+from liquidmm.runtime import cores
 
 QUIET = 1
 """Local rank of which datatrove shows nothing but errors; its log files have everything."""
@@ -59,7 +60,7 @@ def workers_of(engine: EngineConfig, device: torch.device, shards: int) -> int:
         return engine.workers
     wanted = engine.workers
     if not wanted and device.type == "cpu":
-        wanted = max(1, len(os.sched_getaffinity(0)) // engine.threads)
+        wanted = max(1, cores() // engine.threads)
     elif not wanted:
         wanted = _gpus(device)
     return min(wanted, shards)
@@ -79,8 +80,21 @@ def decoders_of(engine: EngineConfig, device: torch.device, workers: int) -> int
         return _GPU_DECODERS if engine.gpus else 1
     if device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(_MOST_DECODERS, cores // workers))
+    return max(1, min(_MOST_DECODERS, cores() // workers))
+
+
+def check_ended(folder: Path) -> None:
+    """Make sure that no job of Slurm still writes.
+
+    Args:
+        folder: Where its log files are.
+
+    Raises:
+        LiquidError: One does.
+    """
+    from liquidmm.data.encode.on_slurm import check_ended
+
+    check_ended(folder)
 
 
 def run(job: Job, engine: EngineConfig, workers: int, tasks: int) -> None:
@@ -94,7 +108,7 @@ def run(job: Job, engine: EngineConfig, workers: int, tasks: int) -> None:
 
     Raises:
         WorkerKilledError: A worker was killed; the others were told to end.
-        LiquidError: The cluster refused, or still runs an earlier job for the folder.
+        LiquidError: The cluster refused.
     """
     step = EncodeStep(job)
     if engine.kind == "slurm":

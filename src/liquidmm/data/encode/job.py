@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from liquidmm.data.encode.prepare import Preparation
 from liquidmm.data.encode.progress import Limit, Progress, StoppedError, TaskProgress
 from liquidmm.data.manifest import Origin
 from liquidmm.data.shard_file import read_info, shard_name, write_shard
-from liquidmm.data.shard_folder import finish
+from liquidmm.data.shard_folder import finish, tally
 from liquidmm.data.sources import Part, SourceConfig, entries
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import device_of, prepare_cpu
@@ -106,14 +107,25 @@ def work(job: Job, task: int, tasks: int) -> None:
         return
     counts = TaskProgress(progress, task, job.limit)
     try:
-        with _threads(job.threads):
+        with _threads(job.threads), warnings.catch_warnings():
+            # what Pillow can read in spite of a warning is good, what it can't is refused
+            warnings.filterwarnings("ignore", module="PIL")
             _work(job, counts, range(task, len(job.numbers), tasks))
         if job.finishes and all((job.out / shard_name(n)).exists() for n in range(job.parts)):
-            finish(job.out, job.origin, job.parts)
+            _finish(job, progress)
     except LiquidError as error:
         progress.stop(error)
     except StoppedError:
         pass
+
+
+def _finish(job: Job, progress: Progress) -> None:
+    totals = tally(job.out)
+    error = job.limit.broken(totals, progress.counts().problem)
+    if error is not None:
+        raise error
+    if totals.records + totals.refused:  # the process that began tells of an empty source
+        finish(job.out, job.origin, job.parts)
 
 
 def _work(job: Job, counts: TaskProgress, places: Sequence[int]) -> None:

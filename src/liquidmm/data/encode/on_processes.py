@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
@@ -87,7 +86,6 @@ def _begin(executor: LocalTasks, begun: Any, gpus: list[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # stdout carries the result of the command; libraries that print to it must not.
     os.dup2(2, 1)
-    warnings.filterwarnings("ignore", module="PIL")
     if gpus:
         with begun.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[begun.value % len(gpus)]

@@ -6,14 +6,17 @@ stays. A Ray worker keeps its tokenizer from task to task.
 
 from __future__ import annotations
 
+import os
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor
 
 from liquidmm.data.encode.config import EngineConfig
 from liquidmm.data.encode.engine import QUIET, EncodeStep, WorkerKilledError
-from liquidmm.errors import ConfigError
+from liquidmm.data.encode.progress import Progress
+from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import require
 
 _RETRIES = 3
@@ -39,7 +42,9 @@ class RayTasks(LocalPipelineExecutor):  # type: ignore[misc]
             logging_dir=str(step.job.progress.parent),
             skip_completed=False,  # the shards tell what is done
         )
+        self.progress = Progress(step.job.progress)
         self.address = engine.address
+        self.folder = Path.cwd()
         self.cpus = max(engine.threads, step.job.decoders)
         self.gpus = engine.gpus
         self.memory = engine.memory * self.cpus * 2**30
@@ -57,6 +62,9 @@ class RayTasks(LocalPipelineExecutor):  # type: ignore[misc]
             self._connect(ray)
         try:
             self._run(ray)
+        except BaseException:
+            self.progress.stop(LiquidError("the run was broken off"))
+            raise
         finally:
             if ours:
                 ray.shutdown()
@@ -100,4 +108,5 @@ class RayTasks(LocalPipelineExecutor):  # type: ignore[misc]
 
 
 def _task(executor: RayTasks, number: int) -> None:
+    os.chdir(executor.folder)  # relative paths are those of the command
     executor._run_for_rank(number, QUIET)

@@ -7,6 +7,7 @@ was submitted is remembered beside the log files, so that it is not submitted ag
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from datatrove.executor import SlurmPipelineExecutor
@@ -56,11 +57,10 @@ class SlurmTasks(SlurmPipelineExecutor):  # type: ignore[misc]
 
         Raises:
             ConfigError: This machine has no Slurm.
-            LiquidError: Slurm refused, or still runs an earlier job for the folder.
+            LiquidError: Slurm refused.
         """
         logger.disable("datatrove")
         try:
-            self._check_running()
             super().launch_job()
         except FileNotFoundError as error:
             raise ConfigError(
@@ -88,14 +88,23 @@ class SlurmTasks(SlurmPipelineExecutor):  # type: ignore[misc]
         empty = [name for name in ("partition", "qos") if not options.get(name)]
         return {name: value for name, value in options.items() if name not in empty}
 
-    def _check_running(self) -> None:
-        if not self.logging_dir.isfile(_SUBMITTED):
-            return
-        with self.logging_dir.open(_SUBMITTED, "r") as file:
-            job = file.read().strip()
+
+def check_ended(folder: Path) -> None:
+    """Make sure that the job submitted last has ended.
+
+    Args:
+        folder: Where its log files are.
+
+    Raises:
+        LiquidError: It runs, or waits.
+    """
+    try:
+        job = (folder / _SUBMITTED).read_text(encoding="ascii").strip()
         command = ["squeue", "--noheader", "--jobs", job]
         found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if found.returncode == 0 and found.stdout.strip():
-            raise LiquidError(
-                f"job {job} of Slurm still encodes into this folder. Wait for it, or scancel it."
-            )
+    except FileNotFoundError:  # nothing was submitted, or not from here
+        return
+    if found.returncode == 0 and found.stdout.strip():
+        raise LiquidError(
+            f"job {job} of Slurm still encodes into this folder. Wait for it, or scancel it."
+        )

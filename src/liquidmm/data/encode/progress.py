@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from liquidmm.data.encode.part import Seen
+from liquidmm.data.manifest import Tallies
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError, MissingExtraError
 from liquidmm.runtime import atomic_file
 
@@ -82,6 +83,18 @@ class Limit:
             f"than max_failures = {self.share:g}. Correct the source or raise it.{reason}"
         )
 
+    def broken(self, totals: Tallies, problem: str) -> DataError | None:
+        """Say the same of all that is on disk when nothing is left to do.
+
+        Args:
+            totals: What the shards hold, all runs together.
+            problem: One of the problems, if it is known.
+        """
+        everything = Counts(
+            entries=totals.records + totals.refused, refused=totals.refused, problem=problem
+        )
+        return replace(self, least=0, before=Counts()).exceeded(everything)
+
 
 class Progress:
     """The folder of counts."""
@@ -103,10 +116,6 @@ class Progress:
             with contextlib.suppress(OSError):
                 total += Counts(**json.loads(path.read_text(encoding="utf-8")))
         return total
-
-    def problem(self) -> Counts:
-        """Return one of the problems of all tasks, and no counts."""
-        return Counts(problem=self.counts().problem)
 
     def stop(self, error: LiquidError) -> None:
         """Tell all tasks to end; only the first reason stays."""
@@ -204,7 +213,9 @@ def shown(progress: Progress, before: Counts, entries: int | None, parts: int) -
     def show() -> None:
         now = progress.counts()
         total = before + now
-        if entries is None and total.parts:
+        if total.parts == parts:
+            bar.total = total.entries  # those of other splits were none
+        elif entries is None and total.parts:
             bar.total = round(total.entries / total.parts * parts)
         bar.n = total.entries
         speed = now.pictures / max(bar.format_dict["elapsed"], 1e-9)
