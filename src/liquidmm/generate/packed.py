@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,6 @@ from transformers import PreTrainedModel
 
 from liquidmm.generate.matrices import (
     COLUMNS,
-    Activation,
     Matrix,
     Weights,
     fewest_rows,
@@ -36,10 +36,10 @@ from liquidmm.generate.matrices import (
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles don't depend on the length of the input."""
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
 }
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -92,8 +92,7 @@ class _Layer:
     head_norms: Tensor | None  # scales of RMSNorm on queries and keys, (heads, D)
     output: Matrix
     mlp_norm: Tensor
-    gate: Matrix
-    up: Matrix
+    gate_up: Matrix
     down: Matrix
 
 
@@ -180,10 +179,9 @@ class PackedDecoder:
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
             attended[:count] = self._attend(queries, held[first : first + rows, :span], mask)
-            hidden = layer.output.plus(attended, hidden)
-            x = self._normed(hidden, layer.mlp_norm)
-            x = layer.up.times(x, layer.gate.activated(x, self._activation))
-            hidden = layer.down.plus(x, hidden)
+            hidden = layer.output(attended).add_(hidden)
+            gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+            hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
         return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
 
     @torch.inference_mode()
@@ -243,46 +241,38 @@ class PackedDecoder:
 
     def _lay_out(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        paired = self._in_pairs
-        parts = [
-            (paired(attention.q_proj.weight), self._bias(attention.q_proj, paired)),
-            (paired(attention.k_proj.weight), self._bias(attention.k_proj, paired)),
-            (attention.v_proj.weight.detach(), self._bias(attention.v_proj)),
-        ]
-        biases = [bias for _, bias in parts if bias is not None]
         head_norms = None
         if hasattr(attention, "q_norm"):
             norms = (attention.q_norm, attention.k_norm)
             counts = (self._groups * self._kv_heads, self._kv_heads)
-            head_norms = torch.cat(
-                [
-                    paired(self._scales(norm)).to(self._held).expand(count, -1)
-                    for norm, count in zip(norms, counts, strict=True)
-                ]
-            )
+            pairs = zip(norms, counts, strict=True)
+            scales = [self._in_pairs(self._scales(norm)).expand(count, -1) for norm, count in pairs]
+            head_norms = torch.cat(scales).to(self._held)
         return _Layer(
             attention_norm=self._scales(layer.input_layernorm),
-            qkv=self._make(
-                torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
-            ),
+            qkv=self._join((attention.q_proj, attention.k_proj, attention.v_proj), turned=2),
             head_norms=head_norms,
-            output=self._make(attention.o_proj.weight.detach(), self._bias(attention.o_proj)),
+            output=self._join((attention.o_proj,)),
             mlp_norm=self._scales(layer.post_attention_layernorm),
-            gate=self._make(mlp.gate_proj.weight.detach(), self._bias(mlp.gate_proj)),
-            up=self._make(mlp.up_proj.weight.detach(), self._bias(mlp.up_proj)),
-            down=self._make(mlp.down_proj.weight.detach(), self._bias(mlp.down_proj)),
+            gate_up=self._join((mlp.gate_proj, mlp.up_proj)),
+            down=self._join((mlp.down_proj,)),
         )
+
+    def _join(self, layers: Sequence[nn.Linear], turned: int = 0) -> Matrix:
+        """Make one matrix of linear layers; the outputs of the first ones will be rotated."""
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            ordered = [self._in_pairs(part) for part in parts[:turned]]
+            return torch.cat([*ordered, *parts[turned:]])
+
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        weight = joined([layer.weight.detach() for layer in layers])
+        return self._make(weight, joined(biases) if biases else None)
 
     def _in_pairs(self, weight: Tensor) -> Tensor:
         """Reorder the rows of each head, (heads * D, ...): what turns together becomes a pair."""
         halves = weight.detach().view(-1, 2, self._head_dim // 2, *weight.shape[1:])
         return halves.transpose(1, 2).reshape(weight.shape)
-
-    @staticmethod
-    def _bias(linear: nn.Linear, order: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-        if linear.bias is None:
-            return None
-        return linear.bias.detach() if order is None else order(linear.bias)
 
     def _rotations(self, rotary: Any, context: int) -> Tensor:
         """Turns of each position as complex numbers, (context, D/2)."""
