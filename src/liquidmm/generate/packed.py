@@ -144,12 +144,13 @@ class PackedDecoder:
         self._room = (max(rows, old[0]), max(length, old[1]))
         if self._room == old:
             return
-        shape = (*self._room, 2, self._kv_heads, self._head_dim)
+        rows, length = self._room
+        shape = (rows, 2, self._kv_heads, length, self._head_dim)
         for place, _ in enumerate(self._layers):
             # One layer at a time, so that no more than a layer is held twice.
             new = torch.zeros(shape, dtype=self._held, device=self.device)
             if self._cache[place:]:
-                new[: old[0], : old[1]] = self._cache[place]
+                new[: old[0], :, :, : old[1]] = self._cache[place]
                 self._cache[place] = new
             else:
                 self._cache.append(new)
@@ -160,8 +161,10 @@ class PackedDecoder:
         rows, steps = ids.shape
         positions = starts[:, None] + torch.arange(steps, device=self.device)
         turns = self._turns[positions.view(-1)][:, None]
-        base = torch.arange(first, first + rows, device=self.device)[:, None] * self._room[1]
-        places = (base + positions).view(-1)
+        heads = 2 * self._kv_heads
+        lines = torch.arange(first * heads, (first + rows) * heads, device=self.device)
+        places = lines.view(rows, 1, heads) * self._room[1] + positions[..., None]
+        places = places.view(-1)
         seen = torch.arange(span, device=self.device) <= positions[..., None]
         mask = torch.zeros(seen.shape, dtype=self._held, device=self.device)
         mask = mask.masked_fill_(~seen, -torch.inf)[:, None]
@@ -178,7 +181,9 @@ class PackedDecoder:
         for layer, held in zip(self._layers, self._cache, strict=True):
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
-            attended[:count] = self._attend(queries, held[first : first + rows, :span], mask)
+            attended[:count] = self._attend(
+                queries, held[first : first + rows, ..., :span, :], mask
+            )
             hidden = layer.output(attended).add_(hidden)
             gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
             hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
@@ -198,7 +203,7 @@ class PackedDecoder:
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy positions of a row to other rows; see `decoder.Decoder`."""
         for held in self._cache:
-            held[list(targets), :length] = held[source, :length]
+            held[list(targets), ..., :length, :] = held[source, ..., :length, :]
 
     def _project(
         self, qkv: Tensor, layer: _Layer, turns: Tensor, places: Tensor, held: Tensor
@@ -216,19 +221,19 @@ class PackedDecoder:
             exact = torch.view_as_complex(turned.float().view(*turned.shape[:-1], -1, 2))
             turned.copy_(torch.view_as_real(exact * turns).flatten(-2))
         split = width - self._kv_heads * self._head_dim
-        held.view(-1, 2 * self._kv_heads * self._head_dim).index_copy_(0, places, qkv[:, split:])
+        new = qkv[:, split:].reshape(-1, self._head_dim)
+        held.view(-1, self._head_dim).index_copy_(0, places, new)
         return qkv[:, :split]
 
     def _attend(self, queries: Tensor, held: Tensor, mask: Tensor) -> Tensor:
-        """Attend from queries (N, heads * D) to what rows hold, (R, S, 2, heads, D)."""
+        """Attend from queries (N, heads * D) to what rows hold, (R, 2, heads, S, D)."""
         # The queries that share a key head stand in line, as if they were more positions.
         rows, size = held.shape[0], self._head_dim
         steps = queries.shape[0] // rows
         q = queries.view(rows, steps, self._kv_heads, self._groups, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(rows, self._kv_heads, self._groups * steps, size)
-        keys, values = held[:, :, 0].transpose(1, 2), held[:, :, 1].transpose(1, 2)
         y = functional.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, scale=self._scaling
+            q, held[:, 0], held[:, 1], attn_mask=mask, scale=self._scaling
         )
         y = y.view(rows, self._kv_heads, self._groups, steps, size).permute(0, 3, 1, 2, 4)
         return y.reshape(rows * steps, -1)
