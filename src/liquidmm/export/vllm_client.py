@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
+from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
 from liquidmm.generate.jobs import GREEDY
 from liquidmm.generate.pictures import ImageLike, Pictures
@@ -202,9 +202,14 @@ class VLLMClient:
                 prompt=tuple(ids),
                 max_tokens=codes + 1,
                 sampling=sampling,
-                seed=seed,
                 stop=(self._vocabulary.eoi, self._vocabulary.unconditional),
-                extra={PAIR: name, ROLE: role, GUIDANCE: sampling.guidance, CODES: codes},
+                extra={
+                    PAIR: name,
+                    ROLE: role,
+                    SEED: seed,
+                    GUIDANCE: sampling.guidance,
+                    CODES: codes,
+                },
             )
             for ids, role in zip(prompts, ROLES, strict=False)
         ]
