@@ -63,13 +63,10 @@ def test_efficiency_equals_a_count_position_by_position(config):
     share = 100 * real / (len(rows) * 96)
     assert result.figures["packing_efficiency"].value == pytest.approx(share, abs=1e-4)
 
-    batches, batch = [], []
-    for ids, labels in documents(rows):
-        batch.append((ids, labels))
-        if len(batch) == config.sequences:
-            batches.append(padded(batch))
-            batch = []
-    masks = [each["attention_mask"] for each in batches]
+    found, size = list(documents(rows)), config.sequences
+    mixed = [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+    starts = range(0, len(mixed) - size + 1, size)
+    masks = [padded(mixed[start : start + size])["attention_mask"] for start in starts]
     share = 100 * sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     assert result.figures["padded_efficiency"].value == pytest.approx(share, abs=1e-4)
     count = sum(1 for _ in documents(rows))

@@ -2,8 +2,8 @@
 
 Contract: it gets the documents of our packed rows, in a random order, as batches of so many
 sequences that are padded to the longest one, with an attention mask; the model computes all logits
-and its own loss of them. Nothing of our training takes part. `tokens` counts ids that are not padding,
-`positions` all of them.
+and its own loss of them. Nothing of our training takes part. `tokens` counts ids that are not
+padding, `positions` all of them.
 """
 
 from __future__ import annotations
