@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh OUT [SECONDS]
 # A part whose file is there already is left out, so that a run that was cut off goes on, and a part
 # that fails doesn't keep the others from running. SECONDS (60) is the time of each comparison; the
-# whole takes about 20 minutes. PYTHON names the interpreter (.venv/bin/python where there is one).
+# whole takes about 30 minutes. PYTHON names the interpreter (.venv/bin/python where there is one).
 set -uo pipefail
 if [ $# -lt 1 ]; then
     echo "usage: bash benchmarks/gpu.sh OUT [SECONDS]" >&2
@@ -44,6 +44,12 @@ measure train-135m train --only sizes --sizes 135m
 measure train-1b train --only sizes --sizes 1b
 measure train-7b train --only sizes --sizes 7b
 measure data-encoding data --only encoding --precisions float32,tf32,bfloat16
+# Each side of a comparison holds the weights: four times those of the 7b shape are 54 GB.
+measure generate-135m generate --only speed --models 135m --batches 1,64 --codes 256
+measure generate-1b generate --only speed --models 1b --batches 1,64 --codes 256
+measure generate-7b generate --only speed --models 7b --batches 1,16 --codes 64
+measure generate-7b-64 generate --only speed --models 7b --batches 64 --codes 64
+measure generate-default generate --only speed,speculation,memory --models default --batches 1,64
 if [ -d data/shards ]; then
     measure train-icons train --only efficiency,speed
 else

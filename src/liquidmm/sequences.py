@@ -87,6 +87,26 @@ class Sequences:
         special = {index for index, _ in self._special_tokens().values()}
         return ids[last] if ids[last] in special else None
 
+    @property
+    def chat_template(self) -> str:
+        """The tokenizer's chat template, or the one that belongs to its turn markers.
+
+        Raises:
+            CheckpointError: The tokenizer has no chat template and knows no turn markers.
+        """
+        own = self.tokenizer.chat_template
+        if isinstance(own, dict):
+            own = own.get("default")
+        if own:
+            return cast("str", own)
+        for markers, template in prompts.FALLBACK_TEMPLATES.items():
+            if all(marker in self._special_tokens() for marker in markers):
+                return template
+        raise CheckpointError(
+            "chat: the tokenizer has no chat template. "
+            "Put a chat_template.jinja into the checkpoint folder."
+        )
+
     def encode(self, text: str) -> list[int]:
         """Tokenize text from outside: no special token is added and none is recognised."""
         if not text:
@@ -224,7 +244,7 @@ class Sequences:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 conversation,
-                chat_template=self._template(),
+                chat_template=self.chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -234,17 +254,6 @@ class Sequences:
                 "Alternate user and assistant turns, at most one system turn first."
             ) from error
         return cast("str", rendered)
-
-    def _template(self) -> str | None:
-        if self.tokenizer.chat_template:
-            return None
-        for markers, template in prompts.FALLBACK_TEMPLATES.items():
-            if all(marker in self._special_tokens() for marker in markers):
-                return template
-        raise CheckpointError(
-            "chat: the tokenizer has no chat template. "
-            "Put a chat_template.jinja into the checkpoint folder."
-        )
 
     def _special_tokens(self) -> dict[str, tuple[int, AddedToken]]:
         if self._special is None:

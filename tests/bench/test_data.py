@@ -25,9 +25,9 @@ SMALL = LoadingSizes(
 )
 
 
-def test_loading_has_its_figures(tmp_path):
+def test_every_part_has_its_figures(tmp_path):
     told = []
-    config = DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path)
+    config = DataBench(parts=("loading", "formats"), loading=SMALL, scratch=tmp_path)
     result = bench_data(config, told.append).to_dict()
     json.dumps(result)
     figures = result["figures"]
@@ -49,7 +49,10 @@ def test_loading_has_its_figures(tmp_path):
     ids, rows = (figures[f"load_{name}_per_s"]["value"] for name in ("tokens", "rows"))
     assert ids / rows / 2048 == pytest.approx(figures["load_fill"]["value"] / 100, rel=1e-3)
     assert result["settings"]["loading"]["workers"] == 0
-    assert told[-1] == "memory with 120 records"
+    for name in ("shard", "parquet_16", "parquet_128", "array_record"):
+        assert figures[f"format_{name}_rows_per_s"]["value"] > 0
+        assert 1400 < figures[f"format_{name}_bytes_per_row"]["value"] < 4000
+    assert told[-2:] == ["memory with 120 records", "the same rows in other formats"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +92,7 @@ def test_no_room(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(LiquidError, match=r"needs 1\.0 GiB, 0\.0 are free.*--scratch"):
-        bench_data(DataBench(parts=("loading",), loading=SMALL, scratch=tmp_path))
+        bench_data(DataBench(parts=("loading", "formats"), loading=SMALL, scratch=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

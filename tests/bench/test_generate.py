@@ -78,6 +78,8 @@ def test_json_has_every_figure(checkpoint_folder):
         "default_speedup_vs_release_b1_best",
         "default_roofline_share_b1",
         "default_memory_bandwidth_b1",
+        "speculation_codes_per_pass_w4",
+        "speculation_speedup_w4",
         "memory_after_50_requests",
         "memory_after_100_requests",
     ):
@@ -85,7 +87,7 @@ def test_json_has_every_figure(checkpoint_folder):
         assert found["figures"][name]["unit"]
     assert abs(found["figures"]["memory_growth"]["value"]) < 20
     assert found["missing"] == {}
-    assert found["settings"]["best_cpu"] == {"weights": "bfloat16", "graphs": False}
+    assert found["settings"]["best"] == {"weights": "bfloat16", "graphs": False}
 
 
 @pytest.mark.parametrize(

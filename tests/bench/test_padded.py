@@ -47,8 +47,10 @@ def test_padded_share_is_a_plain_count():
     rows.sort(key=lambda row: -row.input_ids[0])
     lengths = [len(ids) for ids, _ in documents(rows)]
     assert lengths == [5, 1, 6, 2, 8]
-    # (5, 1) and (6, 2) are batches; the last one is left over
-    assert padded_share(rows, 2) == (5 + 1 + 6 + 2) / (2 * 5 + 2 * 6)
+    mixed = [lengths[place] for place in np.random.default_rng(0).permutation(5)]
+    # two batches of two; the last one is left over
+    longest = max(mixed[:2]) + max(mixed[2:4])
+    assert padded_share(rows, 2) == sum(mixed[:4]) / (2 * longest)
 
 
 def test_efficiency_equals_a_count_position_by_position(config):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, Half, PairGuide, Row
+from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, SEED, Half, PairGuide, Row
 from liquidmm.export.vllm_backends import Answer, Completion
 from liquidmm.model.checkpoint import Checkpoint
 
@@ -17,8 +17,8 @@ def settings() -> Callable[..., SimpleNamespace]:
     """Make the settings of a conditional half; None leaves an extra argument out."""
 
     def make(**changes: Any) -> SimpleNamespace:
-        extra = {PAIR: "a", ROLE: "conditional", GUIDANCE: 3.0, CODES: 16}
-        fields = {"n": 1, "seed": 5, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        extra = {PAIR: "a", ROLE: "conditional", SEED: 5, GUIDANCE: 3.0, CODES: 16}
+        fields = {"n": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         extra |= {key: value for key, value in changes.items() if key in extra}
         fields |= {key: value for key, value in changes.items() if key not in extra}
         kept = {key: value for key, value in extra.items() if value is not None}

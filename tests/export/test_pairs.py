@@ -7,7 +7,18 @@ import torch
 
 import liquidmm
 from liquidmm.errors import ConfigError
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, Half, PairGuide, Row, join
+from liquidmm.export.pairs import (
+    ARGUMENTS,
+    CODES,
+    GUIDANCE,
+    PAIR,
+    ROLE,
+    SEED,
+    Half,
+    PairGuide,
+    Row,
+    join,
+)
 from liquidmm.export.vllm_backends import Completion
 from liquidmm.generate.sampling import SamplingConfig
 
@@ -48,6 +59,7 @@ def test_a_request_is_read(settings):
     assert Half.of(settings(temperature=0.0)).sampling.greedy
     assert not Half.of(settings(**{ROLE: "unconditional"})).conditional
     assert Half.of(settings(**{CODES: 16.0})).codes == 16  # JSON may make a float of it
+    assert Half.of(settings(**{SEED: 2**63 - 1})).seed == 2**63 - 1
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
@@ -60,18 +72,19 @@ def test_other_requests_are_none(settings, extra):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({GUIDANCE: None}, "liquid_pair: is not enough. Give all of liquid_pair, liquid_role"),
+        ({GUIDANCE: None}, "liquid_guidance: is missing. Give all of liquid_pair, liquid_role"),
         ({PAIR: ""}, "liquid_pair: is empty"),
         ({ROLE: "both"}, "liquid_role: is 'both'. Give one of: conditional, unconditional"),
-        ({GUIDANCE: -1}, "sampling.guidance: -1.0 is out of range"),
+        ({GUIDANCE: -1}, "sampling.guidance: -1 is out of range"),
         ({GUIDANCE: "7"}, "liquid_guidance: is '7'. Give a number"),
         ({GUIDANCE: math.inf}, "sampling.guidance: inf is out of range"),
         ({CODES: 0}, "liquid_codes: must be at least 1 (0)"),
         ({CODES: 2.5}, "liquid_codes: is 2.5. Give an integer"),
         ({CODES: math.nan}, "liquid_codes: is nan. Give an integer"),
         ({CODES: True}, "liquid_codes: is True. Give a number"),
-        ({"seed": None}, "seed: is missing"),
-        ({"seed": -1}, "seed: must be from 0 to 2**63 - 1"),
+        ({SEED: None}, "liquid_seed: is missing"),
+        ({SEED: 1.5}, "liquid_seed: is 1.5. Give an integer"),
+        ({SEED: -1}, "seed: must be from 0 to 2**63 - 1"),
         ({"n": 2}, "n: must be 1 for half a picture (2)"),
         ({"top_p": 0.0}, "sampling.top_p: 0.0 is out of range"),
     ],
@@ -178,7 +191,6 @@ def test_pictures_equal_those_of_this_package(checkpoint, vocabulary, engine, sa
         prompt=tuple(sequences.text("a cup of tea")),
         max_tokens=20,
         sampling=SamplingConfig(greedy=True),
-        seed=0,
         stop=(),
     )
     halves = [
@@ -186,9 +198,8 @@ def test_pictures_equal_those_of_this_package(checkpoint, vocabulary, engine, sa
             prompt=tuple(prompt),
             max_tokens=17,
             sampling=sampling,
-            seed=seed,
             stop=(vocabulary.eoi,),
-            extra={PAIR: name, ROLE: role, GUIDANCE: sampling.guidance, CODES: 16},
+            extra=dict(zip(ARGUMENTS, (name, role, seed, sampling.guidance, 16), strict=True)),
         )
         for name, seed in zip(PROMPTS, seeds, strict=True)
         for role, prompt in [

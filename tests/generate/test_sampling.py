@@ -139,6 +139,13 @@ def test_top_p_keeps_the_smallest_group_that_reaches_p(p: float, expected: list[
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_equally_likely_columns_are_kept_together() -> None:
+    config = SamplingConfig(temperature=1.0, top_k=0, top_p=0.55)
+    logits = logits_of(0.1, 0.2, 0.4, 0.2, 0.1)
+    assert spread(logits, config)[0] == pytest.approx([0, 0.25, 0.5, 0.25, 0])
+    assert set(draws(logits, config, 200)) == {1, 2, 3}
+
+
 def test_top_p_counts_what_top_k_left() -> None:
     # After top-k the odds are 0.4 : 0.6 of 0.5, so 0.6 is reached by the first alone.
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=0.6)
@@ -224,6 +231,22 @@ def test_a_row_draws_the_same_in_any_place() -> None:
     ]
     together = Sampler([config] * 4, "cpu").draw(logits[order], noise[order])[0]
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("top_k", [0, 30, 200])
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.95])
+def test_the_race_without_sorting_draws_what_the_sorted_one_does(top_k: int, top_p: float) -> None:
+    torch.manual_seed(0)
+    rows, size = 300, 100
+    logits = 3 * torch.randn(rows, size)
+    logits[:, 7] = -math.inf
+    noise = exponential(torch.arange(rows), torch.zeros(rows, dtype=torch.long), torch.arange(size))
+    config = SamplingConfig(temperature=0.9, top_k=top_k, top_p=top_p)
+    sampler = Sampler([config] * rows, "cpu")
+    probabilities, columns = sampler.distribution(logits)
+    assert columns is not None
+    places = (probabilities / noise.gather(1, columns)).argmax(dim=1, keepdim=True)
+    assert torch.equal(sampler.draw(logits, noise)[0], columns.gather(1, places)[:, 0])
 
 
 def test_a_rounding_error_changes_no_draw() -> None:

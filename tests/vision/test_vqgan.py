@@ -6,7 +6,8 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from liquidmm.errors import ConfigError
-from liquidmm.vision.vqgan import VQGAN, Quantizer, VQGANConfig
+from liquidmm.vision.quantizer import Quantizer
+from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
 SHAPE = {
     "base_channels": 32,

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from liquidmm.bench.encoding import EncodingSizes, measure_encoding
+from liquidmm.bench.formats import measure_formats
 from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.runtime import device_of
 
-PARTS = ("encoding", "loading")
+PARTS = ("encoding", "loading", "formats")
 """What can be measured, in this order."""
 
 
@@ -64,4 +65,8 @@ def bench_data(config: DataBench, progress: Callable[[str], None] = lambda _: No
         measure_encoding(result, config.encoding, config.checkpoint, config.device, progress)
     if "loading" in config.parts:
         measure_loading(result, config.loading, config.checkpoint, config.scratch, progress)
+    if "formats" in config.parts:
+        progress("the same rows in other formats")
+        sizes = config.loading
+        measure_formats(result, sizes.pictures, sizes.seconds / 10, config.scratch)
     return result

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from liquidmm.bench.bandwidth import BUFFER, GPU_BUFFER, read_memory
@@ -27,14 +27,17 @@ from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.generate.matrices import Weights
 from liquidmm.runtime import device_of
 
-PARTS = ("speed", "memory")
+PARTS = ("speed", "speculation", "memory")
 """What can be measured."""
 MODELS = ("default", *SHAPES)
 """What can be drawn with."""
 PLAIN = "135m"
 """The model whose figures have no prefix."""
 BEST: Weights = "int8"
-"""The fastest weights whose pictures are as faithful as those of float32, on a CPU."""
+"""The fastest weights whose pictures are as faithful as those of float32, for one picture on a
+CPU; the arithmetic of many rows takes longer in them."""
+WINDOWS = (2, 4, 8)
+"""Codes of a pass that speculation is tried with."""
 _ROUNDS = 5
 _WARM = 3
 _MIB = 2**20
@@ -106,6 +109,8 @@ def bench_generate(
                 source = config.checkpoint if model == "default" else SHAPES[model]
                 job = DrawJob(source=source, batch=batch, codes=config.codes, device=str(device))
                 _Comparison(result, config, job, model).measure(progress)
+    if "speculation" in config.parts:
+        _speculate(result, config, str(device), progress)
     if "memory" in config.parts:
         _watch_memory(result, config, str(device), progress)
     return result
@@ -121,23 +126,17 @@ class _Comparison:
         self.model = model
         self.gpu = job.device.startswith("cuda")
         self.number = "bfloat16" if self.gpu else "float32"
-        rows = max(2, 2 * job.batch)
-        plain = EngineConfig(rows=rows)
-        fast = (
-            EngineConfig(rows=rows, graphs=True)
-            if self.gpu
-            else EngineConfig(rows=rows, weights=config.best)
-        )
+        rows = 2 * job.batch
         self.sides: dict[str, tuple[Side, tuple[object, ...]]] = {
-            "ours": (draw_ours, (job, plain)),
-            "best": (draw_ours, (job, fast)),
+            "ours": (draw_ours, (job, EngineConfig(rows=rows))),
             "release": (draw_release, (job,)),
             "static": (draw_static, (job,)),
         }
-        best = asdict(fast)
-        result.settings[f"best_{'gpu' if self.gpu else 'cpu'}"] = {
-            name: best[name] for name in ("weights", "graphs")
-        }
+        if self.gpu or job.batch == 1:
+            weights = None if self.gpu else config.best
+            fast = EngineConfig(rows=rows, weights=weights, graphs=self.gpu)
+            self.sides["best"] = (draw_ours, (job, fast))
+            result.settings["best"] = {"weights": weights, "graphs": self.gpu}
 
     def measure(self, progress: Callable[[str], None]) -> None:
         """Draw by turns, and note the speeds and their ratios."""
@@ -159,6 +158,8 @@ class _Comparison:
             ("ours", "static", self.number),
             ("best", "release", "best"),
         ):
+            if mine not in self.sides:
+                continue
             name = f"{self._prefix}speedup_vs_{other}_{batch}_{kind}"
             if mine in rates and other in rates:
                 self.result.number(name, rates[mine] / rates[other], "x")
@@ -195,6 +196,33 @@ class _Comparison:
     @property
     def _prefix(self) -> str:
         return "" if self.model == PLAIN else f"{self.model}_"
+
+
+def _speculate(
+    result: Result, config: GenerateBench, device: str, progress: Callable[[str], None]
+) -> None:
+    """Draw one picture at a time with windows of drafts and without, as the model is set."""
+    job = DrawJob(
+        source=config.checkpoint, batch=1, codes=config.codes, device=device, own_sampling=True
+    )
+    progress(f"default, speculation with windows of {', '.join(map(str, WINDOWS))} by turns")
+    with ExitStack() as stack:
+        workers = {
+            str(window): stack.enter_context(
+                Worker(draw_ours, device, job, EngineConfig(rows=2, window=window))
+            )
+            for window in (0, *WINDOWS)
+        }
+        laps, ended = alternate(workers, seconds=config.seconds / 2, rounds=_ROUNDS, warm=_WARM)
+    for window in WINDOWS:
+        found = laps.get(str(window))
+        if not found or "0" not in laps:
+            result.lacks(f"speculation_speedup_w{window}", str(ended))
+            continue
+        codes, passes = (sum(lap.counts[name] for lap in found) for name in ("codes", "passes"))
+        result.number(f"speculation_codes_per_pass_w{window}", codes / passes, "codes")
+        ratio = median_rate(found, "codes") / median_rate(laps["0"], "codes")
+        result.number(f"speculation_speedup_w{window}", ratio, "x")
 
 
 def _watch_memory(

@@ -51,6 +51,8 @@ class DrawJob:
     """Where they are drawn."""
     guidance: float = 7.0
     """Guidance (release)."""
+    own_sampling: bool = False
+    """Whether a checkpoint's own settings are taken in place of the release's."""
     greedy: bool = False
     """Whether the likeliest codes are taken, as tests do to compare the sides."""
 
@@ -76,7 +78,11 @@ class DrawJob:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """The release's settings."""
+        """Settings of all sides."""
+        if self.own_sampling and isinstance(self.source, Path):
+            own = LiquidProcessor.from_pretrained(self.source).sampling
+            if own is not None:
+                return SamplingConfig(**own)
         plain = release_sampling(self.vocabulary.codebook_size)
         return SamplingConfig(
             guidance=self.guidance,

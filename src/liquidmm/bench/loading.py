@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from liquidmm.bench.padded import padded_share
-from liquidmm.bench.report import Result
 from liquidmm.bench.synthetic import pictures, texts, write_synthetic
 from liquidmm.data.draws import Source
 from liquidmm.data.manifest import read_manifest
@@ -29,6 +28,9 @@ from liquidmm.data.render import Renderer
 from liquidmm.data.shards import read_shards
 from liquidmm.errors import ConfigError
 from liquidmm.model.processor import LiquidProcessor
+
+if TYPE_CHECKING:
+    from liquidmm.bench.report import Result
 
 _MIB = 2**20
 _LANES = 4
@@ -143,6 +145,9 @@ def _measure_speed(
     checkpoint: Path,
 ) -> None:
     """Take rows as fast as they come, from the beginning of a window to that of another one."""
+    # not for the process whose memory is looked at
+    from liquidmm.bench.padded import padded_share
+
     packing = PackingConfig(length=length, window=sizes.window)
     stream = _open(checkpoint, sources, packing, sizes.workers)
     try:

@@ -1,8 +1,8 @@
 """The release's way of training as one side of a comparison: `transformers.Trainer` and padding.
 
-Contract: it gets the documents of our packed rows, in their order, as batches of so many sequences
-that are padded to the longest one, with an attention mask; the model computes all logits and its
-own loss of them. Nothing of our training takes part. `tokens` counts ids that are not padding,
+Contract: it gets the documents of our packed rows, in a random order, as batches of so many
+sequences that are padded to the longest one, with an attention mask; the model computes all logits
+and its own loss of them. Nothing of our training takes part. `tokens` counts ids that are not padding,
 `positions` all of them.
 """
 
@@ -28,6 +28,10 @@ from liquidmm.data.render import IGNORE, Ids
 
 _ENDLESS = 1 << 30
 """Steps that Trainer is told; the pacer ends it before."""
+
+_POOL = 2048
+"""Documents that are brought into a random order at a time: in our rows, long ones stand beside
+short ones that fill the gap, and a batch padded to its longest would profit from that."""
 
 Document = tuple[Ids, Ids]
 """Ids and unshifted labels of one sequence."""
@@ -73,6 +77,8 @@ def padded(batch: Sequence[Document]) -> dict[str, Tensor]:
 def padded_share(rows: Iterable[Packed], size: int) -> float:
     """Give the share of positions that are no padding, in padded batches of packed rows' documents.
 
+    The documents are in a random order, the same every time.
+
     Args:
         rows: Packed rows.
         size: Sequences in a batch; those left over at the end make no batch.
@@ -80,8 +86,9 @@ def padded_share(rows: Iterable[Packed], size: int) -> float:
     Returns:
         The share, 0 to 1.
     """
-    lengths = [len(ids) for ids, _ in documents(rows)]
-    batches = np.array(lengths[: len(lengths) // size * size]).reshape(-1, size)
+    lengths = np.array([len(ids) for ids, _ in documents(rows)])
+    lengths = np.random.default_rng(0).permutation(lengths)
+    batches = lengths[: len(lengths) // size * size].reshape(-1, size)
     return float(batches.sum() / (batches.max(axis=1).sum() * size))
 
 
@@ -116,12 +123,15 @@ class _Batches(IterableDataset[Document]):
         self._drawing = 0.0
 
     def __iter__(self) -> Iterator[Document]:
-        stream = self._job.rows()
+        stream, rng = self._job.rows(), np.random.default_rng(0)
         while True:
             began = time.perf_counter()
-            step = list(documents(stream.take(self._job.lanes)))
+            pool: list[Document] = []
+            while len(pool) < _POOL:
+                pool += documents(stream.take(self._job.lanes))
+            order = rng.permutation(len(pool))
             self._drawing += time.perf_counter() - began
-            yield from step
+            yield from (pool[place] for place in order)
 
     def collate(self, batch: Sequence[Document]) -> dict[str, Tensor]:
         began = time.perf_counter()

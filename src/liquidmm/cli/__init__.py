@@ -50,6 +50,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Turn pictures and their texts into shards of codes.",
     ),
     "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
+    "export": (
+        "liquidmm.cli.export:command",
+        "Write a checkpoint in the form that vLLM or llama.cpp loads.",
+    ),
     # judge one
     "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
     "bench": (

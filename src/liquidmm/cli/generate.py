@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from liquidmm.generate.jobs import Job
     from liquidmm.generate.liquid import Liquid
 
-_MODEL = ("checkpoint", "image_tokenizer", "device", "weights")
+_MODEL = ("checkpoint", "image_tokenizer", "device", "weights", "window")
 _SETTINGS = ("size", "seed", "guidance", "temperature", "top_k", "top_p")
 
 
@@ -62,6 +62,14 @@ _SETTINGS = ("size", "seed", "guidance", "temperature", "top_k", "top_p")
 )
 @click.option(
     "--preview", type=int, metavar="ROWS", help="Write the file after so many rows of codes, too."
+)
+@click.option(
+    "--window",
+    type=int,
+    default=0,
+    metavar="CODES",
+    help="Draw a single picture so many codes at a time at most, by speculation: the same picture, "
+    "sooner where the model is sure of itself.",
 )
 @click.option(
     "--jobs",

@@ -70,12 +70,13 @@ def load_model(
     image_tokenizer: Path | None,
     device: str | None,
     weights: Weights | None,
+    window: int = 0,
 ) -> Liquid:
     """Load the model that the shared options name."""
     from liquidmm.generate.engine import EngineConfig
     from liquidmm.generate.load import load
 
-    engine = EngineConfig(weights=weights)
+    engine = EngineConfig(weights=weights, window=window)
     return load(checkpoint, device, image_tokenizer=image_tokenizer, engine=engine)
 
 

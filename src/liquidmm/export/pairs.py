@@ -2,12 +2,12 @@
 
 Contract: a picture is two requests, its *halves*: one with the prompt, one with the unconditional
 prompt (a guidance of 1 needs the first alone). Each says in its extra arguments which pair it is
-half of (`liquid_pair`), which half it is (`liquid_role`), the guidance and how many codes the
-picture has. In every step both rows get one and the same id and no choice: the guided, sampled
-code, or eoi after the last code. A half that is not beside its other half at the same code is never
-drawn: from that step on its row gets the unconditional marker, which no picture contains, so that
-the request stops there and says why. The engine's own sampler finds a single id that it may take,
-so its settings and seeds can't part the halves, and a picture depends on its own seed alone.
+half of (`liquid_pair`), which half it is (`liquid_role`), the picture's seed, its guidance and how
+many codes it has. In every step both rows get one and the same id and no choice: the guided,
+sampled code, or eoi after the last code. A half that is not beside its other half at the same code
+is never drawn: from that step on its row gets the unconditional marker, which no picture contains,
+so that the request stops there and says why. The engine's own sampler finds a single id that it may
+take, so its settings and seeds can't part the halves, and a picture depends on its own seed alone.
 
 This module knows no engine; `vllm_plugin` feeds it.
 """
@@ -27,7 +27,9 @@ from liquidmm.generate.noise import check_seed, exponential
 from liquidmm.generate.sampling import Sampler, SamplingConfig, guide
 from liquidmm.vocabulary import Vocabulary
 
-PAIR, ROLE, GUIDANCE, CODES = "liquid_pair", "liquid_role", "liquid_guidance", "liquid_codes"
+PAIR, ROLE, SEED = "liquid_pair", "liquid_role", "liquid_seed"
+GUIDANCE, CODES = "liquid_guidance", "liquid_codes"
+ARGUMENTS = (PAIR, ROLE, SEED, GUIDANCE, CODES)
 """Names of a half's extra arguments."""
 
 ROLES = ("conditional", "unconditional")
@@ -42,7 +44,6 @@ class RequestSettings(Protocol):
 
     extra_args: Mapping[str, Any] | None
     n: int
-    seed: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -59,7 +60,7 @@ class Half:
     codes: int
     """Codes of the picture, at least 1."""
     seed: int
-    """Seed of the picture."""
+    """Seed of the picture; vLLM's own `seed` isn't used."""
     sampling: SamplingConfig
     """How codes are drawn, guidance included."""
 
@@ -89,25 +90,21 @@ class Half:
             ConfigError: It is, but an argument is missing or out of range.
         """
         extra = request.extra_args or {}
-        named = [name for name in (PAIR, ROLE, GUIDANCE, CODES) if name in extra]
-        if not named:
+        missing = [name for name in ARGUMENTS if name not in extra]
+        if len(missing) == len(ARGUMENTS):
             return None
-        if len(named) < 4:
-            raise ConfigError(
-                f"{named[0]}: is not enough. Give all of {PAIR}, {ROLE}, {GUIDANCE} and {CODES}."
-            )
+        if missing:
+            raise ConfigError(f"{missing[0]}: is missing. Give all of {', '.join(ARGUMENTS)}.")
         if extra[ROLE] not in ROLES:
             raise ConfigError(f"{ROLE}: is {extra[ROLE]!r}. Give one of: {', '.join(ROLES)}.")
         if request.n != 1:
             raise ConfigError(f"n: must be 1 for half a picture ({request.n}). Send more pairs.")
-        if request.seed is None:
-            raise ConfigError(f"seed: is missing. Give both halves of {PAIR} the same one.")
         greedy = request.temperature == 0
         return cls(
             pair=str(extra[PAIR]),
             conditional=extra[ROLE] == ROLES[0],
             codes=_integer(CODES, extra[CODES]),
-            seed=request.seed,
+            seed=_integer(SEED, extra[SEED]),
             sampling=SamplingConfig(
                 guidance=_number(GUIDANCE, extra[GUIDANCE]),
                 temperature=1.0 if greedy else request.temperature,
@@ -255,12 +252,14 @@ def _problem(halves: Sequence[Row]) -> str | None:
 
 def _integer(name: str, value: object) -> int:
     number = _number(name, value)
+    if isinstance(number, int):
+        return number
     if not number.is_integer():
         raise ConfigError(f"{name}: is {value!r}. Give an integer.")
     return int(number)
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name}: is {value!r}. Give a number.")
-    return float(value)
+    return value

@@ -34,10 +34,10 @@ class Completion:
     """Ids to add at most."""
     sampling: SamplingConfig
     """How ids are drawn."""
-    seed: int
-    """Seed of the random numbers."""
     stop: tuple[int, ...]
     """Ids that end it; the one that came is the last id of the answer."""
+    seed: int | None = None
+    """Seed of vLLM's own random numbers; pictures have theirs among the extra arguments."""
     forbidden: tuple[int, ...] = ()
     """Ids that may not come."""
     extra: Mapping[str, str | int | float] = field(default_factory=dict)

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES
+from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
+from liquidmm.generate.jobs import GREEDY
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
@@ -27,9 +28,6 @@ from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.runtime import device_of
 from liquidmm.sequences import Turn
 from liquidmm.vocabulary import Vocabulary
-
-GREEDY = SamplingConfig(greedy=True)
-"""How text is written unless told otherwise."""
 
 
 class VLLMClient:
@@ -204,9 +202,14 @@ class VLLMClient:
                 prompt=tuple(ids),
                 max_tokens=codes + 1,
                 sampling=sampling,
-                seed=seed,
                 stop=(self._vocabulary.eoi, self._vocabulary.unconditional),
-                extra={PAIR: name, ROLE: role, GUIDANCE: sampling.guidance, CODES: codes},
+                extra={
+                    PAIR: name,
+                    ROLE: role,
+                    SEED: seed,
+                    GUIDANCE: sampling.guidance,
+                    CODES: codes,
+                },
             )
             for ids, role in zip(prompts, ROLES, strict=False)
         ]

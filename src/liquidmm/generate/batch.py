@@ -54,6 +54,7 @@ class Batch:
         self._owners: list[tuple[Lane, int]] = []
         self._prompts: dict[int, tuple[int, ...]] = {}
         self._room = 0
+        self._held = (0, 0)
         self._plan: Plan | None = None
         self._drawn: list[list[tuple[Tensor, Tensor]]] = []
         self._has_unconditional = False
@@ -141,7 +142,7 @@ class Batch:
             span = min(-(-longest // _SPAN) * _SPAN, self._room)
             drawn = self._plan.run(self._decoder, span, ahead=True)
         else:
-            drawn = self._graphs.run(self._plan, self._decoder, longest, self._room)
+            drawn = self._graphs.run(self._plan, self._decoder, longest, self._held)
         self._drawn.append(drawn)
         for lane in self.lanes:
             self._count(lane, 1)
@@ -206,7 +207,9 @@ class Batch:
         # Rounded up, so that requests of nearly equal length don't each move the cache.
         room = min(-(-room // _SPAN) * _SPAN, self._context)
         self._room = max(self._room, room)
-        self._decoder.reserve(FIRST_ROW + padded_rows(self.rows), self._room)
+        rows = FIRST_ROW + padded_rows(self.rows)
+        self._held = (max(rows, self._held[0]), self._room)
+        self._decoder.reserve(*self._held)
 
     def _read(self, row: int, ids: Sequence[int], at: int) -> None:
         if not ids:

@@ -41,7 +41,7 @@ class Graphs:
     def __init__(self) -> None:
         """Begin without any."""
         self._kept: dict[tuple[object, ...], _Recorded] = {}
-        self._room = 0
+        self._room = (0, 0)
         self._pool: Any = None
 
     def settle(self, plan: Plan) -> Plan:
@@ -55,14 +55,17 @@ class Graphs:
         kept.plan.take_over(plan)
         return kept.plan
 
-    def run(self, plan: Plan, decoder: Decoder, longest: int, room: int) -> Drawn:
+    def run(self, plan: Plan, decoder: Decoder, longest: int, room: tuple[int, int]) -> Drawn:
         """Make a pass of a settled plan, recorded or as it is.
 
         Args:
             plan: What `settle` gave.
             decoder: The language model.
             longest: Positions that must be attended to.
-            room: Positions of a row; where it has grown, the cache has moved.
+            room: Rows and positions of the cache; where they have grown, it has moved.
+
+        Returns:
+            What `Plan.run` returns.
         """
         if room != self._room:
             for kept in self._kept.values():
@@ -73,7 +76,7 @@ class Graphs:
         span = _SPANS
         while span < longest:
             span *= 2
-        span = min(span, room)
+        span = min(span, room[1])
         if kept.passes <= _PASSES_BEFORE:
             return plan.run(decoder, span, ahead=False)
         if span not in kept.graphs:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,15 +24,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from liquidmm.generate.matrices import COLUMNS, Activation, Matrix, Weights, matrix_maker
+from liquidmm.generate.matrices import (
+    COLUMNS,
+    Matrix,
+    Weights,
+    fewest_rows,
+    matrix_maker,
+    pad_rows,
+)
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Kinds of rotary embedding whose angles don't depend on the length of the input."""
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
 }
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -84,8 +92,7 @@ class _Layer:
     head_norms: Tensor | None  # scales of RMSNorm on queries and keys, (heads, D)
     output: Matrix
     mlp_norm: Tensor
-    gate: Matrix
-    up: Matrix
+    gate_up: Matrix
     down: Matrix
 
 
@@ -110,7 +117,9 @@ class PackedDecoder:
         self._make = matrix_maker(weights, self.device)
         self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # Few CPUs multiply bfloat16 in hardware; attention reads little, so it can be exact there.
-        self._held = torch.float32 if self.device.type == "cpu" else self._dtype
+        cpu = self.device.type == "cpu"
+        self._held = torch.float32 if cpu else self._dtype
+        self._fewest = fewest_rows(self._dtype) if cpu else 1
         self._eps: float = config.rms_norm_eps
         self._groups: int = config.num_attention_heads // config.num_key_value_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -135,12 +144,13 @@ class PackedDecoder:
         self._room = (max(rows, old[0]), max(length, old[1]))
         if self._room == old:
             return
-        shape = (*self._room, 2, self._kv_heads, self._head_dim)
+        rows, length = self._room
+        shape = (rows, 2, self._kv_heads, length, self._head_dim)
         for place, _ in enumerate(self._layers):
             # One layer at a time, so that no more than a layer is held twice.
             new = torch.zeros(shape, dtype=self._held, device=self.device)
             if self._cache[place:]:
-                new[: old[0], : old[1]] = self._cache[place]
+                new[: old[0], :, :, : old[1]] = self._cache[place]
                 self._cache[place] = new
             else:
                 self._cache.append(new)
@@ -151,25 +161,33 @@ class PackedDecoder:
         rows, steps = ids.shape
         positions = starts[:, None] + torch.arange(steps, device=self.device)
         turns = self._turns[positions.view(-1)][:, None]
-        base = torch.arange(first, first + rows, device=self.device)[:, None] * self._room[1]
-        places = (base + positions).view(-1)
+        heads = 2 * self._kv_heads
+        lines = torch.arange(first * heads, (first + rows) * heads, device=self.device)
+        places = lines.view(rows, 1, heads) * self._room[1] + positions[..., None]
+        places = places.view(-1)
         seen = torch.arange(span, device=self.device) <= positions[..., None]
         mask = torch.zeros(seen.shape, dtype=self._held, device=self.device)
         mask = mask.masked_fill_(~seen, -torch.inf)[:, None]
         if steps > 1 and self._groups > 1:
             mask = mask.repeat(1, 1, self._groups, 1)
+        count = rows * steps
+        # Products of few rows are padded once for all layers, instead of in each of them.
+        padded = max(count, self._fewest)
         hidden = functional.embedding(ids.view(-1), self._table).to(self._dtype)
+        hidden = pad_rows(hidden, padded)
+        attended = hidden.new_zeros(padded, self._groups * self._kv_heads * self._head_dim)
         if self._scale is not None:
             hidden = hidden * self._scale
         for layer, held in zip(self._layers, self._cache, strict=True):
             x = self._normed(hidden, layer.attention_norm)
-            queries = self._project(layer, x, turns, places, held)
-            x = self._attend(queries, held[first : first + rows, :span], mask)
-            hidden = layer.output.plus(x, hidden)
-            x = self._normed(hidden, layer.mlp_norm)
-            x = layer.up.times(x, layer.gate.activated(x, self._activation))
-            hidden = layer.down.plus(x, hidden)
-        return self._normed(hidden, self._norm).view(rows, steps, -1)
+            queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
+            attended[:count] = self._attend(
+                queries, held[first : first + rows, ..., :span, :], mask
+            )
+            hidden = layer.output(attended).add_(hidden)
+            gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+            hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
+        return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
@@ -185,13 +203,13 @@ class PackedDecoder:
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy positions of a row to other rows; see `decoder.Decoder`."""
         for held in self._cache:
-            held[list(targets), :length] = held[source, :length]
+            held[list(targets), ..., :length, :] = held[source, ..., :length, :]
 
     def _project(
-        self, layer: _Layer, x: Tensor, turns: Tensor, places: Tensor, held: Tensor
+        self, qkv: Tensor, layer: _Layer, turns: Tensor, places: Tensor, held: Tensor
     ) -> Tensor:
-        """Give the queries (N, heads * D), rotated; write keys and values, (N, D) -> the cache."""
-        qkv = layer.qkv(x).to(self._held)
+        """Give the queries, (N, heads * D), rotated; write keys and values into the cache."""
+        qkv = qkv.to(self._held)
         width = self._rotated * self._head_dim
         turned = qkv[:, :width].view(-1, self._rotated, self._head_dim)
         if layer.head_norms is not None:
@@ -203,22 +221,22 @@ class PackedDecoder:
             exact = torch.view_as_complex(turned.float().view(*turned.shape[:-1], -1, 2))
             turned.copy_(torch.view_as_real(exact * turns).flatten(-2))
         split = width - self._kv_heads * self._head_dim
-        held.view(-1, 2 * self._kv_heads * self._head_dim).index_copy_(0, places, qkv[:, split:])
+        new = qkv[:, split:].reshape(-1, self._head_dim)
+        held.view(-1, self._head_dim).index_copy_(0, places, new)
         return qkv[:, :split]
 
     def _attend(self, queries: Tensor, held: Tensor, mask: Tensor) -> Tensor:
-        """Attend from queries (N, heads * D) to what rows hold, (R, S, 2, heads, D)."""
+        """Attend from queries (N, heads * D) to what rows hold, (R, 2, heads, S, D)."""
         # The queries that share a key head stand in line, as if they were more positions.
         rows, size = held.shape[0], self._head_dim
         steps = queries.shape[0] // rows
         q = queries.view(rows, steps, self._kv_heads, self._groups, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(rows, self._kv_heads, self._groups * steps, size)
-        keys, values = held[:, :, 0].transpose(1, 2), held[:, :, 1].transpose(1, 2)
         y = functional.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, scale=self._scaling
+            q, held[:, 0], held[:, 1], attn_mask=mask, scale=self._scaling
         )
         y = y.view(rows, self._kv_heads, self._groups, steps, size).permute(0, 3, 1, 2, 4)
-        return y.reshape(rows * steps, -1).to(self._dtype)
+        return y.reshape(rows * steps, -1)
 
     def _normed(self, x: Tensor, scales: Tensor) -> Tensor:
         return functional.rms_norm(x, scales.shape, scales, self._eps)
@@ -228,46 +246,38 @@ class PackedDecoder:
 
     def _lay_out(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        paired = self._in_pairs
-        parts = [
-            (paired(attention.q_proj.weight), self._bias(attention.q_proj, paired)),
-            (paired(attention.k_proj.weight), self._bias(attention.k_proj, paired)),
-            (attention.v_proj.weight.detach(), self._bias(attention.v_proj)),
-        ]
-        biases = [bias for _, bias in parts if bias is not None]
         head_norms = None
         if hasattr(attention, "q_norm"):
             norms = (attention.q_norm, attention.k_norm)
             counts = (self._groups * self._kv_heads, self._kv_heads)
-            head_norms = torch.cat(
-                [
-                    paired(self._scales(norm)).to(self._held).expand(count, -1)
-                    for norm, count in zip(norms, counts, strict=True)
-                ]
-            )
+            pairs = zip(norms, counts, strict=True)
+            scales = [self._in_pairs(self._scales(norm)).expand(count, -1) for norm, count in pairs]
+            head_norms = torch.cat(scales).to(self._held)
         return _Layer(
             attention_norm=self._scales(layer.input_layernorm),
-            qkv=self._make(
-                torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
-            ),
+            qkv=self._join((attention.q_proj, attention.k_proj, attention.v_proj), turned=2),
             head_norms=head_norms,
-            output=self._make(attention.o_proj.weight.detach(), self._bias(attention.o_proj)),
+            output=self._join((attention.o_proj,)),
             mlp_norm=self._scales(layer.post_attention_layernorm),
-            gate=self._make(mlp.gate_proj.weight.detach(), self._bias(mlp.gate_proj)),
-            up=self._make(mlp.up_proj.weight.detach(), self._bias(mlp.up_proj)),
-            down=self._make(mlp.down_proj.weight.detach(), self._bias(mlp.down_proj)),
+            gate_up=self._join((mlp.gate_proj, mlp.up_proj)),
+            down=self._join((mlp.down_proj,)),
         )
+
+    def _join(self, layers: Sequence[nn.Linear], turned: int = 0) -> Matrix:
+        """Make one matrix of linear layers; the outputs of the first ones will be rotated."""
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            ordered = [self._in_pairs(part) for part in parts[:turned]]
+            return torch.cat([*ordered, *parts[turned:]])
+
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        weight = joined([layer.weight.detach() for layer in layers])
+        return self._make(weight, joined(biases) if biases else None)
 
     def _in_pairs(self, weight: Tensor) -> Tensor:
         """Reorder the rows of each head, (heads * D, ...): what turns together becomes a pair."""
         halves = weight.detach().view(-1, 2, self._head_dim // 2, *weight.shape[1:])
         return halves.transpose(1, 2).reshape(weight.shape)
-
-    @staticmethod
-    def _bias(linear: nn.Linear, order: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-        if linear.bias is None:
-            return None
-        return linear.bias.detach() if order is None else order(linear.bias)
 
     def _rotations(self, rotary: Any, context: int) -> Tensor:
         """Turns of each position as complex numbers, (context, D/2)."""

@@ -107,7 +107,10 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
 
 
 def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
-    """Keep the smallest leading group of each row that reaches probability p, rescaled to sum to 1.
+    """Keep the leading group of each row that reaches probability p, rescaled to sum to 1.
+
+    It is the smallest one, but for columns as likely as its last: they stay with it, so that equal
+    columns are treated equally.
 
     Args:
         probabilities: Descending, each row sums to 1, (B, k).
@@ -117,7 +120,8 @@ def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
         Probabilities, (B, k), 0 where dropped; the likeliest is always kept.
     """
     before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities.masked_fill(before >= p, 0.0)
+    least = probabilities.masked_fill(before >= p, torch.inf).amin(dim=-1, keepdim=True)
+    kept = probabilities.masked_fill(probabilities < least, 0.0)
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
@@ -203,14 +207,38 @@ class Sampler:
         best, likeliest = logits.max(dim=-1)
         if self.all_greedy or noise is None:
             return likeliest, best > -torch.inf
-        probabilities, columns = self.distribution(logits)
-        if columns is not None:
-            noise = noise.gather(-1, columns)
-        value, place = (probabilities / noise).max(dim=-1)
-        drawn = place if columns is None else columns.gather(-1, place[:, None])[:, 0]
+        if self.top_p is not None and self.top_k is None and logits.device.type == "cpu":
+            value, drawn = self._race(logits, noise, self.top_p)
+        else:
+            probabilities, columns = self.distribution(logits)
+            if columns is not None:
+                noise = noise.gather(-1, columns)
+            value, place = (probabilities / noise).max(dim=-1)
+            drawn = place if columns is None else columns.gather(-1, place[:, None])[:, 0]
         if self.greedy is not None:
             drawn = torch.where(self.greedy, likeliest, drawn)
         return drawn, (best > -torch.inf) & (value > 0)
+
+    def _race(self, logits: Tensor, noise: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from `distribution` without sorting anything; for a host that need not wait.
+
+        The winner of all columns is the winner of those that are kept, if it is one of them. It is
+        if what is likelier doesn't reach top-p; if it isn't, nothing less likely is either.
+        """
+        scores = logits.float() / self.temperature
+        if 0 < self.widest < scores.shape[-1]:
+            least = scores.topk(self.widest, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+            scores = scores.masked_fill(scores < least, -torch.inf)
+        probabilities = scores.softmax(dim=-1)
+        race = probabilities / noise
+        while True:
+            value, drawn = race.max(dim=-1)
+            winner = probabilities.gather(-1, drawn[:, None])
+            likelier = (probabilities * (probabilities > winner)).sum(dim=-1, keepdim=True)
+            lost = likelier >= top_p
+            if not bool(lost.any()):
+                return value, drawn
+            race = race.masked_fill(lost & (probabilities <= winner), 0.0)
 
 
 def check_good(good: Tensor) -> None:

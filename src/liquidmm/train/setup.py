@@ -23,10 +23,13 @@ from liquidmm.data.manifest import read_manifest
 from liquidmm.data.mixture import Mixture
 from liquidmm.data.packing import Packed
 from liquidmm.data.render import KINDS, RenderConfig, Renderer
+from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
+from liquidmm.runtime import get_logger
+from liquidmm.train.checkpoint import latest, read_progress
 from liquidmm.train.checks import check_length, check_pictures, check_quantized
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainRun, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -83,6 +86,37 @@ class Setup:
             rows = [stream.take()[0] for _ in range(self.run.train.validate_rows)]
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", rows
+
+
+def save_to_resume(run: TrainRun, resume: bool, *, told: bool) -> Path | None:
+    """Find the save that a run goes on from.
+
+    Args:
+        run: The run.
+        resume: Go on even though settings changed.
+        told: Say which settings changed.
+
+    Returns:
+        The newest save in the folder of the run; None where there is none.
+
+    Raises:
+        ConfigError: The save has other settings, or there is none to resume.
+        CheckpointError: The save is broken.
+    """
+    save = latest(run.out)
+    if save is None:
+        if resume:
+            raise ConfigError(f"{run.out}: holds no save to resume. Leave --resume out.")
+        return None
+    changed = differences(read_progress(save).run, run)
+    if changed and not resume:
+        raise ConfigError(
+            f"{run.out}: holds a run with other settings ({'; '.join(changed)}). Choose "
+            "another out, restore the settings, or go on with the new ones: --resume."
+        )
+    for change in changed if told else ():
+        get_logger(__name__).warning("resuming although %s", change)
+    return save
 
 
 def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:

@@ -25,12 +25,12 @@ from liquidmm.config import to_dict
 from liquidmm.data.mixture import Mixture
 from liquidmm.data.packing import Packed
 from liquidmm.data.render import TASKS
-from liquidmm.errors import ConfigError, LiquidError
+from liquidmm.errors import LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import atomic_file, dtype_of, get_logger, prepare_cpu
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch
-from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.config import TrainRun
 from liquidmm.train.data_plan import plan_data
 from liquidmm.train.final import model_card, write_final
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
@@ -39,7 +39,7 @@ from liquidmm.train.metrics import MetricsLog, Tally
 from liquidmm.train.model import load_trainee, trained_share
 from liquidmm.train.optim import learning_rate
 from liquidmm.train.parallel import World
-from liquidmm.train.setup import Setup, open_setup
+from liquidmm.train.setup import Setup, open_setup, save_to_resume
 from liquidmm.train.step import Stepper
 from liquidmm.train.stop import StopSignals
 from liquidmm.train.trackers import open_trackers
@@ -75,7 +75,7 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
     prepare_cpu()
     with World(run.device) as world, StopSignals() as stop:
         with world.together():
-            save = _save_to_resume(run, resume, told=world.is_main)
+            save = save_to_resume(run, resume, told=world.is_main)
         world.agree(save, "the newest save", "Give all ranks the same folder out.")
         done = 0 if save is None else saves.read_progress(save).step
         final = run.out / "final"
@@ -89,23 +89,6 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
             with atomic_file(run.out / "run.json") as path:
                 path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
         return _Trainer(run, setup, world, save, on_sample).run_until(stop)
-
-
-def _save_to_resume(run: TrainRun, resume: bool, *, told: bool) -> Path | None:
-    save = saves.latest(run.out)
-    if save is None:
-        if resume:
-            raise ConfigError(f"{run.out}: holds no save to resume. Leave --resume out.")
-        return None
-    changed = differences(saves.read_progress(save).run, run)
-    if changed and not resume:
-        raise ConfigError(
-            f"{run.out}: holds a run with other settings ({'; '.join(changed)}). Choose "
-            "another out, restore the settings, or go on with the new ones: --resume."
-        )
-    for change in changed if told else ():
-        _LOG.warning("resuming although %s", change)
-    return save
 
 
 class _Trainer:

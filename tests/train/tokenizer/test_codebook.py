@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from liquidmm.train.tokenizer.codebook import MovingCodebook, kmeans, perplexity
-from liquidmm.vision.vqgan import Quantizer
+from liquidmm.vision.quantizer import Quantizer
 
 
 def random(seed: int = 0) -> torch.Generator:

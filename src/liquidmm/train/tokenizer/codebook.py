@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from liquidmm.vision.vqgan import Quantizer
+from liquidmm.vision.quantizer import Quantizer
 
 
 def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator) -> Tensor:

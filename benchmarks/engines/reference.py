@@ -1,0 +1,221 @@
+"""What the engines are compared with: ids by transformers alone, and the files they load.
+
+    python benchmarks/engines/reference.py OUT
+
+Writes OUT/reference.json, OUT/vllm and OUT/gguf-* of the model that comes with the package, and
+OUT/families/*, tiny models with random weights of every family that GGUF export knows, each with
+the scores that transformers gives, all in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import liquidmm
+from liquidmm.export.folder import export
+from liquidmm.export.gguf_model import FAMILIES
+from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.generate.words import stop_ids
+from liquidmm.model.checkpoint import Checkpoint, quiet
+from liquidmm.model.expand import ExpandConfig, expand
+from liquidmm.model.scratch import ScratchConfig, build_base
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "src" / "liquidmm" / "default_model"
+PROMPTS = [
+    "dog",
+    "a kangaroo, twemoji style",
+    "a red apple to the left of a yellow star and above two green trees, noto style",
+    "a cup of tea",
+]
+GUIDANCE = 3.0
+QUESTIONS = ["Is there a dog?", "What is this?", "How many cats are there?"]
+TEXTS = ["What is a dog?", "Hello! Who are you?", "What is a kangaroo?", "Say something."]
+TEXT_IDS = 48
+SAMPLINGS = {
+    "guidance 3": SamplingConfig(guidance=3.0),
+    "guidance 3, top-k 64, top-p 0.9": SamplingConfig(guidance=3.0, top_k=64, top_p=0.9),
+    "guidance 1": SamplingConfig(guidance=1.0, temperature=0.8, top_k=0, top_p=1.0),
+}
+
+
+@torch.inference_mode()
+def guided(model: Any, prompt: list[int], other: list[int], layout: Any, steps: int) -> list[int]:
+    """Draw greedily with guidance, the whole sequence anew in every step."""
+    drawn: list[int] = []
+    for _ in range(steps):
+        rows = [model(torch.tensor([ids + drawn])).logits[0, -1] for ids in (prompt, other)]
+        with_prompt, without = (row[layout.image_slice] for row in rows)
+        scores = without + GUIDANCE * (with_prompt - without)
+        drawn.append(layout.image_offset + int(scores.argmax()))
+    return drawn
+
+
+def greedy(model: Any, prompt: list[int], layout: Any, stop: set[int]) -> list[int]:
+    """Write text greedily by transformers' `generate`; the markers may not come."""
+    out = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=TEXT_IDS,
+        do_sample=False,
+        suppress_tokens=[layout.boi, layout.eoi, layout.unconditional],
+        eos_token_id=sorted(stop),
+        pad_token_id=layout.unconditional,
+    )
+    return [int(token) for token in out[0, len(prompt) :]]
+
+
+def of_the_default_model(out: Path) -> dict[str, Any]:
+    """Draw and write with the model that comes with the package."""
+    checkpoint = Checkpoint.load(MODEL, device="cpu", dtype="float32")
+    liquid = liquidmm.Liquid.from_checkpoint(checkpoint)
+    model, layout = checkpoint.model, checkpoint.vocabulary
+    sequences = checkpoint.processor.sequences
+    stop = stop_ids(model, sequences)
+    grid = liquid.encode(liquid.draw("a kangaroo, twemoji style"))
+    other = sequences.unconditional_prompt()
+    drawings = [
+        guided(model, sequences.text_to_image_prompt(prompt), other, layout, grid.numel())
+        for prompt in PROMPTS
+    ]
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    asked = [[{"role": "user", "content": "<image>" + text}] for text in QUESTIONS]
+    prompts = {
+        "describe": [sequences.image_to_text_prompt(grid)],
+        "ask": [sequences.chat(turns, [grid], add_generation_prompt=True)[0] for turns in asked],
+        "chat": [sequences.chat(turns, [], add_generation_prompt=True)[0] for turns in chats],
+    }
+    for name, dtype in (("vllm", "float32"), ("gguf", "float32"), ("gguf", "q8_0")):
+        export(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
+    return {
+        "layout": layout.to_dict(),
+        "prompts": PROMPTS,
+        "prompt_ids": [sequences.text_to_image_prompt(prompt) for prompt in PROMPTS],
+        "unconditional": other,
+        "guidance": GUIDANCE,
+        "greedy": drawings,
+        "seeds": list(range(10, 10 + len(PROMPTS))),
+        "sampled": {
+            name: {
+                "config": {
+                    key: getattr(config, key)
+                    for key in ("guidance", "temperature", "top_k", "top_p")
+                },
+                "codes": [
+                    codes.flatten().tolist()
+                    for codes in liquid.draw_codes(
+                        PROMPTS, seeds=range(10, 10 + len(PROMPTS)), sampling=config
+                    )
+                ],
+            }
+            for name, config in SAMPLINGS.items()
+        },
+        "picture": grid.tolist(),
+        "questions": QUESTIONS,
+        "texts": TEXTS,
+        "text_ids": TEXT_IDS,
+        "stop": sorted(stop),
+        "text": {
+            mode: [
+                {"prompt": ids, "ids": greedy(model, ids, layout, stop)} for ids in prompts[mode]
+            ]
+            for mode in prompts
+        },
+        "tokenized": [{"text": text, "ids": sequences.encode(text)} for text in strange_texts()],
+    }
+
+
+def strange_texts() -> list[str]:
+    """Texts that tokenizers stumble over, and everything that is in the docs."""
+    texts = [
+        "a red apple 123, it's  two\n\n x",
+        "<|im_start|>user\nhi<|im_end|><boi><|image_3|>",
+        "Ünï ☃ 🦘 日本語 العربية",
+        "  leading and trailing  ",
+        "\tTabs\r\nand CRLF\n\n\n",
+        "I'LL don't WE'VE 3.14159 2²",
+        "a" * 300,
+    ]
+    return texts + [path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+def tiny(family: str, folder: Path) -> Path:
+    """Make a tiny checkpoint of a family with random weights."""
+    words = build_base(
+        strange_texts(),
+        folder / "words",
+        ScratchConfig(vocab_size=512, hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32),
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    config_class: Any = transformers.CONFIG_MAPPING[family]
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "mistral":
+        shape["sliding_window"] = None
+    elif family == "llama":
+        shape["rope_parameters"] = {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    if family != "qwen2":
+        shape["head_dim"] = 32
+    if family.startswith("gemma"):
+        shape |= {"sliding_window": 24, "query_pre_attn_scalar": 32}
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = transformers.AutoModelForCausalLM.from_config(config_class(**shape))
+        with torch.no_grad():  # norms and biases start at one constant, which would hide mistakes
+            for weight in model.parameters():
+                if weight.ndim == 1:
+                    weight.add_(torch.randn(weight.shape) * 0.1)
+        model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    expand(folder / "base", folder / "checkpoint", ExpandConfig(codebook_size=64, init="normal"))
+    return folder / "checkpoint"
+
+
+@torch.inference_mode()
+def of_a_family(family: str, folder: Path) -> dict[str, Any]:
+    """Give the scores after each of some random ids, text and codes alike, with a tiny model."""
+    export(tiny(family, folder), folder / "gguf", "gguf", "float32")
+    checkpoint = Checkpoint.load(folder / "checkpoint", device="cpu", dtype="float32")
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, checkpoint.vocabulary.size, (200,), generator=random)
+    scores: Any = checkpoint.model(ids[None]).logits[0]
+    return {"ids": ids.tolist(), "scores": scores.tolist()}
+
+
+def main(out: Path) -> None:
+    """Write everything."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = of_the_default_model(out)
+    found["families"] = {
+        family: of_a_family(family, out / "families" / family) for family in FAMILIES
+    }
+    found["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    (out / "reference.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
