@@ -162,6 +162,18 @@ class _Encoding:
             laps, ended = alternate(workers, seconds=self.sizes.seconds, rounds=_ROUNDS, warm=1)
         self._report(laps, ended)
 
+    def extrapolate(self, flops: float) -> None:
+        """Say what an H100 would do, from the operations of a picture."""
+        peak = peak_of("H100", torch.bfloat16)
+        assert peak is not None, "the table has an H100"
+        speed = H100_SHARE * peak / flops
+        note = (
+            f"extrapolated, not measured: {flops / 1e9:.0f} GFLOP a picture at an assumed "
+            f"{H100_SHARE:.0%} of {peak / 1e12:.0f} TFLOP/s in bfloat16"
+        )
+        self.result.number("h100_images_per_s_extrapolated", speed, "images/s", note)
+        self.result.number("h100_days_for_30m_extrapolated", CORPUS / speed / _DAY, "days", note)
+
     def _report(self, laps: dict[str, list[Lap]], ended: dict[str, str]) -> None:
         rates = {name: median_rate(found, "pictures") for name, found in laps.items()}
         for name in (*self.sizes.precisions, "release"):
@@ -185,18 +197,7 @@ class _Encoding:
             "rounds": min((len(found) for found in laps.values()), default=0),
         }
         if self.model == "large":
-            self._extrapolate(flops)
-
-    def _extrapolate(self, flops: float) -> None:
-        peak = peak_of("H100", torch.bfloat16)
-        assert peak is not None, "the table has an H100"
-        speed = H100_SHARE * peak / flops
-        note = (
-            f"extrapolated, not measured: {flops / 1e9:.0f} GFLOP a picture at an assumed "
-            f"{H100_SHARE:.0%} of {peak / 1e12:.0f} TFLOP/s in bfloat16"
-        )
-        self.result.number("h100_images_per_s_extrapolated", speed, "images/s", note)
-        self.result.number("h100_days_for_30m_extrapolated", CORPUS / speed / _DAY, "days", note)
+            self.extrapolate(flops)
 
     def _note(self, name: str) -> str:
         size = self.config.resolution
