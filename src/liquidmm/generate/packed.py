@@ -183,10 +183,10 @@ class PackedDecoder:
         for layer, held in zip(self._layers, self._cache, strict=True):
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
-            attended[:count] = self._attend(
-                queries, held[first : first + rows, ..., :span, :], mask
-            )
-            hidden = layer.output(attended).add_(hidden)
+            x = self._attend(queries, held[first : first + rows, ..., :span, :], mask)
+            if padded > count:
+                attended[:count] = x
+            hidden = layer.output(attended if padded > count else x.to(self._dtype)).add_(hidden)
             gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
             hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
         return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
