@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.requests import PictureRequest
+from liquidmm.generate.sampling import SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +26,28 @@ def test_the_same_seed_draws_the_same_picture(liquid):
     assert once.tobytes() == again.tobytes()
     assert once.tobytes() != other.tobytes()
     assert once.tobytes() == liquid.draw("a red apple, noto style", seed=1).tobytes()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_seed_draws_the_same_in_a_batch_of_64_and_streamed(guidance):
+    liquid = load(device="cpu", engine=EngineConfig(rows=128))
+    sampling = SamplingConfig(guidance=guidance, temperature=1.0, top_k=1024, top_p=0.96)
+    sequences = liquid.checkpoint.processor.sequences
+    prompts = [
+        tuple(sequences.text_to_image_prompt(text))
+        for text in ("a red apple, noto style", "an octopus", "a house with a tree, twemoji style")
+    ]
+    requests = [
+        PictureRequest(
+            prompt=prompts[seed % 3], grid=(3, 4), sampling=sampling, seed=seed, preview_rows=1
+        )
+        for seed in range(64)
+    ]
+    many = liquid.engine.pictures(requests)
+    for seed in (0, 31, 63):
+        *rows, picture, _ = liquid.engine.stream(requests[seed])
+        assert torch.equal(picture.codes, many[seed])
+        assert [len(step.codes) for step in rows] == [1, 2]
 
 
 def test_it_reads_and_talks(liquid):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from liquidmm.errors import LiquidError
+    from liquidmm.generate.engine import EngineConfig
+    from liquidmm.generate.jobs import Job
     from liquidmm.generate.liquid import Liquid
     from liquidmm.generate.load import load
     from liquidmm.generate.sampling import SamplingConfig
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EngineConfig",
+    "Job",
     "Liquid",
     "LiquidError",
     "LiquidProcessor",
@@ -32,6 +36,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "EngineConfig": "liquidmm.generate.engine",
+    "Job": "liquidmm.generate.jobs",
     "Liquid": "liquidmm.generate.liquid",
     "LiquidError": "liquidmm.errors",
     "LiquidProcessor": "liquidmm.model.processor",

@@ -55,7 +55,7 @@ def test_what_a_step_reads_is_counted(job):
     prompts, unconditional = job.prompts()
     positions = sum(map(len, prompts)) + 3 * len(unconditional) + 6 * 7 / 2
     layer = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
-    assert job.step_bytes(model) == 4 * (weights + head + layer * positions)
+    assert job.step_bytes() == 4 * (weights + head + layer * positions)
 
 
 def test_json_has_every_figure(checkpoint_folder):

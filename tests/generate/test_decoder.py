@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from liquidmm.errors import CheckpointError
+from liquidmm.generate import packed
 from liquidmm.generate.decoder import Decoder, FamilyDecoder, context_of
 from liquidmm.generate.heads import FamilyHead
+from liquidmm.generate.matrices import PlainMatrix
 from liquidmm.generate.packed import PackedDecoder, why_not
 from liquidmm.vocabulary import Vocabulary
 
@@ -110,7 +113,7 @@ def test_adapted_and_half_precision_models_are_left_to_their_own_code(make: Any)
     model = make("llama")
     layer = model.model.layers[1].mlp
     layer.up_proj = torch.nn.Sequential(layer.up_proj)
-    assert "adapted or quantized" in str(why_not(model))
+    assert "adapted, quantized or sharded" in str(why_not(model))
 
 
 def test_layers_without_a_cache_of_their_own_are_refused(make: Any) -> None:
@@ -139,6 +142,23 @@ def test_narrow_weights_come_near(make: Any, family: str, weights: Any) -> None:
     # Wild weights in few dimensions are far harder to round than a trained model's.
     assert error < {"float32": 1e-5, "bfloat16": 0.06, "int8": 0.12, "int4": 0.8}[weights]
     assert torch.equal(hidden[0], hidden[1])
+
+
+def test_plain_weights_are_held_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("qwen2")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = plain(model, PROMPTS[0])
+    maker = partial(PlainMatrix, dtype=torch.float32)
+    monkeypatch.setattr(packed, "matrix_maker", lambda *_: maker)
+    decoder = PackedDecoder(model, "float32")
+    mlp = model.model.layers[0].mlp
+    storage = mlp.gate_proj.weight.untyped_storage().data_ptr()
+    assert mlp.up_proj.weight.untyped_storage().data_ptr() == storage
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(plain(model, PROMPTS[0]), expected, atol=1e-6, rtol=1e-6)
+    decoder.reserve(1, 16)
+    hidden = decoder.forward(torch.tensor([PROMPTS[0]]), torch.tensor([0]), 0, 10)[0]
+    torch.testing.assert_close(decoder.logits(hidden, slice(0, 68)), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_rows_of_a_pass_are_independent_bit_for_bit(make: Any, one_thread: None) -> None:

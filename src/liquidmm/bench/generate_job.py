@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from liquidmm.bench.job import Shape
 from liquidmm.generate.sampling import SamplingConfig, release_sampling
-from liquidmm.model.checkpoint import load_language_model
+from liquidmm.model.checkpoint import empty_language_model, load_language_model
 from liquidmm.model.processor import LiquidProcessor, read_vocabulary
 from liquidmm.runtime import generator
 from liquidmm.vocabulary import Vocabulary
@@ -118,17 +118,21 @@ class DrawJob:
         ids = [torch.randint(6, 1000, (length,), generator=random).tolist() for length in lengths]
         return [[bos, *row, boi] for row in ids], [bos, self.vocabulary.unconditional, boi]
 
-    def step_bytes(self, model: PreTrainedModel) -> int:
+    def step_bytes(self) -> int:
         """Count what has to be read for each step, whoever draws.
-
-        Args:
-            model: What `language_model` made.
 
         Returns:
             Bytes of the blocks, of the norms and of the head's image slice, once; and of the keys
             and values of all rows of guided pairs, at half of the codes.
         """
         size = torch.finfo(self.dtype).bits // 8
+        if isinstance(self.source, Path):
+            model = empty_language_model(self.source)
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    self.source.config()
+                )
         base: Any = model.base_model
         table = base.get_input_embeddings().weight
         blocks = sum(weight.numel() for weight in base.parameters()) - table.numel()

@@ -22,7 +22,7 @@ from liquidmm.vocabulary import Vocabulary
 
 _READ = 16
 """A prompt is read in a round number of ids; what is read too much is written over."""
-_SPAN = 32
+_SPAN = 16
 """Attended positions are rounded up to a multiple of this."""
 
 

@@ -2,7 +2,7 @@
 
 Contract: a `Matrix` maps (N, K) to (N, M) and reads its weights once however many rows there are;
 what it computes for a row of float32 on a CPU doesn't depend on the other rows, bit for bit. A
-layout is made from a weight (M, K) as `torch.nn.Linear` holds it and keeps no reference to it.
+layout is made from a weight (M, K) as `torch.nn.Linear` holds it.
 
 On a CPU the float layouts are oneDNN's, through the operators that torch.compile itself uses for
 frozen weights: plain `linear` of two rows (a guided pair) reads weights at a third of the memory's
@@ -53,12 +53,13 @@ class PlainMatrix:
     """The weight as it is; for accelerators."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self._weight = weight.to(dtype)
+        self.weight = weight.to(dtype)
+        """The weight, (M, K)."""
         self._bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, K) to (N, M)."""
-        return functional.linear(x, self._weight, self._bias)
+        return functional.linear(x, self.weight, self._bias)
 
 
 class PackedMatrix:

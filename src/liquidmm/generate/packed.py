@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from liquidmm.generate.matrices import (
     COLUMNS,
     Matrix,
+    PlainMatrix,
     Weights,
     fewest_rows,
     matrix_maker,
@@ -67,8 +68,9 @@ def why_not(model: PreTrainedModel, weights: Weights = "float32") -> str | None:
     ):
         return f"its weights are {model.dtype} on {model.device.type}"
     layers = list(_linear_layers(model))
-    if not all(type(layer) is nn.Linear for layer in layers):
-        return "some of its linear layers are adapted or quantized"
+    weights_of = (layer.weight for layer in layers if type(layer) is nn.Linear)
+    if sum(type(weight.data) is Tensor for weight in weights_of) < len(layers):
+        return "some of its linear layers are adapted, quantized or sharded"
     group = COLUMNS[weights]
     columns = {cast("nn.Linear", layer).in_features for layer in layers}
     if odd := [count for count in sorted(columns) if count % group]:
@@ -181,10 +183,10 @@ class PackedDecoder:
         for layer, held in zip(self._layers, self._cache, strict=True):
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
-            attended[:count] = self._attend(
-                queries, held[first : first + rows, ..., :span, :], mask
-            )
-            hidden = layer.output(attended).add_(hidden)
+            x = self._attend(queries, held[first : first + rows, ..., :span, :], mask)
+            if padded > count:
+                attended[:count] = x
+            hidden = layer.output(attended if padded > count else x.to(self._dtype)).add_(hidden)
             gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
             hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
         return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
@@ -272,7 +274,13 @@ class PackedDecoder:
 
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         weight = joined([layer.weight.detach() for layer in layers])
-        return self._make(weight, joined(biases) if biases else None)
+        matrix = self._make(weight, joined(biases) if biases else None)
+        if isinstance(matrix, PlainMatrix) and matrix.weight is weight:
+            # The model's own weights become parts of the joined one, so that none is held twice.
+            parts = torch.split(weight, [layer.out_features for layer in layers])
+            for layer, part in list(zip(layers, parts, strict=True))[turned:]:
+                layer.weight.data = part
+        return matrix
 
     def _in_pairs(self, weight: Tensor) -> Tensor:
         """Reorder the rows of each head, (heads * D, ...): what turns together becomes a pair."""
