@@ -80,9 +80,13 @@ def test_a_server_gets_ids_and_gives_ids(served):
 
 
 def test_the_same_with_a_model_of_this_process(monkeypatch):
-    vllm = ModuleType("vllm")
-    vllm.SamplingParams = SimpleNamespace
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    class VLLMError(Exception):
+        pass
+
+    for name, attribute in [("vllm", SimpleNamespace), ("vllm.exceptions", VLLMError)]:
+        module = ModuleType(name)
+        module.SamplingParams = module.VLLMError = attribute
+        monkeypatch.setitem(sys.modules, name, module)
     calls = []
 
     def generate(prompts, parameters, use_tqdm):
@@ -99,7 +103,7 @@ def test_the_same_with_a_model_of_this_process(monkeypatch):
     assert (first.seed, first.stop_token_ids, first.detokenize) == (7, [5, 6], False)
 
     def refuse(*_, **__):
-        raise ValueError("too long\nand more")
+        raise VLLMError("too long\nand more")
 
     with pytest.raises(LiquidError, match=r"vllm: refused a request \(too long\)\.$"):
         InProcess(SimpleNamespace(generate=refuse)).complete([greedy])

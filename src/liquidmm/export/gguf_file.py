@@ -92,6 +92,11 @@ def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
 def _write_tokens(writer: Any, table: TokenTable, processor: LiquidProcessor) -> None:
     """Add the tokenizer, the chat template and the layout."""
     tokenizer, sequences = processor.tokenizer, processor.sequences
+    if sequences.eos is None:
+        raise CheckpointError(
+            "tokenizer: has no eos token, and llama.cpp would take another for it. Name one in "
+            "tokenizer_config.json."
+        )
     writer.add_tokenizer_model(table.model)
     writer.add_tokenizer_pre(table.pre)
     writer.add_token_list(table.tokens)

@@ -91,6 +91,8 @@ def token_table(
     ]
     tokens, types = _rows(state, vocabulary, rows)
     if model.get("byte_fallback"):
+        if tokenizer.unk_token_id is not None:
+            types[tokenizer.unk_token_id] = UNKNOWN
         return TokenTable(
             model="llama",
             pre="default",
@@ -149,7 +151,7 @@ def _step(part: Mapping[str, Any]) -> tuple[object, ...]:
         return kind, part["use_regex"]
     if kind == "Split" and part["behavior"] == "Isolated" and not part["invert"]:
         return kind, part["pattern"].get("Regex")
-    return kind, part
+    return kind, json.dumps(part)
 
 
 def _rows(
@@ -169,13 +171,13 @@ def _rows(
         # A run of blanks is merged like any piece; as a user's token it would be shown as it is.
         if token["special"] or token["content"].strip("▁"):
             kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    if model.get("unk_token") in model["vocab"]:
-        kinds[model["vocab"][model["unk_token"]]] = UNKNOWN
+    if max(names) >= vocabulary.text_size:
+        raise _refusal(f"its token {names[max(names)]!r} stands behind the text's rows")
     for code, index in enumerate(range(vocabulary.image_slice.start, vocabulary.image_slice.stop)):
         names[index], kinds[index] = f"<|image_{code}|>", CONTROL
     tokens = [names.get(index, f"<|unused_{index}|>") for index in range(rows)]
-    if len(set(tokens)) != rows or len(names) > rows or max(names) >= rows:
-        raise _refusal("two of its tokens have one name, or one has no row")
+    if len(set(tokens)) != rows:
+        raise _refusal("two of its tokens have one name")
     return tokens, [kinds.get(index, UNUSED) for index in range(rows)]
 
 

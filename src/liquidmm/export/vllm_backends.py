@@ -86,6 +86,7 @@ class InProcess:
         """
         self._llm = llm
         self._parameters = require("vllm", "vllm").SamplingParams
+        self._refusals = (ValueError, require("vllm.exceptions", "vllm").VLLMError)
 
     def complete(self, requests: Sequence[Completion]) -> list[Answer]:
         """Continue several prompts at once."""
@@ -101,7 +102,7 @@ class InProcess:
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
         try:
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        except ValueError as error:
+        except self._refusals as error:
             raise LiquidError(f"vllm: refused a request ({_first_line(str(error))}).") from error
         return [Answer(ids=tuple(output.outputs[0].token_ids)) for output in outputs]
 

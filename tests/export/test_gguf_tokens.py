@@ -1,0 +1,238 @@
+"""Vocabularies as llama.cpp reads them; llama.cpp itself is in benchmarks/engines.sh."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import transformers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers.tokenization_utils_base import generate_merges
+
+from liquidmm.errors import CheckpointError
+from liquidmm.export import gguf_tokens
+from liquidmm.export.gguf_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from liquidmm.vocabulary import Vocabulary
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def byte_level(*steps, ignore_merges=False, normalizer=None):
+    backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    backend.normalizer = normalizer
+    return json.loads(backend.to_str())
+
+
+def split(pattern):
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        (byte_level(GPT2), "gpt-2"),
+        (byte_level(pre_tokenizers.Digits(individual_digits=True), GPT2), "smollm"),
+        (byte_level(split(QWEN2), BYTES, normalizer=normalizers.NFC()), "qwen2"),
+        (byte_level(split(LLAMA3), BYTES, ignore_merges=True), "llama-bpe"),
+    ],
+)
+def test_splitting_has_a_name(state, name):
+    assert gguf_tokens.pre_tokenizer(state) == name
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (byte_level(), "its way of splitting text (none) has no name"),
+        (byte_level(pre_tokenizers.Whitespace(), BYTES), "(Whitespace, ByteLevel) has no name"),
+        (byte_level(split(LLAMA3), BYTES), "(Split, ByteLevel) has no name"),
+        (byte_level(GPT2, ignore_merges=True), "(ByteLevel) has no name"),
+        (byte_level(split("a|b"), BYTES), "(Split, ByteLevel) has no name"),
+        (byte_level(pre_tokenizers.Digits(), GPT2), "(Digits, ByteLevel) has no name"),
+        (byte_level(pre_tokenizers.ByteLevel()), "(ByteLevel) has no name"),
+        (byte_level(GPT2, normalizer=normalizers.Lowercase()), "its normalizer Lowercase is none"),
+    ],
+)
+def test_splitting_without_a_name(state, words):
+    with pytest.raises(CheckpointError) as caught:
+        gguf_tokens.pre_tokenizer(state)
+    assert words in str(caught.value)
+    assert "Serve this model with vLLM" in str(caught.value)
+
+
+def test_every_row_of_the_table_has_a_token(checkpoint):
+    layout = checkpoint.vocabulary
+    tokenizer = checkpoint.processor.tokenizer
+    table = gguf_tokens.token_table(tokenizer, layout, layout.size + 2)
+    assert (table.model, table.pre, table.scores) == ("gpt2", "smollm", None)
+    assert table.tokens[: layout.text_size] == tokenizer.convert_ids_to_tokens(
+        range(layout.text_size)
+    )
+    codes = table.tokens[layout.image_offset : layout.size]
+    assert codes == [f"<|image_{code}|>" for code in range(layout.codebook_size)]
+    assert table.tokens[layout.size :] == [
+        f"<|unused_{layout.size}|>",
+        f"<|unused_{layout.size + 1}|>",
+    ]
+    assert table.types[layout.image_slice] == [CONTROL] * layout.codebook_size
+    assert table.types[layout.size :] == [UNUSED] * 2
+    markers = (layout.boi, layout.eoi, layout.unconditional)
+    assert [table.types[index] for index in markers] == [CONTROL] * 3
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert table.merges == [" ".join(pair) for pair in state["model"]["merges"]]
+    special = {token["id"] for token in state["added_tokens"]}
+    assert {index for index, kind in enumerate(table.types) if kind == NORMAL} == (
+        set(range(layout.text_size)) - special
+    )
+
+
+def test_padding_of_a_table_is_unused(family_base):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(family_base("qwen2"))
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<think>"])
+    layout = Vocabulary(
+        text_size=size + 1,
+        image_offset=size + 9,
+        codebook_size=4,
+        boi=size - 1,
+        eoi=size - 2,
+        unconditional=size - 3,
+    )
+    table = gguf_tokens.token_table(tokenizer, layout, layout.size)
+    assert table.pre == "qwen2"
+    assert table.types[size:] == [USER_DEFINED] + [UNUSED] * 8 + [CONTROL] * 4
+
+
+def sentencepiece_tokenizer(kind=transformers.GemmaTokenizer):
+    """A vocabulary in the order of merging, as Gemma's; runs of blanks are added tokens."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>", "<unconditional>"]
+    pieces = ["▁▁", "▁▁▁▁", "th", "he", "the", "▁t", "▁the", "▁th", "ap", "app", "le", "▁ap"]
+    pieces += ["ple", "apple", "▁apple", "in", "er", "▁a", "es", "s▁", "ed"]
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.,0123456789"]
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *letters]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = generate_merges(vocab, {token: -index for token, index in vocab.items()})
+    tokenizer = kind(vocab=vocab, merges=merges)
+    tokenizer.add_special_tokens({"extra_special_tokens": specials[4:]})
+    tokenizer.add_tokens(["▁▁", "▁▁▁▁"])
+    layout = Vocabulary(
+        text_size=len(tokenizer),
+        image_offset=len(tokenizer),
+        codebook_size=4,
+        boi=4,
+        eoi=5,
+        unconditional=6,
+    )
+    return tokenizer, layout
+
+
+def by_scores(table, text):
+    """Tokenize as llama.cpp does with a sentencepiece vocabulary.
+
+    The neighbours that make the piece of the highest score are merged first, the leftmost of them
+    first; what is no token falls back to its bytes.
+    """
+    ids = {token: index for index, token in enumerate(table.tokens)}
+    pieces = list(("▁" if table.space_prefix else "") + text.replace(" ", "▁"))
+    while True:
+        found = [
+            (-table.scores[ids[left + right]], place)
+            for place, (left, right) in enumerate(pairwise(pieces))
+            if left + right in ids
+        ]
+        if not found:
+            break
+        place = min(found)[1]
+        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+    result = []
+    for piece in pieces:
+        if piece in ids:
+            result.append(ids[piece])
+        else:
+            result += [ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+    return result
+
+
+@pytest.mark.parametrize("kind", ["Gemma", "Llama"])
+def test_scores_merge_as_merges_do(kind):
+    tokenizer, layout = sentencepiece_tokenizer(getattr(transformers, f"{kind}Tokenizer"))
+    table = gguf_tokens.token_table(tokenizer, layout, layout.size)
+    assert (table.model, table.merges, table.space_prefix) == ("llama", None, kind == "Llama")
+    assert table.types[7 : 7 + 256] == [BYTE] * 256
+    assert table.types[3] == UNKNOWN
+    assert table.types[263] == NORMAL  # a run of blanks is merged, not a user's token
+    for text in (
+        "the apple in the tree",
+        "then there are    apples, 12 of the other",
+        "  leading and trailing  ",
+        "thethetheapple applied",
+        "Ünï ☃ é",
+        "<eoi> <boi>",
+        "x",
+    ):
+        expected = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert by_scores(table, text) == expected, text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["merges"].append(m["merges"][0]), "its merges make '▁▁' at two ranks"),
+        (lambda m: m["merges"].remove(["t", "he"]), "its merges don't make 'the' of all its parts"),
+        (lambda m: m["vocab"].pop("<0x41>"), "must have a token for each byte"),
+        (lambda m: m.update(type="Unigram", vocab=[["a", 0.0]], unk_id=0), "a Unigram vocabulary"),
+    ],
+)
+def test_what_scores_cannot_say(change, words):
+    tokenizer, layout = sentencepiece_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(state["model"])
+
+    class Changed:
+        unk_token_id = None
+
+        class backend_tokenizer:  # noqa: N801
+            @staticmethod
+            def to_str():
+                return json.dumps(state)
+
+    with pytest.raises(CheckpointError) as caught:
+        gguf_tokens.token_table(Changed(), layout, layout.size)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "its step Lowercase is none of sentencepiece's"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "_"}},
+            "its step Replace is none",
+        ),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "its step Whitespace is none"),
+    ],
+)
+def test_steps_that_sentencepiece_does_not_take(part, words):
+    tokenizer, _ = sentencepiece_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | part
+    with pytest.raises(CheckpointError, match=words):
+        gguf_tokens._space_prefix(state)
+
+
+def test_names_and_rows_must_fit():
+    tokenizer, layout = sentencepiece_tokenizer()
+    tokenizer.add_tokens(["<|image_2|>"])
+    with pytest.raises(CheckpointError, match=r"<\|image_2\|>' stands behind the text's rows"):
+        gguf_tokens.token_table(tokenizer, layout, layout.size)
+    fields = layout.to_dict() | {"text_size": layout.text_size + 1}
+    wider = Vocabulary(**fields | {"image_offset": layout.text_size + 1})
+    with pytest.raises(CheckpointError, match="two of its tokens have one name"):
+        gguf_tokens.token_table(tokenizer, wider, wider.size)
+    with pytest.raises(CheckpointError, match=r"a dict has no tokenizer\.json"):
+        gguf_tokens.token_table({}, layout, layout.size)
