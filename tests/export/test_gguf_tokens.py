@@ -170,7 +170,7 @@ def test_scores_merge_as_merges_do(kind):
     for text in (
         "the apple in the tree",
         "then there are    apples, 12 of the other",
-        "  leading and trailing  ",
+        *(["  leading and trailing  "] if kind == "Gemma" else []),
         "thethetheapple applied",
         "Ünï ☃ é",
         "<eoi> <boi>",
@@ -178,6 +178,15 @@ def test_scores_merge_as_merges_do(kind):
     ):
         expected = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert by_scores(table, text) == expected, text
+
+
+def test_llama_cpp_puts_a_blank_before_a_blank():
+    """The one known difference, in text that begins with a blank where the tokenizer adds one."""
+    tokenizer, layout = sentencepiece_tokenizer(transformers.LlamaTokenizer)
+    table = gguf_tokens.token_table(tokenizer, layout, layout.size)
+    theirs = [table.tokens[index] for index in by_scores(table, " the")]
+    ours = tokenizer.convert_ids_to_tokens(tokenizer.encode(" the", add_special_tokens=False))
+    assert (theirs, ours) == (["▁▁", "the"], ["▁the"])
 
 
 @pytest.mark.parametrize(

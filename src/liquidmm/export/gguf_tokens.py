@@ -1,8 +1,10 @@
 r"""A tokenizer and the image codes as a GGUF vocabulary: one token for every row of the table.
 
 Contract: llama.cpp, given what stands here, makes the ids of the Hugging Face tokenizer, or
-exporting is refused. Image codes and markers are control tokens: never found in text from outside
-and never shown as text. Rows without a token are marked unused.
+exporting is refused. One thing differs: where a sentencepiece tokenizer puts a blank before text,
+llama.cpp does so even if the text begins with one. Image codes and markers are control tokens,
+never shown as text and found in text only by who asks for special tokens. Rows without a token are
+marked unused.
 
 llama.cpp knows how a byte-level vocabulary splits text into words by a name from its own list
 (`PRE_TOKENIZERS`; https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). The name
