@@ -84,6 +84,14 @@ def agreement(runs: list[tuple[list[int], list[int]]]) -> dict[str, int]:
     }
 
 
+def tokenize(model: Llama, found: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """Tokenize without looking for special tokens; return what came and what should."""
+    return [
+        (model.tokenize(case["text"].encode(), add_bos=False, special=False), case["ids"])
+        for case in found["tokenized"]
+    ]
+
+
 def of_the_default_model(path: Path, found: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     """Compare text and pictures."""
     layout = found["layout"]
@@ -104,10 +112,7 @@ def of_the_default_model(path: Path, found: dict[str, Any], *, exact: bool) -> d
     ]
     result["seconds_a_picture"] = (time.perf_counter() - start) / len(drawn)
     result["picture"] = agreement(list(zip(drawn, found["greedy"], strict=True)))
-    tokenized = [
-        (model.tokenize(case["text"].encode(), add_bos=False, special=False), case["ids"])
-        for case in found["tokenized"]
-    ]
+    tokenized = tokenize(model, found)
     result["tokenizer"] = agreement(tokenized)
     named = [layout["boi"], layout["eoi"], layout["image_offset"], layout["image_offset"] + 7]
     result["codes_as_text"] = model.detokenize(named).decode()
@@ -131,8 +136,9 @@ def main(out: Path) -> None:
         result["families"][family] = {
             "ids": len(expected),
             "equal_ids": int((got.argmax(-1) == expected.argmax(-1)).sum()),
-            "different": sorted(set(got.argmax(-1).tolist())).__len__(),
             "largest_difference": float(np.abs(got - expected).max() / expected.std()),
+            "tokenizer": agreement(tokenize(model, case)),
+            "splits_as": model.metadata["tokenizer.ggml.pre"],
         }
     (out / "llama.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
 

@@ -119,7 +119,7 @@ class Comparison:
             Completion(
                 prompt=tuple(ids),
                 max_tokens=self.grid.numel() + 1,
-                sampling=SamplingConfig(guidance=3.0),
+                sampling=SamplingConfig(guidance=3.0, top_k=0),
                 stop=(self.layout.eoi, self.layout.unconditional),
                 extra={**extra, ROLE: role},
             )

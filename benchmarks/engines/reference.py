@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers.tokenization_utils_base import generate_merges
 
 import liquidmm
 from liquidmm.export.folder import export
@@ -24,7 +26,7 @@ from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.model.scratch import ScratchConfig, build_base
+from liquidmm.prompts import CHATML_TEMPLATE
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "src" / "liquidmm" / "default_model"
@@ -39,7 +41,7 @@ QUESTIONS = ["Is there a dog?", "What is this?", "How many cats are there?"]
 TEXTS = ["What is a dog?", "Hello! Who are you?", "What is a kangaroo?", "Say something."]
 TEXT_IDS = 48
 SAMPLINGS = {
-    "guidance 3": SamplingConfig(guidance=3.0),
+    "guidance 3": SamplingConfig(guidance=3.0, top_k=0, top_p=1.0),
     "guidance 3, top-k 64, top-p 0.9": SamplingConfig(guidance=3.0, top_k=64, top_p=0.9),
     "guidance 1": SamplingConfig(guidance=1.0, temperature=0.8, top_k=0, top_p=1.0),
 }
@@ -145,14 +147,64 @@ def strange_texts() -> list[str]:
     return texts + [path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
+NAMED = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad")}
+SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<|im_start|>", "<|im_end|>"]
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def byte_level(splits: list[Any], *, whole_words: bool = False) -> Any:
+    """Train a byte-level tokenizer that splits text in a given way."""
+    backend = Tokenizer(models.BPE(ignore_merges=whole_words))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=SPECIALS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(strange_texts(), trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **NAMED)
+
+
+def sentencepiece(kind: Any) -> Any:
+    """Train a sentencepiece tokenizer: all ways to make a piece are merges, in the pieces' order."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    pieces = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=pieces, show_progress=False, limit_alphabet=90
+    )
+    lines = [line for text in strange_texts() for line in text.splitlines()]
+    backend.train_from_iterator(lines, trainer)
+    vocab = backend.get_vocab()
+    merges = generate_merges(vocab, {token: -index for token, index in vocab.items()})
+    return kind(vocab=vocab, merges=merges, **NAMED)
+
+
+def tokenizer_of(family: str) -> Any:
+    """Give each family a tokenizer of another kind."""
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family == "qwen3":
+        tokenizer = byte_level([plain])
+    elif family == "mistral":
+        tokenizer = sentencepiece(transformers.LlamaTokenizer)
+    elif family.startswith("gemma"):
+        tokenizer = sentencepiece(transformers.GemmaTokenizer)
+    else:
+        digits = r"\p{N}{1,3}" if family == "llama" else r"\p{N}"
+        split = pre_tokenizers.Split(Regex(_WORDS + digits + _REST), behavior="isolated")
+        rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer = byte_level([split, rest], whole_words=family == "llama")
+    tokenizer.add_special_tokens({"extra_special_tokens": SPECIALS[4:]})
+    tokenizer.chat_template = CHATML_TEMPLATE
+    return tokenizer
+
+
 def tiny(family: str, folder: Path) -> Path:
     """Make a tiny checkpoint of a family with random weights."""
-    words = build_base(
-        strange_texts(),
-        folder / "words",
-        ScratchConfig(vocab_size=512, hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32),
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    tokenizer = tokenizer_of(family)
     config_class: Any = transformers.CONFIG_MAPPING[family]
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -203,7 +255,14 @@ def of_a_family(family: str, folder: Path) -> dict[str, Any]:
     random = torch.Generator().manual_seed(1)
     ids = torch.randint(0, checkpoint.vocabulary.size, (200,), generator=random)
     scores: Any = checkpoint.model(ids[None]).logits[0]
-    return {"ids": ids.tolist(), "scores": scores.tolist()}
+    # Text that begins with a blank is the known difference where a tokenizer puts one before text.
+    texts = [text for text in strange_texts() if family != "mistral" or text[0] != " "]
+    encode = checkpoint.processor.sequences.encode
+    return {
+        "ids": ids.tolist(),
+        "scores": scores.tolist(),
+        "tokenized": [{"text": text, "ids": encode(text)} for text in texts],
+    }
 
 
 def main(out: Path) -> None:

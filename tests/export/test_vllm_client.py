@@ -88,6 +88,8 @@ def test_bad_input(client, base_folder, engine):
         client.draw(" ")
     with pytest.raises(ConfigError, match="size: this checkpoint was not trained on 32x32"):
         client.draw("a cat", size=(32, 32))
+    with pytest.raises(ConfigError, match=r"top_k: 4096 is above the 16 codes of the codebook"):
+        client.draw("a cat", sampling=SamplingConfig())
     with pytest.raises(ConfigError, match="seeds: 1 for 2 prompts"):
         client.draw_codes(PROMPTS, seeds=[1])
     with pytest.raises(DataError, match="question: is empty"):

@@ -109,13 +109,15 @@ class VLLMClient:
             )
         size = self._pictures.size(size)
         grid = self._pictures.grid(size)
+        sampling = sampling or self.sampling
+        sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
         hint = size if len(self.sizes) > 1 else None  # one size was trained without a hint
         requests = [
             self._halves(
                 self._sequences.text_to_image_prompt(prompt, size=hint),
                 grid,
                 seed,
-                sampling or self.sampling,
+                sampling,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
