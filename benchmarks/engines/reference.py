@@ -169,7 +169,7 @@ def byte_level(splits: list[Any], *, whole_words: bool = False) -> Any:
 
 
 def sentencepiece(kind: Any) -> Any:
-    """Train a sentencepiece tokenizer: all ways to make a piece are merges, in the pieces' order."""
+    """Train a sentencepiece tokenizer: all ways to make a piece are merges, in its order."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Replace(" ", "▁")
     pieces = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
