@@ -39,14 +39,24 @@ def of_vllm(result: dict[str, Any]) -> Iterator[Line]:
         conditional, unconditional = found["lone"]
         yield engine, f"a conditional half alone, {where}", conditional
         yield engine, f"an unconditional half alone, {where}", unconditional
-        yield engine, f"a bad argument, {where}", found["refused"]
+        yield (
+            engine,
+            f"a bad argument, {where}",
+            "refused" + found["refused"].partition("refused")[2],
+        )
+        if "abandoned" in found:
+            yield engine, "a half whose client goes away while it waits", found["abandoned"]
         yield engine, f"guided pictures afterwards, {where}", share(found["after"])
     if "own_scheduler" in result:
         found = result["own_scheduler"]
         told = f"{found['pictures']} asked for: {found['stopped']} stopped, {found['wrong']} wrong"
         yield engine, "pictures without our scheduler", told
     if "newer_runner" in result:
-        yield engine, "plugins that the V2 runner's loader takes", str(result["newer_runner"])
+        yield (
+            engine,
+            "plugins that the V2 runner's loader takes",
+            ", ".join(result["newer_runner"]["takes"]),
+        )
 
 
 def of_llama(result: dict[str, Any]) -> Iterator[Line]:

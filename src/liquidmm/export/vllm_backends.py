@@ -128,7 +128,8 @@ class Server:
             raise ConfigError(f"url: {url!r} is no address. Give one as http://localhost:8000.")
         if connections < 2 or connections % 2:
             raise ConfigError(f"connections: {connections} is not even. Give 2, 4, 6, ...")
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        """Its address."""
         self._model = model
         self._timeout = timeout
         self._connections = connections
@@ -136,9 +137,17 @@ class Server:
     def complete(self, requests: Sequence[Completion]) -> list[Answer]:
         """Continue several prompts at once."""
         if self._model is None:
-            self._model = self._call("/v1/models", None)["data"][0]["id"]
+            self._model = self.models()[0]
         with ThreadPoolExecutor(min(len(requests), self._connections) or 1) as pool:
             return list(pool.map(self._complete, requests))
+
+    def models(self) -> list[str]:
+        """Ask what is served.
+
+        Raises:
+            LiquidError: The server gives no answer.
+        """
+        return [model["id"] for model in self._call("/v1/models", None)["data"]]
 
     def body(self, request: Completion) -> dict[str, Any]:
         """Return the JSON body of one request to /v1/completions.
@@ -160,13 +169,13 @@ class Server:
         ids = answer["choices"][0].get("token_ids")
         if ids is None:
             raise LiquidError(
-                f"{self._url}: returns no token ids. Serve the checkpoint with vLLM 0.32 or newer."
+                f"{self.url}: returns no token ids. Serve the checkpoint with vLLM 0.32 or newer."
             )
         return Answer(ids=tuple(ids))
 
     def _call(self, path: str, body: dict[str, Any] | None) -> Any:
         request = Request(  # noqa: S310 (the scheme is checked above)
-            self._url + path,
+            self.url + path,
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
@@ -175,10 +184,10 @@ class Server:
                 return json.load(answer)
         except HTTPError as error:
             told = _first_line(error.read().decode(errors="replace"))
-            raise LiquidError(f"{self._url}: refused a request ({error.code}: {told}).") from error
+            raise LiquidError(f"{self.url}: refused a request ({error.code}: {told}).") from error
         except (OSError, HTTPException, ValueError) as error:
             raise LiquidError(
-                f"{self._url}: gives no answer ({error}). Is it `vllm serve`, and is it running?"
+                f"{self.url}: gives no answer ({error}). Is it `vllm serve`, and is it running?"
             ) from error
 
 
