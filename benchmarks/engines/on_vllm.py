@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -222,6 +223,7 @@ def over_http(folder: Path, found: dict[str, Any], log: Path) -> dict[str, Any]:
                 "text": text,
                 "lone": [case.lone(0), case.lone(1)],
                 "refused": case.refused(),
+                "stock_chat": stock_chat(folder, found, backend.url),
                 "abandoned": abandon(case.halves()[:1], backend.url),
                 "after": case.greedy(),
             }
@@ -243,6 +245,30 @@ def wait(backend: Server, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise SystemExit("the server gave no answer in ten minutes")
+
+
+def stock_chat(folder: Path, found: dict[str, Any], url: str) -> dict[str, int]:
+    """Chat in words through vLLM's own chat API, which applies the folder's template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    same = 0
+    for text, run in zip(found["texts"], found["text"]["chat"], strict=True):
+        body = {
+            "model": str(folder),
+            "messages": [{"role": "user", "content": text}],
+            "temperature": 0,
+            "max_tokens": found["text_ids"],
+        }
+        request = Request(  # noqa: S310 (a server of our own)
+            f"{url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urlopen(request, timeout=600) as answer:  # noqa: S310
+            written = json.load(answer)["choices"][0]["message"]["content"]
+        same += written == tokenizer.decode(run["ids"], skip_special_tokens=True)
+    return {"texts": len(found["texts"]), "equal_texts": same}
 
 
 def abandon(half: Sequence[Completion], url: str) -> str:

@@ -36,6 +36,10 @@ def of_vllm(result: dict[str, Any]) -> Iterator[Line]:
             f"captions, answers, chat, {where}",
             f"{text['equal_texts']} of {text['texts']} texts",
         )
+        if "stock_chat" in found:
+            stock = found["stock_chat"]
+            told = f"{stock['equal_texts']} of {stock['texts']} texts"
+            yield engine, f"chat through vLLM's own API, {where}", told
         conditional, unconditional = found["lone"]
         yield engine, f"a conditional half alone, {where}", conditional
         yield engine, f"an unconditional half alone, {where}", unconditional
