@@ -119,9 +119,9 @@ class PackedDecoder:
         self._make = matrix_maker(weights, self.device)
         self._dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # Few CPUs multiply bfloat16 in hardware; attention reads little, so it can be exact there.
-        cpu = self.device.type == "cpu"
-        self._held = torch.float32 if cpu else self._dtype
-        self._fewest = fewest_rows(self._dtype) if cpu else 1
+        self._cpu = self.device.type == "cpu"
+        self._held = torch.float32 if self._cpu else self._dtype
+        self._fewest = fewest_rows(self._dtype) if self._cpu else 1
         self._eps: float = config.rms_norm_eps
         self._groups: int = config.num_attention_heads // config.num_key_value_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -129,6 +129,8 @@ class PackedDecoder:
         self._rotated = config.num_attention_heads + config.num_key_value_heads
         self._scaling: float = base.layers[0].self_attn.scaling
         self._activation = _ACTIVATIONS[config.hidden_act]
+        sizes = (config.hidden_size, self._head_dim)
+        self._least = {size: torch.tensor((size * self._eps) ** 0.5) for size in sizes}
         # Gemma's norms hold what is added to 1, and its embeddings are scaled.
         self._one = 1.0 if config.model_type == "gemma" else 0.0
         self._scale = config.hidden_size**0.5 if config.model_type == "gemma" else None
@@ -139,6 +141,8 @@ class PackedDecoder:
         self._heads: dict[tuple[int, int], Matrix] = {}
         self._room = (0, 0)
         self._cache: list[Tensor] = []
+        self._seen = (0, 0, 0)
+        self._views: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room; see `decoder.Decoder`."""
@@ -146,6 +150,7 @@ class PackedDecoder:
         self._room = (max(rows, old[0]), max(length, old[1]))
         if self._room == old:
             return
+        self._views = []
         rows, length = self._room
         shape = (rows, 2, self._kv_heads, length, self._head_dim)
         for place, _ in enumerate(self._layers):
@@ -178,15 +183,15 @@ class PackedDecoder:
         hidden = functional.embedding(ids.view(-1), self._table).to(self._dtype)
         hidden = pad_rows(hidden, padded)
         attended = hidden.new_zeros(padded, self._groups * self._kv_heads * self._head_dim)
+        outputs = attended[:count].view(rows, steps, self._kv_heads, self._groups, self._head_dim)
         if self._scale is not None:
             hidden = hidden * self._scale
-        for layer, held in zip(self._layers, self._cache, strict=True):
+        views = self._views_of(first, rows, span)
+        for layer, (held, keys, values) in zip(self._layers, views, strict=True):
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x)[:count], layer, turns, places, held)
-            x = self._attend(queries, held[first : first + rows, ..., :span, :], mask)
-            if padded > count:
-                attended[:count] = x
-            hidden = layer.output(attended if padded > count else x.to(self._dtype)).add_(hidden)
+            outputs.copy_(self._attend(queries, keys, values, mask))
+            hidden = layer.output(attended).add_(hidden)
             gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
             hidden = layer.down(self._activation(gate).mul_(up)).add_(hidden)
         return self._normed(hidden[:count], self._norm).view(rows, steps, -1)
@@ -207,6 +212,22 @@ class PackedDecoder:
         for held in self._cache:
             held[list(targets), ..., :length, :] = held[source, ..., :length, :]
 
+    def _views_of(self, first: int, rows: int, span: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Give each layer's whole cache, (places, D), and the keys and values of neighbouring rows.
+
+        They are (R, heads, span, D), and mostly those of the pass before.
+        """
+        if self._seen != (first, rows, span) or not self._views:
+            self._seen = (first, rows, span)
+            self._views = [
+                (
+                    held.view(-1, self._head_dim),
+                    *held[first : first + rows, ..., :span, :].unbind(1),
+                )
+                for held in self._cache
+            ]
+        return self._views
+
     def _project(
         self, qkv: Tensor, layer: _Layer, turns: Tensor, places: Tensor, held: Tensor
     ) -> Tensor:
@@ -215,8 +236,7 @@ class PackedDecoder:
         width = self._rotated * self._head_dim
         turned = qkv[:, :width].view(-1, self._rotated, self._head_dim)
         if layer.head_norms is not None:
-            normed = functional.rms_norm(turned, (self._head_dim,), None, self._eps)
-            turned.copy_(normed.mul_(layer.head_norms))
+            turned.copy_(self._at_unit(turned).mul_(layer.head_norms))
         if turned.dtype == torch.float32:
             torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(turns)
         else:
@@ -224,27 +244,45 @@ class PackedDecoder:
             turned.copy_(torch.view_as_real(exact * turns).flatten(-2))
         split = width - self._kv_heads * self._head_dim
         new = qkv[:, split:].reshape(-1, self._head_dim)
-        held.view(-1, self._head_dim).index_copy_(0, places, new)
+        held.index_copy_(0, places, new)
         return qkv[:, :split]
 
-    def _attend(self, queries: Tensor, held: Tensor, mask: Tensor) -> Tensor:
-        """Attend from queries (N, heads * D) to what rows hold, (R, 2, heads, S, D)."""
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attend from queries (N, heads * D) to keys and values (R, heads, S, D).
+
+        Returns:
+            (R, T, heads, queries of a head, D).
+        """
         # The queries that share a key head stand in line, as if they were more positions.
-        rows, size = held.shape[0], self._head_dim
+        rows, size = keys.shape[0], self._head_dim
         steps = queries.shape[0] // rows
         q = queries.view(rows, steps, self._kv_heads, self._groups, size)
         q = q.permute(0, 2, 3, 1, 4).reshape(rows, self._kv_heads, self._groups * steps, size)
         y = functional.scaled_dot_product_attention(
-            q, held[:, 0], held[:, 1], attn_mask=mask, scale=self._scaling
+            q, keys, values, attn_mask=mask, scale=self._scaling
         )
-        y = y.view(rows, self._kv_heads, self._groups, steps, size).permute(0, 3, 1, 2, 4)
-        return y.reshape(rows * steps, -1)
+        y = y.view(rows, self._kv_heads, self._groups, steps, size)
+        return y.permute(0, 3, 1, 2, 4)
 
     def _normed(self, x: Tensor, scales: Tensor) -> Tensor:
+        if self._cpu:
+            return self._at_unit(x).mul_(scales).to(self._dtype)
         return functional.rms_norm(x, scales.shape, scales, self._eps)
 
+    def _at_unit(self, x: Tensor) -> Tensor:
+        """Divide by the root of the mean square; on a CPU by that of the sum of the squares."""
+        if not self._cpu:
+            return functional.rms_norm(x, x.shape[-1:], None, self._eps)
+        # PyTorch's own is a chain of nine operators there; these are three.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x / length.hypot_(self._least[x.shape[-1]])
+
     def _scales(self, norm: Any) -> Tensor:
-        return cast("Tensor", (norm.weight.detach() + self._one).to(self._dtype))
+        """Give what `_at_unit` is multiplied by."""
+        scales = norm.weight.detach() + self._one
+        if self._cpu:
+            return cast("Tensor", scales.float() * scales.shape[-1] ** 0.5)
+        return cast("Tensor", scales.to(self._dtype))
 
     def _lay_out(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
