@@ -275,7 +275,8 @@ class PackedDecoder:
             return functional.rms_norm(x, x.shape[-1:], None, self._eps)
         # PyTorch's own is a chain of nine operators there; these are three.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return x / length.hypot_(self._least[x.shape[-1]])
+        scaled: Tensor = x / length.hypot_(self._least[x.shape[-1]])
+        return scaled
 
     def _scales(self, norm: Any) -> Tensor:
         """Give what `_at_unit` is multiplied by."""
