@@ -219,13 +219,10 @@ class PackedDecoder:
         """
         if self._seen != (first, rows, span) or not self._views:
             self._seen = (first, rows, span)
-            self._views = [
-                (
-                    held.view(-1, self._head_dim),
-                    *held[first : first + rows, ..., :span, :].unbind(1),
-                )
-                for held in self._cache
-            ]
+            self._views = []
+            for held in self._cache:
+                keys, values = held[first : first + rows, ..., :span, :].unbind(1)
+                self._views.append((held.view(-1, self._head_dim), keys, values))
         return self._views
 
     def _project(
