@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.errors import LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
-from liquidmm.generate.jobs import GREEDY
+from liquidmm.generate.jobs import GREEDY, JobReader, one_seed_each
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
 from liquidmm.model.checkpoint import Checkpoint, empty_language_model, load_parts, local_folder
-from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.runtime import device_of
 from liquidmm.sequences import Turn
 from liquidmm.vocabulary import Vocabulary
@@ -50,6 +49,7 @@ class VLLMClient:
         self._sequences = processor.sequences
         self._tokenizer = processor.tokenizer
         self._pictures = Pictures(checkpoint)
+        self._reader = JobReader(self._sequences, self._pictures, self.sampling)
         self._stop = tuple(sorted(stop_ids(checkpoint.model, self._sequences)))
 
     @classmethod
@@ -102,24 +102,18 @@ class VLLMClient:
         Returns:
             Codes, (h, w), int64, in order.
         """
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ConfigError(
-                f"seeds: {len(seeds)} for {len(prompts)} prompts. Give one for each prompt."
-            )
         size = self._pictures.size(size)
         grid = self._pictures.grid(size)
         sampling = sampling or self.sampling
         sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
-        hint = size if len(self.sizes) > 1 else None  # one size was trained without a hint
         requests = [
             self._halves(
-                self._sequences.text_to_image_prompt(prompt, size=hint),
+                self._reader.picture_prompt(prompt, size),
                 grid,
                 seed,
                 sampling,
             )
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            for prompt, seed in zip(prompts, one_seed_each(prompts, seeds), strict=True)
         ]
         answers = iter(self._backend.complete([half for pair in requests for half in pair]))
         return [
@@ -132,9 +126,7 @@ class VLLMClient:
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
         """Describe several pictures at once."""
-        prompts = [
-            self._sequences.image_to_text_prompt(self._pictures.encode(image)) for image in images
-        ]
+        prompts = [self._reader.caption_prompt(image) for image in images]
         return self._write(prompts, max_tokens, GREEDY, 0)
 
     def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
@@ -143,10 +135,8 @@ class VLLMClient:
         Raises:
             DataError: The question is empty.
         """
-        if not question.strip():
-            raise DataError("question: is empty. Ask something about the picture.")
-        turn = {"role": "user", "content": IMAGE_PLACEHOLDER + question.strip()}
-        return self.chat([turn], [image], max_tokens=max_tokens)
+        prompt = self._reader.question_prompt([image], question)
+        return self._write([prompt], max_tokens, GREEDY, 0)[0]
 
     def chat(
         self,
@@ -169,8 +159,7 @@ class VLLMClient:
         Returns:
             The answer.
         """
-        grids = [self._pictures.encode(image) for image in images]
-        prompt = self._sequences.chat(messages, grids, add_generation_prompt=True)[0]
+        prompt = self._reader.chat_prompt(messages, images)
         return self._write([prompt], max_tokens, sampling, seed)[0]
 
     def _write(

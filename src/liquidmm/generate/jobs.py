@@ -67,6 +67,20 @@ class Job:
     """Rows of codes between two previews of a picture; 0 gives none."""
 
 
+def one_seed_each(prompts: Sequence[str], seeds: Sequence[int] | None) -> Sequence[int]:
+    """Return a seed for each prompt; None gives 0, 1, 2, ...
+
+    Raises:
+        ConfigError: Seeds and prompts differ in number.
+    """
+    seeds = range(len(prompts)) if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise ConfigError(
+            f"seeds: {len(seeds)} for {len(prompts)} prompts. Give one for each prompt."
+        )
+    return seeds
+
+
 class JobReader:
     """Turns jobs into requests for one checkpoint."""
 
@@ -112,6 +126,17 @@ class JobReader:
         # A checkpoint of one size never saw a size hint.
         hint = size if len(self._pictures.sizes) > 1 else None
         return tuple(self._sequences.text_to_image_prompt(prompt, size=hint))
+
+    def question_prompt(self, images: Sequence[ImageLike], question: str) -> tuple[int, ...]:
+        """Return the ids of a question about pictures up to the start of the answer.
+
+        Raises:
+            DataError: The question is empty, or a picture can't be read.
+        """
+        if not question.strip():
+            raise DataError("question: is empty. Ask something about the picture.")
+        content = IMAGE_PLACEHOLDER * len(images) + question.strip()
+        return self.chat_prompt([{"role": "user", "content": content}], images)
 
     def caption_prompt(self, image: ImageLike) -> tuple[int, ...]:
         """Return the ids that ask for the caption of a picture."""

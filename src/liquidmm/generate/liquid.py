@@ -17,7 +17,7 @@ from torch import Tensor
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.engine import Engine, EngineConfig, Progress
-from liquidmm.generate.jobs import CHATTY, GREEDY, Job, JobReader
+from liquidmm.generate.jobs import CHATTY, GREEDY, Job, JobReader, one_seed_each
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
 from liquidmm.generate.requests import (
@@ -30,7 +30,6 @@ from liquidmm.generate.score import Score, score
 from liquidmm.generate.words import stop_ids, words
 from liquidmm.generate.writer import Writer, replies, reply_of, stream
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.sequences import Turn
 
 
@@ -147,11 +146,6 @@ class Liquid:
             Codes, (h, w), int64, on the CPU, in order.
         """
         size = self._pictures.size(size)
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ConfigError(
-                f"seeds: {len(seeds)} for {len(prompts)} prompts. Give one for each prompt."
-            )
         requests = [
             PictureRequest(
                 prompt=self._reader.picture_prompt(prompt, size),
@@ -159,7 +153,7 @@ class Liquid:
                 sampling=sampling or self.sampling,
                 seed=seed,
             )
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            for prompt, seed in zip(prompts, one_seed_each(prompts, seeds), strict=True)
         ]
         return self.engine.pictures(requests, progress=progress)
 
@@ -207,16 +201,10 @@ class Liquid:
         max_tokens: int = 128,
     ) -> list[str]:
         """Answer several (picture, question) pairs at once; as `ask` for each."""
-        prompts = []
-        for image, question in questions:
-            if not question.strip():
-                raise DataError("question: is empty. Ask something about the picture.")
-            images = image if isinstance(image, list) else [image]
-            turn = {
-                "role": "user",
-                "content": IMAGE_PLACEHOLDER * len(images) + question.strip(),
-            }
-            prompts.append(self._reader.chat_prompt([turn], images))
+        prompts = [
+            self._reader.question_prompt(image if isinstance(image, list) else [image], question)
+            for image, question in questions
+        ]
         return self._write(prompts, max_tokens)
 
     def chat(

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from liquidmm.data.sources.files import File, blame, is_compressed, open_content, open_file
-from liquidmm.data.sources.part import Item, Span
+from liquidmm.data.sources.files import File, blame, open_content
+from liquidmm.data.sources.part import Item, Span, spans_of_lines
 
 LONGEST = 2**28
 """Bytes of the longest line that is read; a longer one is refused, so memory stays flat."""
@@ -22,16 +22,7 @@ _NEWLINE = ord("\n")
 
 def spans(file: File, records: int) -> Iterator[Span]:
     """Cut a file into spans of `records` lines."""
-    if is_compressed(file.name):
-        yield Span(file=file.name, first=1)
-        return
-    try:
-        with open_file(file.name) as stream:
-            found = list(_cut(stream, file.name, records))
-    except OSError as error:
-        blame(file.name, error)
-        found = []
-    yield from found or [Span(file=file.name, first=1)]  # what is wrong is said where it is read
+    return spans_of_lines(file, records, _cut)
 
 
 def items(span: Span) -> Iterator[Item]:

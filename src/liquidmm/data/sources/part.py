@@ -4,11 +4,12 @@ Contract: a part is a short list of spans of files; it is made before anything i
 another process as a pickle or as JSON, and says which entries it holds without holding any.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from liquidmm.data.records import Record
+from liquidmm.data.sources.files import File, blame, is_compressed, open_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,26 @@ class Span:
     """Split of a Hugging Face data set."""
     count: int | None = None
     """How many entries it holds, blank lines counted; None where only reading it could tell."""
+
+
+def spans_of_lines(
+    file: File, records: int, cut: Callable[[BinaryIO, str, int], Iterator[Span]]
+) -> Iterator[Span]:
+    """Cut a file of lines into spans.
+
+    Args:
+        file: The file; a compressed one is a span of its own, as is one that can't be read.
+        records: Entries of a span.
+        cut: Given the open file, its name and `records`, yields the spans.
+    """
+    found: list[Span] = []
+    if not is_compressed(file.name):
+        try:
+            with open_file(file.name) as stream:
+                found = list(cut(stream, file.name, records))
+        except OSError as error:
+            blame(file.name, error)  # what is wrong is said where it is read
+    yield from found or [Span(file=file.name, first=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

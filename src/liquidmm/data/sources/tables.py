@@ -10,8 +10,8 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
-from liquidmm.data.sources.files import File, blame, is_compressed, open_content, stem, suffix
-from liquidmm.data.sources.part import Item, Span
+from liquidmm.data.sources.files import File, blame, open_content, stem, suffix
+from liquidmm.data.sources.part import Item, Span, spans_of_lines
 
 _LONGEST = 2**28  # bytes of a line
 
@@ -20,16 +20,7 @@ _Row: TypeAlias = tuple[int, int, list[str] | csv.Error]  # byte and line where 
 
 def spans(file: File, records: int) -> Iterator[Span]:
     """Cut a file into spans of `records` rows."""
-    if is_compressed(file.name):
-        yield Span(file=file.name, first=1)
-        return
-    try:
-        with open_content(file.name) as stream:
-            found = list(_cut(stream, file.name, records))
-    except OSError as error:
-        blame(file.name, error)
-        found = []
-    yield from found or [Span(file=file.name, first=1)]  # what is wrong is said where it is read
+    return spans_of_lines(file, records, _cut)
 
 
 def items(span: Span) -> Iterator[Item]:
