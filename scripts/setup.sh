@@ -33,6 +33,17 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
+# The decoder for CPUs is compiled; without a compiler everything works, more slowly.
+if ! command -v cc >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup: installing a C compiler" >&2
+        apt-get update -qq
+        apt-get install -y -qq gcc libc6-dev
+    else
+        echo "setup: found no C compiler, so drawing on a CPU will be slow. Better: sudo apt-get install gcc libc6-dev" >&2
+    fi
+fi
+
 if ! [ -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear .venv
 fi
@@ -44,4 +55,4 @@ echo "setup: installing the pinned packages into .venv (a few minutes the first 
 # torch by its exact version first: a range would make pip look at builds that are far larger.
 install torch==2.13.0
 install setuptools
-install --no-build-isolation --editable ".[dev,icons,gguf]"
+CC="${CC:-cc}" install --no-build-isolation --editable ".[dev,icons,gguf]"

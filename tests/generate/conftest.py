@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from liquidmm.generate.decoder import Decoder, FamilyDecoder
-from liquidmm.generate.packed import PackedDecoder
+from liquidmm.generate.decoders.choice import Kind, make_decoder
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -21,11 +21,12 @@ CONTEXT = 64
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
-    "llama biased, odd sizes": (
+    "llama biased": (
         "LlamaForCausalLM",
         {"attention_bias": True, "mlp_bias": True, "hidden_size": 36, "intermediate_size": 50,
-         "head_dim": 10},
+         "head_dim": 8},
     ),
+    "llama odd heads": ("LlamaForCausalLM", {"head_dim": 10}),
     "llama long": (
         "LlamaForCausalLM",
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0,
@@ -52,7 +53,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 BY_HAND = {name for name in FAMILIES if name.split()[0] in ("llama", "qwen2", "qwen3", "gemma")} | {
     "mistral"
 }
-"""Those that `packed` knows."""
+"""Those that are written by hand."""
+ODD = {"llama odd heads"}
+"""Those of them that `native` can't run."""
 
 
 def make_model(family: str, **changes: Any) -> Any:
@@ -99,16 +102,22 @@ def model(family: str) -> Any:
 
 @pytest.fixture(scope="session")
 def by_hand(family: str) -> bool:
-    """Whether `packed` knows the family."""
+    """Whether the family is written by hand."""
     return family in BY_HAND
 
 
+@pytest.fixture(scope="session")
+def kinds(family: str) -> list[Kind]:
+    """The decoders that run each family."""
+    if family not in BY_HAND:
+        return ["family"]
+    return ["family", "packed"] if family in ODD else ["family", "packed", "native"]
+
+
 @pytest.fixture
-def decoders(model: Any, by_hand: bool) -> list[Decoder]:
-    """The decoders that run a model of each family, with room for four rows."""
-    found: list[Decoder] = [FamilyDecoder(model)]
-    if by_hand:
-        found.append(PackedDecoder(model, "float32"))
+def decoders(model: Any, kinds: list[Kind]) -> list[Decoder]:
+    """The decoders of each family, with room for four rows."""
+    found = [make_decoder(model, None, kind) for kind in kinds]
     for decoder in found:
         decoder.reserve(4, CONTEXT)
     return found

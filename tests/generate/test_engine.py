@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from liquidmm.errors import CheckpointError, ConfigError, DataError
+from liquidmm.generate.decoders.choice import Kind
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.requests import (
     End,
@@ -31,8 +32,9 @@ GREEDY_GUIDED = SamplingConfig(greedy=True, guidance=3.0)
 WILD = SamplingConfig(temperature=3.0, top_k=0, top_p=1.0)
 
 CONFIGS = {
-    "packed": EngineConfig(),
-    "family": EngineConfig(packed=False),
+    "native": EngineConfig(),
+    "packed": EngineConfig(decoder="packed"),
+    "family": EngineConfig(decoder="family"),
     "few rows": EngineConfig(rows=3),
     "speculation": EngineConfig(window=4),
 }
@@ -79,7 +81,7 @@ class Guided(LogitsProcessor):
 
 
 def test_greedy_text_equals_transformers_generate(
-    model: Any, vocabulary: Vocabulary, by_hand: bool
+    model: Any, vocabulary: Vocabulary, kinds: list[Kind]
 ) -> None:
     expected = model.generate(
         **padded(PROMPTS),
@@ -87,8 +89,8 @@ def test_greedy_text_equals_transformers_generate(
         do_sample=False,
         suppress_tokens=[3, 4, 5, *range(40, vocabulary.size)],
     )[:, -12:]
-    for packed in {False, by_hand}:
-        config = EngineConfig(packed=packed)
+    for kind in kinds:
+        config = EngineConfig(decoder=kind)
         engine = Engine(model, vocabulary, unconditional=UNCONDITIONAL, stop=[], config=config)
         texts = engine.texts([text(prompt) for prompt in PROMPTS])
         assert [list(written.ids) for written in texts] == expected.tolist()
@@ -96,7 +98,7 @@ def test_greedy_text_equals_transformers_generate(
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_greedy_guided_pictures_equal_transformers_generate(
-    model: Any, vocabulary: Vocabulary, scale: float, by_hand: bool
+    model: Any, vocabulary: Vocabulary, scale: float, kinds: list[Kind]
 ) -> None:
     expected = model.generate(
         **padded([*PROMPTS, *[UNCONDITIONAL] * len(PROMPTS)]),
@@ -106,8 +108,8 @@ def test_greedy_guided_pictures_equal_transformers_generate(
     )[: len(PROMPTS), -12:]
     codes = vocabulary.to_codes(expected).view(-1, 3, 4)
     sampling = SamplingConfig(greedy=True, guidance=scale)
-    for packed in {False, by_hand}:
-        engine = engine_of(model, vocabulary, EngineConfig(packed=packed))
+    for kind in kinds:
+        engine = engine_of(model, vocabulary, EngineConfig(decoder=kind))
         drawn = engine.pictures([picture(p, grid=(3, 4), sampling=sampling) for p in PROMPTS])
         assert [picture.tolist() for picture in drawn] == codes.tolist()
 
@@ -290,26 +292,27 @@ def test_bad_numbers_are_errors(bad: int) -> None:
 def test_a_model_that_cant_be_run_that_way_is_told_at_once(
     make: Any, vocabulary: Vocabulary
 ) -> None:
-    with pytest.raises(ConfigError, match=r"weights: this model can't hold int8 \(the family"):
-        engine_of(make("gemma2"), vocabulary, EngineConfig(weights="int8"))
-    with pytest.raises(ConfigError, match="packed is off"):
-        engine_of(make("llama"), vocabulary, EngineConfig(weights="int8", packed=False))
-    with pytest.raises(ConfigError, match="int4 takes groups of 32 columns, and a weight has 48"):
-        engine_of(make("llama"), vocabulary, EngineConfig(weights="int4"))
-    with pytest.raises(ConfigError, match="weights: 'int9' is unknown"):
-        engine_of(make("llama"), vocabulary, EngineConfig(weights="int9"))  # type: ignore[arg-type]
+    for family, config, message in (
+        ("gemma2", {"weights": "int8"}, r"weights: int8 is impossible.*\(native: the family"),
+        ("llama", {"weights": "int8", "decoder": "family"}, "weights as they are, float32"),
+        ("llama odd heads", {"decoder": "native"}, "10 dimensions, which is no multiple of 8"),
+        ("llama", {"weights": "int9"}, "weights: 'int9' is unknown.*'int8'"),
+        ("llama", {"decoder": "pack"}, "decoder: 'pack' is unknown.*'packed'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            engine_of(make(family), vocabulary, EngineConfig(**config))
     with pytest.raises(ConfigError, match="graphs: needs a CUDA device"):
         engine_of(make("llama"), vocabulary, EngineConfig(graphs=True))
     engine = engine_of(make("gemma2"), vocabulary, EngineConfig(weights="float32"))
     assert engine.pictures([picture(PROMPTS[0])])[0].shape == (2, 3)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", ["native", "packed", "family"])
 def test_broken_weights_are_told_and_the_engine_goes_on(
-    make: Any, vocabulary: Vocabulary, packed: bool
+    make: Any, vocabulary: Vocabulary, kind: Kind
 ) -> None:
     model = make("llama")
-    engine = engine_of(model, vocabulary, EngineConfig(packed=packed))
+    engine = engine_of(model, vocabulary, EngineConfig(decoder=kind))
     kept = engine.submit(text(PROMPTS[0]))
     while engine.step():
         pass
@@ -319,7 +322,7 @@ def test_broken_weights_are_told_and_the_engine_goes_on(
         engine.pictures([picture(PROMPTS[0], sampling=WILD)])
     assert kept.done
     model.lm_head.weight.data[50] = head
-    if not packed:  # packed weights are read once
+    if kind == "family":  # the others read weights once
         assert engine.pictures([picture(PROMPTS[0])])[0].shape == (2, 3)
     assert engine.texts([text(PROMPTS[0])])[0].ids
 
@@ -444,11 +447,11 @@ def test_markers_are_never_written_as_text(engine: Engine) -> None:
         assert max(written.ids, default=0) < 40
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", ["native", "packed", "family"])
 def test_hundreds_of_requests_keep_no_memory(
-    llama: Any, vocabulary: Vocabulary, packed: bool
+    llama: Any, vocabulary: Vocabulary, kind: Kind
 ) -> None:
-    engine = engine_of(llama, vocabulary, EngineConfig(rows=8, packed=packed))
+    engine = engine_of(llama, vocabulary, EngineConfig(rows=8, decoder=kind))
 
     def tensors() -> tuple[int, int]:
         gc.collect()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from liquidmm.generate.batch import Batch
-from liquidmm.generate.decoder import Decoder
+from liquidmm.generate.decoders.choice import Kind
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.graphs import Drawn, Graphs
 from liquidmm.generate.plan import Plan
@@ -71,9 +72,9 @@ def requests(count: int) -> list[Request]:
     return found
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_recorded_passes_draw_the_same(llama: Any, vocabulary: Vocabulary, packed: bool) -> None:
-    config = EngineConfig(rows=6, packed=packed)
+@pytest.mark.parametrize("kind", ["packed", "family"])
+def test_recorded_passes_draw_the_same(llama: Any, vocabulary: Vocabulary, kind: Kind) -> None:
+    config = EngineConfig(rows=6, decoder=kind)
     plain = Engine(llama, vocabulary, unconditional=[1, 5, 3], stop=[2], config=config)
     expected = sorted(map(str, plain.answers(requests(15))))
     engine = Engine(llama, vocabulary, unconditional=[1, 5, 3], stop=[2], config=config)
@@ -127,7 +128,7 @@ def test_a_cache_that_has_moved_is_recorded_anew(llama: Any, vocabulary: Vocabul
 def test_a_gpu_draws_the_same_with_and_without_graphs(make: Any, vocabulary: Vocabulary) -> None:
     model = make("llama").cuda()
     drawn = []
-    for config in (EngineConfig(), EngineConfig(graphs=True), EngineConfig(packed=False)):
+    for config in (EngineConfig(), EngineConfig(graphs=True), EngineConfig(decoder="family")):
         engine = Engine(model, vocabulary, unconditional=[1, 5, 3], stop=[2], config=config)
         drawn.append([sorted(map(str, engine.answers(requests(10)))) for _ in range(2)])
     assert drawn[0] == drawn[1] == drawn[2]

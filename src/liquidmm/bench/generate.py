@@ -22,9 +22,9 @@ from liquidmm.bench.report import Result, machine
 from liquidmm.bench.sizes import SHAPES
 from liquidmm.bench.worker import EndedError, Lap, Side, Worker, alternate, median_rate
 from liquidmm.errors import ConfigError, suggest
+from liquidmm.generate.decoders.decoder import Weights
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.load import DEFAULT_MODEL
-from liquidmm.generate.matrices import Weights
 from liquidmm.runtime import device_of
 
 PARTS = ("speed", "speculation", "memory")

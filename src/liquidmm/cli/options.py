@@ -15,8 +15,8 @@ import click
 from liquidmm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from liquidmm.generate.decoders.decoder import Weights
     from liquidmm.generate.liquid import Liquid
-    from liquidmm.generate.matrices import Weights
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,8 +46,8 @@ def model_options(command: Command) -> Command:
     command = click.option(
         "--weights",
         metavar="TYPE",
-        help="How weights are held: float32, bfloat16, and int8 or int4 on a CPU; as loaded if not "
-        "given. Fewer bits are faster and less exact.",
+        help="How weights are held: float32, bfloat16, or int8 on a CPU; as loaded if not given. "
+        "Fewer bits are faster and less exact.",
     )(command)
     command = click.option(
         "--device", metavar="NAME", help="cpu, cuda or mps; by default the fastest there is."

@@ -18,9 +18,9 @@ from liquidmm.evaluate.reconstruction import contact_sheet, reconstruction
 from liquidmm.evaluate.report import Context, Journal, Model, Report
 from liquidmm.evaluate.scenes import scenes
 from liquidmm.evaluate.text import text
+from liquidmm.generate.decoders.decoder import Weights
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.load import DEFAULT_MODEL, load
-from liquidmm.generate.matrices import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from liquidmm.generate.decoder import Decoder
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.graphs import Graphs
 from liquidmm.generate.plan import FIRST_ROW, Lane, Plan, padded_rows
 from liquidmm.generate.sampling import check_good

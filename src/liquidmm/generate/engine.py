@@ -3,7 +3,7 @@
 Contract: a request holds all it needs and its own seed, and what comes back for it is the same
 alone, in a batch and in any place of it, streamed or not. Only where a device rounds sums of a
 larger batch in another order may a draw differ, and only between ids that came out equal but for
-that rounding (`packed` says where it can't happen). A picture is exactly height x width codes. Text
+that rounding (never with the native decoder). A picture is exactly height x width codes. Text
 runs until a stop id, or a limit, which is then told. Ids in, ids and codes out: words and pixels
 are `liquid`'s business. Nothing here is clamped; a request that can't be answered is an error
 before anything is computed for it, and only for it.
@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.batch import Batch
-from liquidmm.generate.decoder import Decoder, FamilyDecoder, context_of
+from liquidmm.generate.decoders.choice import Kind, choose_decoder, make_decoder
+from liquidmm.generate.decoders.decoder import Decoder, Weights, context_of
 from liquidmm.generate.graphs import Graphs
-from liquidmm.generate.matrices import Weights, matrix_maker
-from liquidmm.generate.packed import PackedDecoder, why_not
 from liquidmm.generate.requests import (
     End,
     PictureRequest,
@@ -49,10 +48,11 @@ class EngineConfig:
     rows: int = 32
     """Sequences that run at once, at least 2; a guided picture takes two."""
     weights: Weights | None = None
-    """How weights are held while drawing: "float32", "bfloat16", "int8" or "int4" (integers on a
-    CPU only); None keeps the type they were loaded in."""
-    packed: bool = True
-    """Run families that are written by hand that way; off runs transformers' code for all."""
+    """How weights are held while drawing: "float32", "bfloat16" or, on a CPU, "int8"; None keeps
+    the type they were loaded in."""
+    decoder: Kind | None = None
+    """What runs the model: "native" (C, on a CPU) and "packed" (PyTorch) know families that are
+    written by hand, "family" runs transformers' code for all; None takes the first that can."""
     graphs: bool = False
     """Record passes as CUDA graphs. Recording takes seconds, so it pays for many pictures."""
     window: int = 0
@@ -94,6 +94,8 @@ class Engine:
         self.config = config or EngineConfig()
         self.context = context_of(model)
         """Ids the model can take in, prompt and result together."""
+        self.kind = choose_decoder(model, self.config.weights, self.config.decoder)
+        """What runs the model."""
         self._model = model
         self._unconditional = tuple(unconditional)
         self._decoder: Decoder | None = None
@@ -105,7 +107,7 @@ class Engine:
     def decoder(self) -> Decoder:
         """The language model and its cache."""
         if self._decoder is None:
-            self._decoder = self._make_decoder()
+            self._decoder = make_decoder(self._model, self.config.weights, self.kind)
         return self._decoder
 
     def check(self, request: Request) -> None:
@@ -282,30 +284,10 @@ class Engine:
             self._scheduler = Scheduler(batch, settings)
         return self._scheduler
 
-    def _own_weights(self) -> str:
-        return str(self._model.dtype).removeprefix("torch.")
-
-    def _make_decoder(self) -> Decoder:
-        if self.config.packed and why_not(self._model) is None:
-            own = self._own_weights()
-            weights: Weights = self.config.weights or (
-                "float32" if own == "float32" else "bfloat16"
-            )
-            return PackedDecoder(self._model, weights)
-        return FamilyDecoder(self._model)
-
     def _check_config(self) -> None:
-        weights, device = self.config.weights, self._model.device
+        device = self._model.device
         if self.config.graphs and device.type != "cuda":
             raise ConfigError(f"graphs: needs a CUDA device ({device}). Leave it off here.")
-        if weights is None or weights == self._own_weights():
-            return
-        matrix_maker(weights, device)  # refuses an unknown layout
-        reason = why_not(self._model, weights) if self.config.packed else "packed is off"
-        if reason is not None:
-            raise ConfigError(
-                f"weights: this model can't hold {weights} ({reason}). Leave the setting out."
-            )
 
     def _check_grid(self, grid: tuple[int, int], sampling: SamplingConfig) -> None:
         if min(grid) < 1:

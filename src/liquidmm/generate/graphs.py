@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liquidmm.generate.decoder import Decoder
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.plan import Plan
 
 _SPANS = 256

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from liquidmm.generate.decoder import Decoder
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.noise import exponential
 from liquidmm.generate.sampling import Sampler, SamplingConfig, guide
 from liquidmm.vocabulary import Vocabulary

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from liquidmm.errors import DataError
-from liquidmm.generate.decoder import context_of
-from liquidmm.generate.heads import FamilyHead
+from liquidmm.generate.decoders.decoder import context_of
+from liquidmm.generate.decoders.heads import FamilyHead
 
 _AT_ONCE = 128
 """Positions whose whole vocabulary is scored at a time."""

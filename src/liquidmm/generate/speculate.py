@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from liquidmm.generate.decoder import Decoder
+from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.noise import exponential
 from liquidmm.generate.plan import FIRST_ROW, Lane
 from liquidmm.generate.sampling import Sampler, check_good, guide

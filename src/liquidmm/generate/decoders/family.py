@@ -1,17 +1,13 @@
-"""Any Hugging Face decoder over the rows of one preallocated key-value cache.
+"""The decoder of any Hugging Face family, run by transformers' own forward.
 
-Contract: a row holds one sequence from position 0; rows have lengths of their own and run together
-in one batch, and each gets what it would get alone. A pass takes the next ids of neighbouring rows,
-writes their keys and values where each row ends, and gives their last hidden states. Who keeps the
-lengths is the caller: what lies behind a row's length is never read, and is written over.
-`FamilyDecoder` does this for any family with transformers' own forward; `packed` does it faster for
-those it knows.
+Contract: that of `decoder.Decoder`, for causal models whose layers attend to all positions or to a
+sliding window of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,44 +15,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from liquidmm.errors import CheckpointError
-from liquidmm.generate.heads import FamilyHead
+from liquidmm.generate.decoders.heads import FamilyHead
 
 _TYPES = {"full_attention", "sliding_attention"}
-
-
-class Decoder(Protocol):
-    """A language model and the cache it writes to."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows of so many ids; what rows hold stays."""
-
-    def forward(self, ids: Tensor, starts: Tensor, first: int, span: int) -> Tensor:
-        """Take the next ids of neighbouring rows.
-
-        Args:
-            ids: (R, T), int64.
-            starts: Ids that each row holds already, (R,), int64.
-            first: The first of the R rows.
-            span: Positions that are attended to, at least the largest of ``starts`` plus T.
-
-        Returns:
-            Last hidden states, (R, T, D).
-        """
-
-    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
-        """Map last hidden states (N, D) to the logits of some ids, (N, V)."""
-
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Copy the first ``length`` positions of a row to other rows."""
-
-
-def context_of(model: PreTrainedModel) -> int:
-    """Return how many ids a model can take in."""
-    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
 
 
 class FamilyDecoder:

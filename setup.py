@@ -1,0 +1,27 @@
+"""Compiles the decoder in C. Where there is no compiler, the package does without."""
+
+from pathlib import Path
+from platform import machine, system
+from zlib import crc32
+
+from setuptools import Extension, setup
+
+source = Path("src/liquidmm/generate/decoders/decode.c")
+flags = ["-O3", "-std=gnu11"]
+if machine().lower() in ("x86_64", "amd64"):
+    flags += ["-mavx2", "-mfma"]  # every x86 CPU since 2015; others are refused when it is loaded
+openmp = [] if system() == "Darwin" else ["-fopenmp"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "liquidmm.generate.decoders._decode",
+            sources=[str(source)],
+            define_macros=[("LIQUID_SOURCE", str(crc32(source.read_bytes())))],
+            extra_compile_args=flags + openmp,
+            extra_link_args=openmp,
+            libraries=["m"],
+            optional=True,
+        )
+    ]
+)

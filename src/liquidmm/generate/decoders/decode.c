@@ -1,0 +1,365 @@
+/* A pass of a Llama-like decoder over few rows on a CPU, limited by how fast its weights are read.
+
+   Contract: C11 with GCC's and Clang's vectors of eight floats; OpenMP, where there is any, shares
+   the work. All buffers are the caller's, who has checked what is in them. Every number is computed
+   by one thread in an order that depends on nothing but its own row: results are the same bit for
+   bit with any number of threads and whatever the other rows are.
+
+   A matrix (M, K) lies in panels of PANEL outputs, (M / PANEL, K, PANEL), so that a thread reads
+   its weights from first to last, each once for all rows; the sum of an output runs over k. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+enum { PANEL = 32, LANES = 8, VECTORS = PANEL / LANES, BLOCK = 64, DEPTH = 128 };
+enum { FLOAT32, BFLOAT16, INT8 };
+enum { SILU, GELU, GELU_TANH };
+
+typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
+
+typedef struct {
+    const void *weight; /* panels of the type that `kind` says */
+    const float *scale; /* (M), or none */
+    const float *bias;  /* (M), or none */
+    int64_t outputs, inputs, kind;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, output, gate_up, down; /* the panels of gate and up alternate */
+    const float *attention_norm, *mlp_norm;
+    const float *query_norm, *key_norm; /* (D), or none */
+    float *cache;                       /* (rows, 2, kv_heads, length, D) */
+} Layer;
+
+typedef struct {
+    int64_t layers, hidden, heads, kv_heads, head_dim, intermediate, activation;
+    float eps, scaling;
+    const float *cosines, *sines; /* (context, D / 2) */
+    const float *norm;
+    const Layer *layer;
+} Model;
+
+typedef struct {
+    int64_t rows, steps, first, length, threads;
+    const int64_t *starts; /* (rows) */
+    float *hidden;         /* (rows * steps, hidden): embeddings in, last hidden states out */
+    float *normed;         /* (rows * steps, hidden) */
+    float *qkv;            /* (rows * steps, (heads + 2 kv_heads) D) */
+    float *attended;       /* (rows * steps, heads * D) */
+    float *inner;          /* (rows * steps, intermediate) */
+    float *scores;         /* (threads, length + LANES) */
+} Pass;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline float sum_of(Vector v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+static inline Vector load_float(const float *p) { return *(const Vector *)p; }
+
+/* Compilers widen small integers by detours; AVX2 has an instruction for each. */
+static inline Vector load_half(const uint16_t *p) {
+#ifdef __AVX2__
+    return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16);
+#else
+    return (Vector)(__builtin_convertvector(*(const Halves *)p, Integers) << 16);
+#endif
+}
+
+static inline Vector load_byte(const int8_t *p) {
+#ifdef __AVX2__
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+#else
+    return __builtin_convertvector(__builtin_convertvector(*(const Bytes *)p, Integers), Vector);
+#endif
+}
+
+/* Add the products of `count` weights of each output of a panel with one row or two to `sums`. */
+#define PRODUCTS(NAME, TYPE, LOAD)                                                                 \
+    static void NAME##_two(const TYPE *w, const float *x, const float *z, float *sums,             \
+                           int64_t count) {                                                        \
+        Vector a[VECTORS], b[VECTORS];                                                             \
+        for (int i = 0; i < VECTORS; i++) {                                                        \
+            a[i] = load_float(sums + i * LANES);                                                   \
+            b[i] = load_float(sums + PANEL + i * LANES);                                           \
+        }                                                                                          \
+        for (int64_t k = 0; k < count; k++, w += PANEL)                                            \
+            for (int i = 0; i < VECTORS; i++) {                                                    \
+                Vector weight = LOAD(w + i * LANES);                                               \
+                a[i] += weight * x[k];                                                             \
+                b[i] += weight * z[k];                                                             \
+            }                                                                                      \
+        for (int i = 0; i < VECTORS; i++) {                                                        \
+            *(Vector *)(sums + i * LANES) = a[i];                                                  \
+            *(Vector *)(sums + PANEL + i * LANES) = b[i];                                          \
+        }                                                                                          \
+    }                                                                                              \
+    static void NAME##_one(const TYPE *w, const float *x, float *sums, int64_t count) {            \
+        Vector a[VECTORS];                                                                         \
+        for (int i = 0; i < VECTORS; i++) a[i] = load_float(sums + i * LANES);                     \
+        for (int64_t k = 0; k < count; k++, w += PANEL)                                            \
+            for (int i = 0; i < VECTORS; i++) a[i] += LOAD(w + i * LANES) * x[k];                  \
+        for (int i = 0; i < VECTORS; i++) *(Vector *)(sums + i * LANES) = a[i];                    \
+    }                                                                                              \
+    static void NAME(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums) {  \
+        const TYPE *w = (const TYPE *)m->weight + panel * PANEL * m->inputs;                       \
+        int64_t depth = rows > 2 ? DEPTH : m->inputs;                                              \
+        memset(sums, 0, rows * PANEL * sizeof *sums);                                              \
+        for (int64_t k = 0; k < m->inputs; k += depth) {                                           \
+            int64_t count = least(depth, m->inputs - k), r = 0;                                    \
+            for (; r + 1 < rows; r += 2)                                                           \
+                NAME##_two(w + k * PANEL, x + r * m->inputs + k, x + (r + 1) * m->inputs + k,      \
+                           sums + r * PANEL, count);                                               \
+            if (r < rows) NAME##_one(w + k * PANEL, x + r * m->inputs + k, sums + r * PANEL, count); \
+        }                                                                                          \
+    }
+
+PRODUCTS(of_floats, float, load_float)
+PRODUCTS(of_halves, uint16_t, load_half)
+PRODUCTS(of_bytes, int8_t, load_byte)
+
+/* Multiply one panel with at most BLOCK rows, (rows, inputs), into `sums`, (rows, PANEL). */
+static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows,
+                           float *sums) {
+    switch (m->kind) {
+    case FLOAT32: of_floats(m, panel, x, rows, sums); break;
+    case BFLOAT16: of_halves(m, panel, x, rows, sums); break;
+    default: of_bytes(m, panel, x, rows, sums);
+    }
+    int64_t width = least(PANEL, m->outputs - panel * PANEL);
+    const float *scale = m->scale ? m->scale + panel * PANEL : 0;
+    const float *bias = m->bias ? m->bias + panel * PANEL : 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++) {
+            if (scale) sums[r * PANEL + i] *= scale[i];
+            if (bias) sums[r * PANEL + i] += bias[i];
+        }
+}
+
+/* Where the calling thread's share of `count` things begins and ends. */
+static void share(int64_t count, int64_t *begin, int64_t *end) {
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    *begin = count * thread / threads;
+    *end = count * (thread + 1) / threads;
+}
+
+/* The calling thread's share of y = x W^T, or of y += x W^T; y is (rows, outputs). */
+static void multiply(const Matrix *m, const float *x, int64_t rows, float *y, int add) {
+    float sums[BLOCK * PANEL] __attribute__((aligned(64)));
+    int64_t begin, end;
+    share((m->outputs + PANEL - 1) / PANEL, &begin, &end);
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t row = 0; row < rows; row += BLOCK) {
+            int64_t count = least(BLOCK, rows - row);
+            int64_t width = least(PANEL, m->outputs - panel * PANEL);
+            multiply_panel(m, panel, x + row * m->inputs, count, sums);
+            for (int64_t r = 0; r < count; r++) {
+                float *to = y + (row + r) * m->outputs + panel * PANEL;
+                for (int64_t i = 0; i < width; i++)
+                    to[i] = add ? to[i] + sums[r * PANEL + i] : sums[r * PANEL + i];
+            }
+        }
+}
+
+static inline Vector choose(Integers where, Vector yes, Vector no) {
+    return (Vector)((where & (Integers)yes) | (~where & (Integers)no));
+}
+
+/* exp(x) to within two units of the last place; Cephes' expf. */
+static inline Vector exponential(Vector x) {
+    const Vector low = x * 0 - 87, high = x * 0 + 88;
+    x = choose(x < low, low, choose(x > high, high, x));
+    Vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest integer */
+    x = x - n * 0.693359375f - n * -2.12194440e-4f;
+    Vector y = x * 0 + 1.9875691500e-4f;
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1;
+    return y * (Vector)((__builtin_convertvector(n, Integers) + 127) << 23);
+}
+
+/* gate = activation(gate) * up; whole vectors. */
+static void activate(float *gate, const float *up, int64_t count, int64_t activation) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Vector g = load_float(gate + i), share;
+        if (activation == SILU) share = 1 / (1 + exponential(-g));
+        else if (activation == GELU_TANH)
+            share = 1 / (1 + exponential(-1.5957691f * (g + 0.044715f * g * g * g)));
+        else
+            for (int j = 0; j < LANES; j++) share[j] = 0.5f * (1 + erff(g[j] * 0.70710678f));
+        *(Vector *)(gate + i) = g * share * load_float(up + i);
+    }
+}
+
+/* The calling thread's share of y = activation(gate) * up; y is (rows, intermediate). */
+static void feed(const Matrix *m, const float *x, int64_t rows, float *y, int64_t intermediate,
+                 int64_t activation) {
+    float gate[BLOCK * PANEL] __attribute__((aligned(64)));
+    float up[BLOCK * PANEL] __attribute__((aligned(64)));
+    int64_t begin, end;
+    share((intermediate + PANEL - 1) / PANEL, &begin, &end);
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t row = 0; row < rows; row += BLOCK) {
+            int64_t count = least(BLOCK, rows - row);
+            int64_t width = least(PANEL, intermediate - panel * PANEL);
+            multiply_panel(m, 2 * panel, x + row * m->inputs, count, gate);
+            multiply_panel(m, 2 * panel + 1, x + row * m->inputs, count, up);
+            activate(gate, up, count * PANEL, activation);
+            for (int64_t r = 0; r < count; r++)
+                memcpy(y + (row + r) * intermediate + panel * PANEL, gate + r * PANEL,
+                       width * sizeof *y);
+        }
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * scale */
+static void normalize(const float *x, const float *scale, int64_t count, float eps, float *y) {
+    Vector sums = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) sums += load_float(x + i) * load_float(x + i);
+    float squares = sum_of(sums);
+    for (; i < count; i++) squares += x[i] * x[i];
+    float factor = 1 / sqrtf(squares / count + eps);
+    for (i = 0; i < count; i++) y[i] = x[i] * factor * scale[i];
+}
+
+static void normalize_rows(const float *x, const float *scale, int64_t rows, int64_t count,
+                           float eps, float *y) {
+    int64_t begin, end;
+    share(rows, &begin, &end);
+    for (int64_t r = begin; r < end; r++)
+        normalize(x + r * count, scale, count, eps, y + r * count);
+}
+
+/* Turn the pairs (i, i + D / 2) of one head, times a factor. */
+static void rotate(float *x, const float *cosine, const float *sine, int64_t size, float factor) {
+    int64_t half = size / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = (a * cosine[i] - b * sine[i]) * factor;
+        x[i + half] = (b * cosine[i] + a * sine[i]) * factor;
+    }
+}
+
+/* y = softmax(q K^T) V over `count` positions of one head; q is scaled. */
+static void attend(const float *q, const float *keys, const float *values, int64_t count,
+                   int64_t size, float *scores, float *y) {
+    float highest = -INFINITY, total = 0;
+    int64_t s = 0;
+    for (; s < count; s += 4) {
+        const float *k[4];
+        Vector sums[4] = {{0}};
+        for (int i = 0; i < 4; i++) k[i] = keys + least(s + i, count - 1) * size;
+        for (int64_t d = 0; d < size; d += LANES)
+            for (int i = 0; i < 4; i++) sums[i] += load_float(q + d) * load_float(k[i] + d);
+        for (int i = 0; i < 4; i++) scores[s + i] = sum_of(sums[i]);
+    }
+    for (s = 0; s < count; s++) highest = scores[s] > highest ? scores[s] : highest;
+    for (s = 0; s < count; s += LANES)
+        *(Vector *)(scores + s) = exponential(load_float(scores + s) - highest);
+    for (s = 0; s < count; s++) total += scores[s];
+    for (int64_t d = 0; d < size; d += LANES) {
+        Vector sum = {0}, other = {0};
+        for (s = 0; s + 1 < count; s += 2) {
+            sum += load_float(values + s * size + d) * scores[s];
+            other += load_float(values + (s + 1) * size + d) * scores[s + 1];
+        }
+        if (s < count) sum += load_float(values + s * size + d) * scores[s];
+        *(Vector *)(y + d) = (sum + other) / total;
+    }
+}
+
+/* Rotate the calling thread's share of queries and keys, and write keys and values into the cache. */
+static void remember(const Model *m, const Layer *layer, const Pass *pass) {
+    int64_t size = m->head_dim, plane = pass->length * size, begin, end;
+    share(pass->rows * pass->steps, &begin, &end);
+    for (int64_t at = begin; at < end; at++) {
+        int64_t row = at / pass->steps, position = pass->starts[row] + at % pass->steps;
+        const float *cosine = m->cosines + position * size / 2;
+        const float *sine = m->sines + position * size / 2;
+        float *query = pass->qkv + at * (m->heads + 2 * m->kv_heads) * size;
+        float *key = query + m->heads * size, *value = key + m->kv_heads * size;
+        float *to = layer->cache + (pass->first + row) * 2 * m->kv_heads * plane + position * size;
+        for (int64_t h = 0; h < m->heads; h++, query += size) {
+            if (layer->query_norm) normalize(query, layer->query_norm, size, m->eps, query);
+            rotate(query, cosine, sine, size, m->scaling);
+        }
+        for (int64_t h = 0; h < m->kv_heads; h++, key += size, value += size, to += plane) {
+            if (layer->key_norm) normalize(key, layer->key_norm, size, m->eps, key);
+            rotate(key, cosine, sine, size, 1);
+            memcpy(to, key, size * sizeof *to);
+            memcpy(to + m->kv_heads * plane, value, size * sizeof *to);
+        }
+    }
+}
+
+/* Attend from the calling thread's share of the queries; later positions take longer, so the shares
+   alternate. */
+static void recall(const Model *m, const Layer *layer, const Pass *pass) {
+    int64_t size = m->head_dim, plane = pass->length * size;
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    float *scores = pass->scores + thread * (pass->length + LANES);
+    for (int64_t i = thread; i < pass->rows * pass->steps * m->heads; i += threads) {
+        int64_t at = i / m->heads, head = i % m->heads, row = at / pass->steps;
+        int64_t line = (pass->first + row) * 2 * m->kv_heads + head * m->kv_heads / m->heads;
+        const float *keys = layer->cache + line * plane;
+        const float *query = pass->qkv + (at * (m->heads + 2 * m->kv_heads) + head) * size;
+        attend(query, keys, keys + m->kv_heads * plane, pass->starts[row] + at % pass->steps + 1,
+               size, scores, pass->attended + i * size);
+    }
+}
+
+/* The checksum of this file, from whoever compiles it. */
+int64_t liquid_source(void) { return LIQUID_SOURCE; }
+
+/* y = x W^T + bias; x is (rows, inputs), y (rows, outputs). */
+void liquid_multiply(const Matrix *m, const float *x, int64_t rows, float *y, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    multiply(m, x, rows, y, 0);
+}
+
+/* The next `steps` positions of neighbouring rows of the cache, through all layers. */
+void liquid_forward(const Model *m, const Pass *pass) {
+    int64_t rows = pass->rows * pass->steps;
+#pragma omp parallel num_threads(pass->threads)
+    {
+        for (const Layer *layer = m->layer; layer < m->layer + m->layers; layer++) {
+            normalize_rows(pass->hidden, layer->attention_norm, rows, m->hidden, m->eps,
+                           pass->normed);
+#pragma omp barrier
+            multiply(&layer->qkv, pass->normed, rows, pass->qkv, 0);
+#pragma omp barrier
+            remember(m, layer, pass);
+#pragma omp barrier
+            recall(m, layer, pass);
+#pragma omp barrier
+            multiply(&layer->output, pass->attended, rows, pass->hidden, 1);
+#pragma omp barrier
+            normalize_rows(pass->hidden, layer->mlp_norm, rows, m->hidden, m->eps, pass->normed);
+#pragma omp barrier
+            feed(&layer->gate_up, pass->normed, rows, pass->inner, m->intermediate, m->activation);
+#pragma omp barrier
+            multiply(&layer->down, pass->inner, rows, pass->hidden, 1);
+#pragma omp barrier
+        }
+        normalize_rows(pass->hidden, m->norm, rows, m->hidden, m->eps, pass->hidden);
+    }
+}
