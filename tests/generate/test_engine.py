@@ -331,6 +331,7 @@ class Scripted:
     """A decoder that wants given ids as text, and whose rows can be looked into."""
 
     device = torch.device("cpu")
+    exact = False
 
     def __init__(self, wanted: list[int]) -> None:
         self.wanted = list(wanted)
@@ -424,8 +425,19 @@ def test_previews_come_every_so_many_rows(llama: Any, vocabulary: Vocabulary) ->
         assert torch.equal(step.codes, whole.codes[: len(step.codes)])
 
 
-def test_a_prompt_is_read_once_for_all_of_its_samples(llama: Any, vocabulary: Vocabulary) -> None:
-    engine = engine_of(llama, vocabulary)
+@pytest.mark.parametrize(
+    ("kind", "reads", "rows"),
+    [
+        # The prompt and the unconditional one, but for their last ids.
+        ("native", [(1, 4), (1, 2)], 10),
+        # A round number of ids each, and of rows, two of which are idle.
+        ("packed", [(1, 16), (1, 16)], 12),
+    ],
+)
+def test_a_prompt_is_read_once_for_all_of_its_samples(
+    llama: Any, vocabulary: Vocabulary, kind: Kind, reads: list[tuple[int, int]], rows: int
+) -> None:
+    engine = engine_of(llama, vocabulary, EngineConfig(decoder=kind))
     read: list[tuple[int, int]] = []
     forward = engine.decoder.forward
 
@@ -435,9 +447,7 @@ def test_a_prompt_is_read_once_for_all_of_its_samples(llama: Any, vocabulary: Vo
 
     engine.decoder.forward = counted  # type: ignore[method-assign]
     engine.pictures([picture(PROMPTS[0], seed=seed) for seed in range(5)])
-    # The prompt and the unconditional one, a round number of ids each, then six passes of twelve
-    # rows, two of which are idle.
-    assert read == [(1, 16), (1, 16), *[(12, 1)] * 6]
+    assert read == [*reads, *[(rows, 1)] * 6]
 
 
 def test_markers_are_never_written_as_text(engine: Engine) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.graphs import Graphs
-from liquidmm.generate.plan import FIRST_ROW, Lane, Plan, padded_rows
+from liquidmm.generate.plan import FIRST_ROW, Lane, Plan, rows_of_pass
 from liquidmm.generate.sampling import check_good
 from liquidmm.generate.speculate import Window
 from liquidmm.vocabulary import Vocabulary
 
 _READ = 16
-"""A prompt is read in a round number of ids; what is read too much is written over."""
+"""A prompt is read in a round number of ids, unless the decoder is exact; what is read too much is
+written over."""
 _SPAN = 16
 """Attended positions are rounded up to a multiple of this."""
 
@@ -131,8 +132,8 @@ class Batch:
     def advance(self) -> None:
         """Make one pass: every lane draws one id."""
         if self._plan is None:
-            rows = padded_rows(self.rows)
-            self._plan = Plan(self.lanes, rows, self._vocabulary, self._decoder.device)
+            rows = rows_of_pass(self.rows, self._decoder)
+            self._plan = Plan(self.lanes, rows, self._vocabulary, self._decoder)
             if self._graphs is not None:
                 self._plan = self._graphs.settle(self._plan)
         longest = max(lane.lengths[place] for lane, place in self._owners) + 1
@@ -207,14 +208,16 @@ class Batch:
         # Rounded up, so that requests of nearly equal length don't each move the cache.
         room = min(-(-room // _SPAN) * _SPAN, self._context)
         self._room = max(self._room, room)
-        rows = FIRST_ROW + padded_rows(self.rows)
+        rows = FIRST_ROW + rows_of_pass(self.rows, self._decoder)
         self._held = (max(rows, self._held[0]), self._room)
         self._decoder.reserve(*self._held)
 
     def _read(self, row: int, ids: Sequence[int], at: int) -> None:
         if not ids:
             return
-        count = min(-(-len(ids) // _READ) * _READ, self._context - at)
+        count = len(ids)
+        if not self._decoder.exact:
+            count = min(-(-count // _READ) * _READ, self._context - at)
         if at + count > self._room:
             self._reserve(at + count)
         device = self._decoder.device

@@ -30,12 +30,10 @@ _NOISE_AHEAD = 2**16
 """Random numbers that are made at a time, about: small operations cost their start on a CPU."""
 
 
-def padded_rows(rows: int) -> int:
-    """Round a number of rows up, to one of few: each takes kernels of its own, which are kept.
-
-    At least two, because a pass over a single row takes other kernels, whose sums are rounded in
-    another order.
-    """
+def rows_of_pass(rows: int, decoder: Decoder) -> int:
+    """Round a number of rows up to one of few, and at least two, where the decoder wants that."""
+    if decoder.exact:
+        return rows
     step = 2 if rows <= 8 else 4 if rows <= 32 else 8
     return max(2, -(-rows // step) * step)
 
@@ -73,9 +71,10 @@ class Group:
     """The lanes of a plan that draw from the same part, side by side."""
 
     def __init__(
-        self, part: Part, lanes: Sequence[Lane], vocabulary: Vocabulary, device: torch.device
+        self, part: Part, lanes: Sequence[Lane], vocabulary: Vocabulary, decoder: Decoder
     ) -> None:
         """Put what each lane needs into columns."""
+        device = decoder.device
 
         def whole(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
@@ -87,8 +86,8 @@ class Group:
         place = {row: index for index, row in enumerate(rows)}
         self._rows = whole(rows)
         """Rows that draw."""
-        self._scored = whole(rows + rows[:1] * (padded_rows(len(rows)) - len(rows)))
-        """The same, and the first one again and again up to a round number."""
+        self._scored = whole(rows + rows[:1] * (rows_of_pass(len(rows), decoder) - len(rows)))
+        """The same, and the first one again and again up to the rows of a pass."""
         self._conditional = whole([place[lane.rows[0]] for lane in lanes])
         self._unconditional = whole([place[lane.rows[lane.drawing - 1]] for lane in lanes])
         self._scale = torch.tensor([[lane.sampling.guidance] for lane in lanes], device=device)
@@ -173,7 +172,7 @@ class Plan:
     """The passes of some lanes until one of them changes."""
 
     def __init__(
-        self, lanes: Sequence[Lane], rows: int, vocabulary: Vocabulary, device: torch.device
+        self, lanes: Sequence[Lane], rows: int, vocabulary: Vocabulary, decoder: Decoder
     ) -> None:
         """Put the lanes' rows side by side.
 
@@ -181,8 +180,9 @@ class Plan:
             lanes: All lanes of the batch.
             rows: Rows of a pass, at least those of the lanes; what is beyond them runs idle.
             vocabulary: Where text and codes lie.
-            device: Where the passes run.
+            decoder: The language model that will make the passes.
         """
+        device = decoder.device
         feed, starts, moves = [0] * rows, [0] * rows, [0] * rows
         for lane in lanes:
             for place, row in enumerate(lane.rows[: lane.drawing]):
@@ -192,7 +192,7 @@ class Plan:
         self._moves = torch.tensor(moves, device=device)
         parts: tuple[Part, ...] = ("codes", "text")
         self.groups = [
-            Group(part, members, vocabulary, device)
+            Group(part, members, vocabulary, decoder)
             for part in parts
             if (members := [lane for lane in lanes if lane.part == part])
         ]

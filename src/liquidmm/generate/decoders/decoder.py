@@ -27,6 +27,14 @@ class Decoder(Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether a row's results are the same bit for bit in passes of any size.
+
+        Others are given round numbers of rows and ids: each number takes kernels of its own, whose
+        sums are rounded in orders of their own, and which a device keeps.
+        """
+
     def reserve(self, rows: int, length: int) -> None:
         """Make room for so many rows of so many ids; what rows hold stays."""
 

@@ -23,6 +23,8 @@ _TYPES = {"full_attention", "sliding_attention"}
 class FamilyDecoder:
     """The decoder of any family, run by transformers' own code."""
 
+    exact = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         """Share the model's weights.
 

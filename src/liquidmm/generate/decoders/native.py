@@ -53,6 +53,7 @@ class NativeDecoder:
     """The decoder of a family that is written by hand, on a CPU."""
 
     device = torch.device("cpu")
+    exact = True
 
     def __init__(self, model: PreTrainedModel, weights: Weights) -> None:
         """Lay the weights out.

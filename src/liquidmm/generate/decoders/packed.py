@@ -57,6 +57,8 @@ class _Layer:
 class PackedDecoder:
     """The decoder of a family that is written by hand."""
 
+    exact = False
+
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Lay the weights out.
 
