@@ -14,6 +14,7 @@ from liquidmm.bench.job import Shape
 from liquidmm.cli import main
 from liquidmm.errors import ConfigError
 from liquidmm.generate.engine import EngineConfig
+from liquidmm.model.checkpoint import Checkpoint
 
 TINY = Shape(
     name="tiny",
@@ -56,6 +57,15 @@ def test_what_a_step_reads_is_counted(job):
     positions = sum(map(len, prompts)) + 3 * len(unconditional) + 6 * 7 / 2
     layer = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     assert job.step_bytes() == 4 * (weights + head + layer * positions)
+
+
+def test_weights_count_in_the_type_they_are_stored_in(checkpoint_folder, tmp_path):
+    folder = Checkpoint.load(checkpoint_folder).save(tmp_path / "half", "bfloat16")
+    whole, half = (
+        DrawJob(source=source, batch=1, codes=4, device="cpu").step_bytes()
+        for source in (checkpoint_folder, folder)
+    )
+    assert 1.7 < whole / half < 2
 
 
 def test_json_has_every_figure(checkpoint_folder):

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from liquidmm.bench.job import Shape
 from liquidmm.generate.sampling import SamplingConfig, release_sampling
@@ -122,12 +122,14 @@ class DrawJob:
         """Count what has to be read for each step, whoever draws.
 
         Returns:
-            Bytes of the blocks, of the norms and of the head's image slice, once; and of the keys
-            and values of all rows of guided pairs, at half of the codes.
+            Bytes of the blocks, of the norms and of the head's image slice, once, in the type that
+            a checkpoint stores; and of the keys and values of all rows of guided pairs, at half of
+            the codes.
         """
-        size = torch.finfo(self.dtype).bits // 8
+        stored = self.dtype
         if isinstance(self.source, Path):
             model = empty_language_model(self.source)
+            stored = AutoConfig.from_pretrained(self.source).dtype or stored
         else:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -141,7 +143,7 @@ class DrawJob:
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         prompts, unconditional = self.prompts()
         held = sum(map(len, prompts)) + self.batch * (len(unconditional) + self.codes)
-        return int(size * (blocks + head + cached * held))
+        return int(stored.itemsize * (blocks + head) + self.dtype.itemsize * cached * held)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
