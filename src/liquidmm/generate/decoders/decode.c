@@ -23,7 +23,9 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-enum { PANEL = 32, LANES = 8, VECTORS = PANEL / LANES, BLOCK = 64, DEPTH = 128 };
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PANEL = 32, LANES = 8, VECTORS = PANEL / LANES, BLOCK = 64, DEPTH = 128, TILE = 3, FEW = 4 };
 enum { FLOAT32, BFLOAT16, INT8 };
 enum { SILU, GELU, GELU_TANH };
 
@@ -65,90 +67,97 @@ typedef struct {
     float *scores;         /* (threads, length + LANES) */
 } Pass;
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline float sum_of(Vector v) {
+INLINE float sum_of(Vector v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-static inline Vector load_float(const float *p) { return *(const Vector *)p; }
+INLINE Vector load(const float *x) { return *(const Vector *)x; }
 
-/* Compilers widen small integers by detours; AVX2 has an instruction for each. */
-static inline Vector load_half(const uint16_t *p) {
+INLINE void store(float *x, Vector v) { *(Vector *)x = v; }
+
+/* Eight weights. Compilers widen small integers by detours; AVX2 has an instruction for it. */
+INLINE Vector load_weights(const void *weight, int64_t at, int kind) {
+    if (kind == FLOAT32) return load((const float *)weight + at);
+    if (kind == BFLOAT16) {
+        const uint16_t *w = (const uint16_t *)weight + at;
 #ifdef __AVX2__
-    return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16);
+        Integers wide = (Integers)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)w));
 #else
-    return (Vector)(__builtin_convertvector(*(const Halves *)p, Integers) << 16);
+        Integers wide = __builtin_convertvector(*(const Halves *)w, Integers);
 #endif
-}
-
-static inline Vector load_byte(const int8_t *p) {
-#ifdef __AVX2__
-    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
-#else
-    return __builtin_convertvector(__builtin_convertvector(*(const Bytes *)p, Integers), Vector);
-#endif
-}
-
-/* Add the products of `count` weights of each output of a panel with one row or two to `sums`. */
-#define PRODUCTS(NAME, TYPE, LOAD)                                                                 \
-    static void NAME##_two(const TYPE *w, const float *x, const float *z, float *sums,             \
-                           int64_t count) {                                                        \
-        Vector a[VECTORS], b[VECTORS];                                                             \
-        for (int i = 0; i < VECTORS; i++) {                                                        \
-            a[i] = load_float(sums + i * LANES);                                                   \
-            b[i] = load_float(sums + PANEL + i * LANES);                                           \
-        }                                                                                          \
-        for (int64_t k = 0; k < count; k++, w += PANEL)                                            \
-            for (int i = 0; i < VECTORS; i++) {                                                    \
-                Vector weight = LOAD(w + i * LANES);                                               \
-                a[i] += weight * x[k];                                                             \
-                b[i] += weight * z[k];                                                             \
-            }                                                                                      \
-        for (int i = 0; i < VECTORS; i++) {                                                        \
-            *(Vector *)(sums + i * LANES) = a[i];                                                  \
-            *(Vector *)(sums + PANEL + i * LANES) = b[i];                                          \
-        }                                                                                          \
-    }                                                                                              \
-    static void NAME##_one(const TYPE *w, const float *x, float *sums, int64_t count) {            \
-        Vector a[VECTORS];                                                                         \
-        for (int i = 0; i < VECTORS; i++) a[i] = load_float(sums + i * LANES);                     \
-        for (int64_t k = 0; k < count; k++, w += PANEL)                                            \
-            for (int i = 0; i < VECTORS; i++) a[i] += LOAD(w + i * LANES) * x[k];                  \
-        for (int i = 0; i < VECTORS; i++) *(Vector *)(sums + i * LANES) = a[i];                    \
-    }                                                                                              \
-    static void NAME(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums) {  \
-        const TYPE *w = (const TYPE *)m->weight + panel * PANEL * m->inputs;                       \
-        int64_t depth = rows > 2 ? DEPTH : m->inputs;                                              \
-        memset(sums, 0, rows * PANEL * sizeof *sums);                                              \
-        for (int64_t k = 0; k < m->inputs; k += depth) {                                           \
-            int64_t count = least(depth, m->inputs - k), r = 0;                                    \
-            for (; r + 1 < rows; r += 2)                                                           \
-                NAME##_two(w + k * PANEL, x + r * m->inputs + k, x + (r + 1) * m->inputs + k,      \
-                           sums + r * PANEL, count);                                               \
-            if (r < rows) NAME##_one(w + k * PANEL, x + r * m->inputs + k, sums + r * PANEL, count); \
-        }                                                                                          \
+        return (Vector)(wide << 16);
     }
+    const int8_t *w = (const int8_t *)weight + at;
+#ifdef __AVX2__
+    Integers wide = (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)w));
+#else
+    Integers wide = __builtin_convertvector(*(const Bytes *)w, Integers);
+#endif
+    return __builtin_convertvector(wide, Vector);
+}
 
-PRODUCTS(of_floats, float, load_float)
-PRODUCTS(of_halves, uint16_t, load_half)
-PRODUCTS(of_bytes, int8_t, load_byte)
+/* Add the products of a panel's weights of `count` inputs with at most TILE rows to `sums`. The last
+   two arguments are constants wherever this is called, so that all loops but one are unrolled. */
+INLINE void add_tile(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
+                     float *sums, int kind, int rows) {
+    Vector s[TILE][VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < VECTORS; i++) s[r][i] = load(sums + r * PANEL + i * LANES);
+    for (int64_t k = 0; k < count; k++)
+        for (int i = 0; i < VECTORS; i++) {
+            Vector w = load_weights(weight, at + k * PANEL + i * LANES, kind);
+            for (int r = 0; r < rows; r++) s[r][i] += w * x[r * stride + k];
+        }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < VECTORS; i++) store(sums + r * PANEL + i * LANES, s[r][i]);
+}
+
+INLINE void add_rows(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
+                     int64_t rows, float *sums, int kind) {
+    for (; rows >= TILE; rows -= TILE, x += TILE * stride, sums += TILE * PANEL)
+        add_tile(weight, at, x, stride, count, sums, kind, TILE);
+    if (rows == 2) add_tile(weight, at, x, stride, count, sums, kind, 2);
+    if (rows == 1) add_tile(weight, at, x, stride, count, sums, kind, 1);
+}
+
+/* Many rows take DEPTH inputs at a time, whose weights a first cache holds, and which are made
+   floats once for all. */
+INLINE void add_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums,
+                      int kind) {
+    int64_t size = m->inputs, at = panel * size * PANEL;
+    if (rows <= FEW) {
+        add_rows(m->weight, at, x, size, size, rows, sums, kind);
+        return;
+    }
+    float floats[DEPTH * PANEL] __attribute__((aligned(64)));
+    for (int64_t k = 0; k < size; k += DEPTH, at += DEPTH * PANEL) {
+        int64_t count = least(DEPTH, size - k);
+        if (kind == FLOAT32) {
+            add_rows(m->weight, at, x + k, size, count, rows, sums, FLOAT32);
+        } else {
+            for (int64_t i = 0; i < count * PANEL; i += LANES)
+                store(floats + i, load_weights(m->weight, at + i, kind));
+            add_rows(floats, 0, x + k, size, count, rows, sums, FLOAT32);
+        }
+    }
+}
 
 /* Multiply one panel with at most BLOCK rows, (rows, inputs), into `sums`, (rows, PANEL). */
 static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows,
                            float *sums) {
+    memset(sums, 0, rows * PANEL * sizeof *sums);
     switch (m->kind) {
-    case FLOAT32: of_floats(m, panel, x, rows, sums); break;
-    case BFLOAT16: of_halves(m, panel, x, rows, sums); break;
-    default: of_bytes(m, panel, x, rows, sums);
+    case FLOAT32: add_panel(m, panel, x, rows, sums, FLOAT32); break;
+    case BFLOAT16: add_panel(m, panel, x, rows, sums, BFLOAT16); break;
+    default: add_panel(m, panel, x, rows, sums, INT8);
     }
     int64_t width = least(PANEL, m->outputs - panel * PANEL);
-    const float *scale = m->scale ? m->scale + panel * PANEL : 0;
-    const float *bias = m->bias ? m->bias + panel * PANEL : 0;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < width; i++) {
-            if (scale) sums[r * PANEL + i] *= scale[i];
-            if (bias) sums[r * PANEL + i] += bias[i];
+            if (m->scale) sums[r * PANEL + i] *= m->scale[panel * PANEL + i];
+            if (m->bias) sums[r * PANEL + i] += m->bias[panel * PANEL + i];
         }
 }
 
@@ -177,12 +186,12 @@ static void multiply(const Matrix *m, const float *x, int64_t rows, float *y, in
         }
 }
 
-static inline Vector choose(Integers where, Vector yes, Vector no) {
+INLINE Vector choose(Integers where, Vector yes, Vector no) {
     return (Vector)((where & (Integers)yes) | (~where & (Integers)no));
 }
 
 /* exp(x) to within two units of the last place; Cephes' expf. */
-static inline Vector exponential(Vector x) {
+INLINE Vector exponential(Vector x) {
     const Vector low = x * 0 - 87, high = x * 0 + 88;
     x = choose(x < low, low, choose(x > high, high, x));
     Vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest integer */
@@ -200,13 +209,13 @@ static inline Vector exponential(Vector x) {
 /* gate = activation(gate) * up; whole vectors. */
 static void activate(float *gate, const float *up, int64_t count, int64_t activation) {
     for (int64_t i = 0; i < count; i += LANES) {
-        Vector g = load_float(gate + i), share;
+        Vector g = load(gate + i), share;
         if (activation == SILU) share = 1 / (1 + exponential(-g));
         else if (activation == GELU_TANH)
             share = 1 / (1 + exponential(-1.5957691f * (g + 0.044715f * g * g * g)));
         else
             for (int j = 0; j < LANES; j++) share[j] = 0.5f * (1 + erff(g[j] * 0.70710678f));
-        *(Vector *)(gate + i) = g * share * load_float(up + i);
+        store(gate + i, g * share * load(up + i));
     }
 }
 
@@ -234,7 +243,7 @@ static void feed(const Matrix *m, const float *x, int64_t rows, float *y, int64_
 static void normalize(const float *x, const float *scale, int64_t count, float eps, float *y) {
     Vector sums = {0};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) sums += load_float(x + i) * load_float(x + i);
+    for (; i + LANES <= count; i += LANES) sums += load(x + i) * load(x + i);
     float squares = sum_of(sums);
     for (; i < count; i++) squares += x[i] * x[i];
     float factor = 1 / sqrtf(squares / count + eps);
@@ -269,25 +278,25 @@ static void attend(const float *q, const float *keys, const float *values, int64
         Vector sums[4] = {{0}};
         for (int i = 0; i < 4; i++) k[i] = keys + least(s + i, count - 1) * size;
         for (int64_t d = 0; d < size; d += LANES)
-            for (int i = 0; i < 4; i++) sums[i] += load_float(q + d) * load_float(k[i] + d);
+            for (int i = 0; i < 4; i++) sums[i] += load(q + d) * load(k[i] + d);
         for (int i = 0; i < 4; i++) scores[s + i] = sum_of(sums[i]);
     }
     for (s = 0; s < count; s++) highest = scores[s] > highest ? scores[s] : highest;
     for (s = 0; s < count; s += LANES)
-        *(Vector *)(scores + s) = exponential(load_float(scores + s) - highest);
+        store(scores + s, exponential(load(scores + s) - highest));
     for (s = 0; s < count; s++) total += scores[s];
     for (int64_t d = 0; d < size; d += LANES) {
         Vector sum = {0}, other = {0};
         for (s = 0; s + 1 < count; s += 2) {
-            sum += load_float(values + s * size + d) * scores[s];
-            other += load_float(values + (s + 1) * size + d) * scores[s + 1];
+            sum += load(values + s * size + d) * scores[s];
+            other += load(values + (s + 1) * size + d) * scores[s + 1];
         }
-        if (s < count) sum += load_float(values + s * size + d) * scores[s];
-        *(Vector *)(y + d) = (sum + other) / total;
+        if (s < count) sum += load(values + s * size + d) * scores[s];
+        store(y + d, (sum + other) / total);
     }
 }
 
-/* Rotate the calling thread's share of queries and keys, and write keys and values into the cache. */
+/* Rotate the calling thread's share of queries and keys; write keys and values into the cache. */
 static void remember(const Model *m, const Layer *layer, const Pass *pass) {
     int64_t size = m->head_dim, plane = pass->length * size, begin, end;
     share(pass->rows * pass->steps, &begin, &end);

@@ -18,6 +18,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from liquidmm.runtime import get_logger
+
 SOURCE = Path(__file__).with_name("decode.c")
 """What it is compiled from."""
 _NAME = "_decode"
@@ -84,11 +86,20 @@ class Pass(Structure):
 
 @cache
 def find_library() -> ctypes.CDLL | str:
-    """Load the library.
+    """Load the library; where that is impossible, say once that PyTorch will be slower.
 
     Returns:
         The library, or why there is none.
     """
+    library = _load()
+    if isinstance(library, str):
+        get_logger(__name__).warning(
+            "liquidmm's own decoder can't be used: %s. PyTorch's is several times slower.", library
+        )
+    return library
+
+
+def _load() -> ctypes.CDLL | str:
     places = [SOURCE.with_name(_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
     files = [path for path in places if path.is_file()]
     if not files:
