@@ -6,7 +6,9 @@ from zlib import crc32
 
 from setuptools import Extension, setup
 
-source = Path("src/liquidmm/generate/decoders/decode.c")
+folder = Path("src/liquidmm/generate/decoders")
+sources = [folder / "decode.c", folder / "panels.h"]
+checksum = crc32(b"".join(source.read_bytes() for source in sources))
 flags = ["-O3", "-std=gnu11"]
 if machine().lower() in ("x86_64", "amd64"):
     flags += ["-mavx2", "-mfma"]  # every x86 CPU since 2015; others are refused when it is loaded
@@ -16,8 +18,9 @@ setup(
     ext_modules=[
         Extension(
             "liquidmm.generate.decoders._decode",
-            sources=[str(source)],
-            define_macros=[("LIQUID_SOURCE", str(crc32(source.read_bytes())))],
+            sources=[str(sources[0])],
+            depends=[str(sources[1])],
+            define_macros=[("LIQUID_SOURCE", str(checksum))],
             extra_compile_args=flags + openmp,
             extra_link_args=openmp,
             libraries=["m"],

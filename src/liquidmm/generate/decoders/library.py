@@ -20,7 +20,7 @@ from torch import Tensor
 
 from liquidmm.runtime import get_logger
 
-SOURCE = Path(__file__).with_name("decode.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("decode.c", "panels.h")]
 """What it is compiled from."""
 _NAME = "_decode"
 _X86 = ("x86_64", "amd64")
@@ -100,7 +100,7 @@ def find_library() -> ctypes.CDLL | str:
 
 
 def _load() -> ctypes.CDLL | str:
-    places = [SOURCE.with_name(_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
+    places = [Path(__file__).with_name(_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
     files = [path for path in places if path.is_file()]
     if not files:
         return "it was not compiled when liquidmm was installed; that needs a C compiler"
@@ -109,7 +109,7 @@ def _load() -> ctypes.CDLL | str:
         return "this CPU has no AVX2"
     library = ctypes.CDLL(str(files[0]))
     library.liquid_source.restype = c_int64
-    if library.liquid_source() != crc32(SOURCE.read_bytes()):
+    if library.liquid_source() != crc32(b"".join(source.read_bytes() for source in SOURCES)):
         return "it was compiled from another version; install liquidmm again"
     library.liquid_forward.argtypes = [POINTER(Model), POINTER(Pass)]
     library.liquid_multiply.argtypes = [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from typing import Any
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.nn import functional
 
 from liquidmm.generate.decoders import library
 from liquidmm.generate.decoders.choice import choose_decoder, make_decoder
+from liquidmm.generate.decoders.decoder import Weights
 from liquidmm.generate.decoders.library import find_library
 from liquidmm.generate.decoders.native import NativeDecoder
 
@@ -36,6 +39,26 @@ def read(decoder: Any, rows: int = 1) -> torch.Tensor:
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler at installation")
 def test_the_library_is_there() -> None:
     assert isinstance(find_library(), ctypes.CDLL)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_other_processors_compute_the_same(make: Any, tmp_path: Path) -> None:
+    """Without AVX2, as on ARM, and without OpenMP, as on macOS."""
+    built = tmp_path / "decode.so"
+    flags = ["-O2", "-std=gnu11", "-w", "-fPIC", "-shared", "-DLIQUID_SOURCE=0"]
+    command = ["cc", *flags, str(library.SOURCES[0]), "-o", str(built), "-lm"]
+    subprocess.run(command, check=True)
+    plain_c = ctypes.CDLL(str(built))
+    own = find_library()
+    assert isinstance(own, ctypes.CDLL)
+    for name in ("liquid_forward", "liquid_multiply"):
+        getattr(plain_c, name).argtypes = getattr(own, name).argtypes
+    for weights in get_args(Weights):
+        for family in ("llama biased", "qwen3"):
+            decoder = NativeDecoder(make(family), weights)
+            expected = read(decoder)
+            decoder._library = plain_c
+            torch.testing.assert_close(read(decoder), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -129,7 +152,7 @@ def test_without_the_library_pytorch_takes_over(
     model = make("llama")
     assert choose_decoder(model) == "native"
     find_library.cache_clear()
-    monkeypatch.setattr(library, "SOURCE", tmp_path / "decode.c")
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     try:
         assert "not compiled" in str(find_library())
         assert choose_decoder(model) == "packed"

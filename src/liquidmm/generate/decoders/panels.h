@@ -1,0 +1,163 @@
+/* Products of weights in panels with few rows or many.
+
+   Contract: a matrix (M, K) lies in panels of PANEL outputs, (M / PANEL, K, PANEL), so that a thread
+   reads its weights from first to last, each once for all rows. The sum of an output runs over k,
+   from first to last, whatever the weights' type and the number of rows are. Vectors are GCC's and
+   Clang's; OpenMP, where there is any, shares the panels. */
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    PANEL = 32, /* outputs of a panel */
+    LANES = 8,  /* numbers of a vector */
+    VECTORS = PANEL / LANES,
+    TILE = 3,    /* rows whose sums are held in registers */
+    FEW = 4,     /* rows, at most, that take weights as they come */
+    DEPTH = 128, /* inputs of a panel whose weights a first cache holds, for more rows */
+    BLOCK = 64   /* rows whose sums it holds */
+};
+enum { FLOAT32, BFLOAT16, INT8 };
+
+typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
+
+typedef struct {
+    const void *weight; /* panels of the type that `kind` says */
+    const float *scale; /* (M), or none */
+    const float *bias;  /* (M), or none */
+    int64_t outputs, inputs, kind;
+} Matrix;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE float sum_of(Vector v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE Vector load(const float *x) { return *(const Vector *)x; }
+
+INLINE void store(float *x, Vector v) { *(Vector *)x = v; }
+
+/* Eight weights. Compilers widen small integers by detours; AVX2 has an instruction for it. */
+INLINE Vector load_weights(const void *weight, int64_t at, int kind) {
+    if (kind == FLOAT32) return load((const float *)weight + at);
+    if (kind == BFLOAT16) {
+        const uint16_t *w = (const uint16_t *)weight + at;
+#ifdef __AVX2__
+        Integers wide = (Integers)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)w));
+#else
+        Integers wide = __builtin_convertvector(*(const Halves *)w, Integers);
+#endif
+        return (Vector)(wide << 16);
+    }
+    const int8_t *w = (const int8_t *)weight + at;
+#ifdef __AVX2__
+    Integers wide = (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)w));
+#else
+    Integers wide = __builtin_convertvector(*(const Bytes *)w, Integers);
+#endif
+    return __builtin_convertvector(wide, Vector);
+}
+
+/* Add the products of a panel's weights of `count` inputs with at most TILE rows to `sums`. The last
+   two arguments are constants wherever this is called, so that all loops but one are unrolled. */
+INLINE void add_tile(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
+                     float *sums, int kind, int rows) {
+    Vector s[TILE][VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < VECTORS; i++) s[r][i] = load(sums + r * PANEL + i * LANES);
+    for (int64_t k = 0; k < count; k++)
+        for (int i = 0; i < VECTORS; i++) {
+            Vector w = load_weights(weight, at + k * PANEL + i * LANES, kind);
+            for (int r = 0; r < rows; r++) s[r][i] += w * x[r * stride + k];
+        }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < VECTORS; i++) store(sums + r * PANEL + i * LANES, s[r][i]);
+}
+
+INLINE void add_rows(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
+                     int64_t rows, float *sums, int kind) {
+    for (; rows >= TILE; rows -= TILE, x += TILE * stride, sums += TILE * PANEL)
+        add_tile(weight, at, x, stride, count, sums, kind, TILE);
+    if (rows == 2) add_tile(weight, at, x, stride, count, sums, kind, 2);
+    if (rows == 1) add_tile(weight, at, x, stride, count, sums, kind, 1);
+}
+
+/* Many rows take DEPTH inputs at a time, whose weights a first cache holds, and which are made
+   floats once for all. */
+INLINE void add_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums,
+                      int kind) {
+    int64_t size = m->inputs, at = panel * size * PANEL;
+    if (rows <= FEW) {
+        add_rows(m->weight, at, x, size, size, rows, sums, kind);
+        return;
+    }
+    float floats[DEPTH * PANEL] __attribute__((aligned(64)));
+    for (int64_t k = 0; k < size; k += DEPTH, at += DEPTH * PANEL) {
+        int64_t count = least(DEPTH, size - k);
+        if (kind == FLOAT32) {
+            add_rows(m->weight, at, x + k, size, count, rows, sums, FLOAT32);
+        } else {
+            for (int64_t i = 0; i < count * PANEL; i += LANES)
+                store(floats + i, load_weights(m->weight, at + i, kind));
+            add_rows(floats, 0, x + k, size, count, rows, sums, FLOAT32);
+        }
+    }
+}
+
+/* Multiply one panel with at most BLOCK rows, (rows, inputs), into `sums`, (rows, PANEL). */
+static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows,
+                           float *sums) {
+    memset(sums, 0, rows * PANEL * sizeof *sums);
+    switch (m->kind) {
+    case FLOAT32: add_panel(m, panel, x, rows, sums, FLOAT32); break;
+    case BFLOAT16: add_panel(m, panel, x, rows, sums, BFLOAT16); break;
+    default: add_panel(m, panel, x, rows, sums, INT8);
+    }
+    int64_t width = least(PANEL, m->outputs - panel * PANEL);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++) {
+            if (m->scale) sums[r * PANEL + i] *= m->scale[panel * PANEL + i];
+            if (m->bias) sums[r * PANEL + i] += m->bias[panel * PANEL + i];
+        }
+}
+
+/* Where the calling thread's share of `count` things begins and ends. */
+static void share(int64_t count, int64_t *begin, int64_t *end) {
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    *begin = count * thread / threads;
+    *end = count * (thread + 1) / threads;
+}
+
+/* The calling thread's share of y = x W^T, or of y += x W^T; y is (rows, outputs). */
+static void multiply(const Matrix *m, const float *x, int64_t rows, float *y, int add) {
+    float sums[BLOCK * PANEL] __attribute__((aligned(64)));
+    int64_t begin, end;
+    share((m->outputs + PANEL - 1) / PANEL, &begin, &end);
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t row = 0; row < rows; row += BLOCK) {
+            int64_t count = least(BLOCK, rows - row);
+            int64_t width = least(PANEL, m->outputs - panel * PANEL);
+            multiply_panel(m, panel, x + row * m->inputs, count, sums);
+            for (int64_t r = 0; r < count; r++) {
+                float *to = y + (row + r) * m->outputs + panel * PANEL;
+                for (int64_t i = 0; i < width; i++)
+                    to[i] = add ? to[i] + sums[r * PANEL + i] : sums[r * PANEL + i];
+            }
+        }
+}
