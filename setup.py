@@ -7,7 +7,7 @@ from zlib import crc32
 from setuptools import Extension, setup
 
 folder = Path("src/liquidmm/generate/decoders")
-sources = [folder / "decode.c", folder / "panels.h"]
+sources = [folder / name for name in ("decode.c", "panels.h", "meet.h")]
 checksum = crc32(b"".join(source.read_bytes() for source in sources))
 flags = ["-O3", "-std=gnu11"]
 if machine().lower() in ("x86_64", "amd64"):
@@ -19,7 +19,7 @@ setup(
         Extension(
             "liquidmm.generate.decoders._decode",
             sources=[str(sources[0])],
-            depends=[str(sources[1])],
+            depends=[str(source) for source in sources[1:]],
             define_macros=[("LIQUID_SOURCE", str(checksum))],
             extra_compile_args=flags + openmp,
             extra_link_args=openmp,

@@ -186,39 +186,45 @@ static void recall(const Model *m, const Layer *layer, const Pass *pass) {
     }
 }
 
-/* The checksum of the two files, from whoever compiles it. */
+/* The checksum of the sources, from whoever compiles it. */
 int64_t liquid_source(void) { return LIQUID_SOURCE; }
 
 /* y = x W^T + bias; x is (rows, inputs), y (rows, outputs). */
 void liquid_multiply(const Matrix *m, const float *x, int64_t rows, float *y, int64_t threads) {
+    Place place = PLACE;
 #pragma omp parallel num_threads(threads)
-    multiply(m, x, rows, y, 0);
+    {
+        multiply(m, x, rows, y, 0);
+        meet(&place);
+    }
 }
 
 /* The next `steps` positions of neighbouring rows of the cache, through all layers. */
 void liquid_forward(const Model *m, const Pass *pass) {
     int64_t rows = pass->rows * pass->steps;
+    Place place = PLACE;
 #pragma omp parallel num_threads(pass->threads)
     {
         for (const Layer *layer = m->layer; layer < m->layer + m->layers; layer++) {
             normalize_rows(pass->hidden, layer->attention_norm, rows, m->hidden, m->eps,
                            pass->normed);
-#pragma omp barrier
+            meet(&place);
             multiply(&layer->qkv, pass->normed, rows, pass->qkv, 0);
-#pragma omp barrier
+            meet(&place);
             remember(m, layer, pass);
-#pragma omp barrier
+            meet(&place);
             recall(m, layer, pass);
-#pragma omp barrier
+            meet(&place);
             multiply(&layer->output, pass->attended, rows, pass->hidden, 1);
-#pragma omp barrier
+            meet(&place);
             normalize_rows(pass->hidden, layer->mlp_norm, rows, m->hidden, m->eps, pass->normed);
-#pragma omp barrier
+            meet(&place);
             feed(&layer->gate_up, pass->normed, rows, pass->inner, m->intermediate, m->activation);
-#pragma omp barrier
+            meet(&place);
             multiply(&layer->down, pass->inner, rows, pass->hidden, 1);
-#pragma omp barrier
+            meet(&place);
         }
         normalize_rows(pass->hidden, m->norm, rows, m->hidden, m->eps, pass->hidden);
+        meet(&place);
     }
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from liquidmm.runtime import get_logger
 
-SOURCES = [Path(__file__).with_name(name) for name in ("decode.c", "panels.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("decode.c", "panels.h", "meet.h")]
 """What it is compiled from."""
 _NAME = "_decode"
 _X86 = ("x86_64", "amd64")

@@ -3,7 +3,7 @@
    Contract: a matrix (M, K) lies in panels of PANEL outputs, (M / PANEL, K, PANEL), so that a thread
    reads its weights from first to last, each once for all rows. The sum of an output runs over k,
    from first to last, whatever the weights' type and the number of rows are. Vectors are GCC's and
-   Clang's; OpenMP, where there is any, shares the panels. */
+   Clang's; the threads of a parallel region share the panels. */
 
 #include <stdint.h>
 #include <string.h>
@@ -11,12 +11,8 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
+
+#include "meet.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -135,13 +131,6 @@ static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64
             if (m->scale) sums[r * PANEL + i] *= m->scale[panel * PANEL + i];
             if (m->bias) sums[r * PANEL + i] += m->bias[panel * PANEL + i];
         }
-}
-
-/* Where the calling thread's share of `count` things begins and ends. */
-static void share(int64_t count, int64_t *begin, int64_t *end) {
-    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    *begin = count * thread / threads;
-    *end = count * (thread + 1) / threads;
 }
 
 /* The calling thread's share of y = x W^T, or of y += x W^T; y is (rows, outputs). */
