@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from liquidmm.generate.decoders.by_hand import Anatomy
+from liquidmm.generate.decoders.cache import KeyValues
 from liquidmm.generate.decoders.decoder import Weights
 from liquidmm.generate.decoders.library import (
     ACTIVATIONS,
@@ -86,26 +87,15 @@ class NativeDecoder:
             layer=ctypes.addressof(self._layers),
         )
         self._heads: dict[tuple[int, int], Matrix] = {}
-        self._room = (0, 0)
-        self._cache: list[Tensor] = []
+        layers, kv_heads, size = len(parts.layers), parts.kv_heads, parts.head_dim
+        self._cache = KeyValues(layers, kv_heads, size, torch.float32, self.device)
 
+    @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> None:
         """Make room; see `decoder.Decoder`."""
-        old = self._room
-        self._room = (max(rows, old[0]), max(length, old[1]))
-        if self._room == old:
-            return
-        rows, length = self._room
-        shape = (rows, 2, self._parts.kv_heads, length, self._parts.head_dim)
-        for place, layer in enumerate(self._layers):
-            # One layer at a time, so that no more than a layer is held twice.
-            new = torch.zeros(shape)
-            if self._cache[place:]:
-                new[: old[0], :, :, : old[1]] = self._cache[place]
-                self._cache[place] = new
-            else:
-                self._cache.append(new)
-            layer.cache = address(new)
+        self._cache.reserve(rows, length)
+        for layer, held in zip(self._layers, self._cache.layers, strict=True):
+            layer.cache = address(held)
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, starts: Tensor, first: int, span: int) -> Tensor:
@@ -113,8 +103,9 @@ class NativeDecoder:
         rows, steps = ids.shape
         last = int(starts.max()) + steps
         # What the library writes to.
-        assert first + rows <= self._room[0]
-        assert last <= min(span, self._room[1], len(self._parts.cosines))
+        most, length = self._cache.room
+        assert first + rows <= most
+        assert last <= min(span, length, len(self._parts.cosines))
         parts, count = self._parts, rows * steps
         hidden = functional.embedding(ids.reshape(-1), parts.table).float()
         if parts.embedding_scale is not None:
@@ -126,9 +117,9 @@ class NativeDecoder:
         qkv = torch.empty(count, width + 2 * parts.kv_heads * parts.head_dim)
         attended = torch.empty(count, width)
         inner = torch.empty(count, parts.intermediate)
-        scores = torch.empty(threads, self._room[1] + LANES)
+        scores = torch.empty(threads, length + LANES)
         tensors = (starts, hidden, normed, qkv, attended, inner, scores)
-        which = Pass(rows, steps, first, self._room[1], threads, *map(address, tensors))
+        which = Pass(rows, steps, first, length, threads, *map(address, tensors))
         self._library.liquid_forward(byref(self._model), byref(which))
         return hidden.view(rows, steps, -1)
 
@@ -151,8 +142,7 @@ class NativeDecoder:
     @torch.inference_mode()
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy positions of a row to other rows; see `decoder.Decoder`."""
-        for held in self._cache:
-            held[list(targets), ..., :length, :] = held[source, ..., :length, :]
+        self._cache.copy(source, targets, length)
 
     def _lay_out(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from liquidmm.generate.decoders.by_hand import Anatomy
+from liquidmm.generate.decoders.cache import KeyValues
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -75,25 +76,13 @@ class PackedDecoder:
         self._norm = self._scales(parts.norm)
         self._turns = torch.complex(parts.cosines, parts.sines)
         self._heads: dict[tuple[int, int], _Matrix] = {}
-        self._room = (0, 0)
-        self._cache: list[Tensor] = []
+        layers, kv_heads, size = len(parts.layers), parts.kv_heads, parts.head_dim
+        self._cache = KeyValues(layers, kv_heads, size, dtype, self.device)
 
+    @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> None:
         """Make room; see `decoder.Decoder`."""
-        old = self._room
-        self._room = (max(rows, old[0]), max(length, old[1]))
-        if self._room == old:
-            return
-        rows, length = self._room
-        shape = (rows, 2, self._parts.kv_heads, length, self._parts.head_dim)
-        for place, _ in enumerate(self._layers):
-            # One layer at a time, so that no more than a layer is held twice.
-            new = torch.zeros(shape, dtype=self._dtype, device=self.device)
-            if self._cache[place:]:
-                new[: old[0], :, :, : old[1]] = self._cache[place]
-                self._cache[place] = new
-            else:
-                self._cache.append(new)
+        self._cache.reserve(rows, length)
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, starts: Tensor, first: int, span: int) -> Tensor:
@@ -103,7 +92,7 @@ class PackedDecoder:
         turns = self._turns[positions.view(-1)][:, None]
         heads = 2 * self._parts.kv_heads
         lines = torch.arange(first * heads, (first + rows) * heads, device=self.device)
-        places = lines.view(rows, 1, heads) * self._room[1] + positions[..., None]
+        places = lines.view(rows, 1, heads) * self._cache.room[1] + positions[..., None]
         places = places.view(-1)
         seen = torch.arange(span, device=self.device) <= positions[..., None]
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self.device)
@@ -113,7 +102,7 @@ class PackedDecoder:
         hidden = functional.embedding(ids.view(-1), self._parts.table).to(self._dtype)
         if self._parts.embedding_scale is not None:
             hidden = hidden * self._parts.embedding_scale
-        for layer, held in zip(self._layers, self._cache, strict=True):
+        for layer, held in zip(self._layers, self._cache.layers, strict=True):
             x = self._normed(hidden, layer.attention_norm)
             queries = self._project(layer.qkv(x), layer, turns, places, held)
             keys, values = held[first : first + rows, ..., :span, :].unbind(1)
@@ -136,8 +125,7 @@ class PackedDecoder:
     @torch.inference_mode()
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy positions of a row to other rows; see `decoder.Decoder`."""
-        for held in self._cache:
-            held[list(targets), ..., :length, :] = held[source, ..., :length, :]
+        self._cache.copy(source, targets, length)
 
     def _project(
         self, qkv: Tensor, layer: _Layer, turns: Tensor, places: Tensor, held: Tensor
