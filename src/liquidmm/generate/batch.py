@@ -132,7 +132,8 @@ class Batch:
     def advance(self) -> None:
         """Make one pass: every lane draws one id."""
         if self._plan is None:
-            rows = rows_of_pass(self.rows, self._decoder)
+            drawing = (row for lane in self.lanes for row in lane.rows[: lane.drawing])
+            rows = rows_of_pass(1 + max(drawing), self._decoder)
             self._plan = Plan(self.lanes, rows, self._vocabulary, self._decoder)
             if self._graphs is not None:
                 self._plan = self._graphs.settle(self._plan)

@@ -178,7 +178,7 @@ class Plan:
 
         Args:
             lanes: All lanes of the batch.
-            rows: Rows of a pass, at least those of the lanes; what is beyond them runs idle.
+            rows: Rows of a pass, at least those that draw; others run idle.
             vocabulary: Where text and codes lie.
             decoder: The language model that will make the passes.
         """

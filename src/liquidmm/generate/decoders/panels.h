@@ -22,8 +22,8 @@ enum {
     VECTORS = PANEL / LANES,
     TILE = 3,    /* rows whose sums are held in registers */
     FEW = 4,     /* rows, at most, that take weights as they come */
-    DEPTH = 128, /* inputs of a panel whose weights a first cache holds, for more rows */
-    BLOCK = 64   /* rows whose sums it holds */
+    DEPTH = 128, /* inputs of a panel whose weights the first cache holds, for more rows */
+    BLOCK = 64   /* rows whose sums the first cache holds */
 };
 enum { FLOAT32, BFLOAT16, INT8 };
 
@@ -94,8 +94,8 @@ INLINE void add_rows(const void *weight, int64_t at, const float *x, int64_t str
     if (rows == 1) add_tile(weight, at, x, stride, count, sums, kind, 1);
 }
 
-/* Many rows take DEPTH inputs at a time, whose weights a first cache holds, and which are made
-   floats once for all. */
+/* More than FEW rows take the weights of DEPTH inputs from the first cache, as floats: they are
+   widened once for all rows. */
 INLINE void add_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums,
                       int kind) {
     int64_t size = m->inputs, at = panel * size * PANEL;

@@ -1,0 +1,108 @@
+"""Text by our engine beside llama.cpp: the same weights, one sequence, greedy, by turns.
+
+    LLAMA_PYTHON=... python benchmarks/engines/speed.py OUT CHECKPOINT
+
+Exports the checkpoint into OUT (float32 and q8_0, where they aren't there yet) and prints ids a
+second, medians over the rounds. The sides are our float32 and int8, and llama.cpp with each file;
+each waits while another one is measured, and all compute with two threads.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from liquidmm.export.folder import export
+from liquidmm.generate.engine import Engine, EngineConfig
+from liquidmm.generate.requests import TextRequest, TextStep
+from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.model.checkpoint import load_language_model
+from liquidmm.model.processor import LiquidProcessor
+
+THREADS = 2
+ROUNDS = 7
+IDS = 64
+PROMPT = tuple(range(100, 132))
+GREEDY = SamplingConfig(greedy=True)
+
+
+def our_seconds(engine: Engine) -> float:
+    """Time all ids but the first, whose time is that of the prompt."""
+    request = TextRequest(
+        prompt=PROMPT, max_tokens=IDS + 1, sampling=GREEDY, picture_sampling=GREEDY
+    )
+    times = [time.perf_counter() for step in engine.stream(request) if isinstance(step, TextStep)]
+    assert len(times) == IDS + 1
+    return times[-1] - times[0]
+
+
+class Llama:
+    """llama.cpp in a process of its own, which is told when to go."""
+
+    def __init__(self, file: Path) -> None:
+        worker = Path(__file__).with_name("speed_llama.py")
+        command = [os.environ["LLAMA_PYTHON"], str(worker), str(file), str(THREADS)]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def seconds(self) -> float:
+        """Let it write."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(" ".join(map(str, (IDS, *PROMPT))) + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def main(out: Path, checkpoint: Path) -> None:
+    """Measure and print."""
+    torch.set_num_threads(THREADS)
+    files = {dtype: out / dtype for dtype in ("float32", "q8_0")}
+    for dtype, folder in files.items():
+        if not folder.exists():
+            export(checkpoint, folder, "gguf", dtype)
+    model = load_language_model(checkpoint, torch.float32).eval()
+    processor = LiquidProcessor.from_pretrained(checkpoint)
+    engines = {
+        weights: Engine(
+            model,
+            processor.vocabulary,
+            unconditional=processor.sequences.unconditional_prompt(),
+            stop=[],
+            config=EngineConfig(rows=2, weights=weights),
+        )
+        for weights in ("float32", "int8")
+    }
+    llamas = {dtype: Llama(folder / "model.gguf") for dtype, folder in files.items()}
+    sides: dict[str, Callable[[], float]] = {}
+    for weights, engine in engines.items():
+        sides[f"ours, {weights}"] = partial(our_seconds, engine)
+    for dtype, llama in llamas.items():
+        sides[f"llama.cpp, {dtype}"] = llama.seconds
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS + 1):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    for llama in llamas.values():
+        llama.close()
+    for name, found in seconds.items():
+        speed = IDS / statistics.median(found[1:])
+        sys.stdout.write(f"{name:20} {speed:8.1f} ids/s\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
