@@ -295,7 +295,6 @@ def test_a_model_that_cant_be_run_that_way_is_told_at_once(
     for family, config, message in (
         ("gemma2", {"weights": "int8"}, r"weights: int8 is impossible.*\(native: the family"),
         ("llama", {"weights": "int8", "decoder": "family"}, "weights as they are, float32"),
-        ("llama odd heads", {"decoder": "native"}, "10 dimensions, which is no multiple of 8"),
         ("llama", {"weights": "int9"}, "weights: 'int9' is unknown.*'int8'"),
         ("llama", {"decoder": "pack"}, "decoder: 'pack' is unknown.*'packed'"),
     ):

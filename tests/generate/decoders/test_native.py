@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from liquidmm.errors import ConfigError
 from liquidmm.generate.decoders import library
 from liquidmm.generate.decoders.choice import choose_decoder, make_decoder
 from liquidmm.generate.decoders.decoder import Weights
@@ -36,12 +36,10 @@ def read(decoder: Any, rows: int = 1) -> torch.Tensor:
     return logits.view(rows, len(PROMPT), 68)
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler at installation")
 def test_the_library_is_there() -> None:
     assert isinstance(find_library(), ctypes.CDLL)
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_other_processors_compute_the_same(make: Any, tmp_path: Path) -> None:
     """Without AVX2, as on ARM, and without OpenMP, as on macOS."""
     built = tmp_path / "decode.so"
@@ -175,6 +173,11 @@ def test_a_library_of_another_source_and_an_old_cpu_are_refused(
         assert "no AVX2" in str(find_library())
     finally:
         find_library.cache_clear()
+
+
+def test_heads_that_are_no_whole_vectors_are_told(make: Any) -> None:
+    with pytest.raises(ConfigError, match="10 dimensions, which is no multiple of 8"):
+        choose_decoder(make("llama odd heads"), kind="native")
 
 
 def test_lengths_up_to_the_room_are_attended_to(make: Any) -> None:
