@@ -37,7 +37,7 @@ def main() -> None:
     liquid = load(folder)
     scores = {}
     for setting in SETTINGS:
-        images = liquid.draw_many([icon.captions[0] for icon in wanted], sampling=setting)
+        images = liquid.generate_images([icon.captions[0] for icon in wanted], sampling=setting)
         nearest = gallery.nearest_concepts(images, [icon.style for icon in wanted])
         right = sum(a == b.concept for a, b in zip(nearest, wanted, strict=True))
         scores[setting] = right

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from liquidmm import load
+from liquidmm.files import atomic_file
 from liquidmm.generate.conversation import Conversation
 from liquidmm.generate.reply import Picture
-from liquidmm.runtime import atomic_file
 
 CONVERSATIONS = (
     ("Hello!", "Who are you?", "What can you do?"),

@@ -11,15 +11,15 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from liquidmm.data.manifest import Origin
+from liquidmm.data.manifest import Provenance
 from liquidmm.data.shard_file import Row, write_shard
 from liquidmm.data.shard_folder import begin, finish
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.model.scratch import ScratchConfig, build_base
 from liquidmm.prompts import CHATML_TEMPLATE, GEMMA_TEMPLATE
-from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
 TEXTS = [
     "a red apple on a table, noto style",
@@ -235,7 +235,7 @@ def write_folder() -> Callable[..., Path]:
         codebook_size: int = CODEBOOK_SIZE,
         factor: int = 4,
     ) -> Path:
-        origin = Origin(
+        origin = Provenance(
             fingerprint=fingerprint,
             codebook_size=codebook_size,
             factor=factor,

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.load import DEFAULT_MODEL, load
-from liquidmm.generate.requests import PictureRequest
+from liquidmm.generate.requests import ImageRequest
 from liquidmm.generate.sampling import SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ def liquid():
 
 
 def test_the_same_seed_draws_the_same_picture(liquid):
-    once, again, other = liquid.draw_many(["a red apple, noto style"] * 3, seeds=[1, 1, 2])
+    once, again, other = liquid.generate_images(["a red apple, noto style"] * 3, seeds=[1, 1, 2])
     assert once.size == (64, 64)
     assert once.tobytes() == again.tobytes()
     assert once.tobytes() != other.tobytes()
@@ -38,7 +38,7 @@ def test_a_seed_draws_the_same_in_a_batch_of_64_and_streamed(guidance):
         for text in ("a red apple, noto style", "an octopus", "a house with a tree, twemoji style")
     ]
     requests = [
-        PictureRequest(
+        ImageRequest(
             prompt=prompts[seed % 3], grid=(3, 4), sampling=sampling, seed=seed, preview_rows=1
         )
         for seed in range(64)

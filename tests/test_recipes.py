@@ -8,9 +8,9 @@ import pytest
 
 from liquidmm.cli.init_base import BaseRun
 from liquidmm.config import load_run
-from liquidmm.data.encode import EncodeRun
+from liquidmm.encode import EncodeRun
+from liquidmm.image_tokenizer.training.config import TokenizerRun
 from liquidmm.train.config import TrainRun
-from liquidmm.train.tokenizer.config import TokenizerRun
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

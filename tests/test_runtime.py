@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from liquidmm.errors import ConfigError, LiquidError, MissingExtraError
-from liquidmm.runtime import (
-    atomic_file,
-    atomic_folder,
-    device_of,
-    dtype_of,
-    generator,
-    get_logger,
-    require,
-)
+from liquidmm.files import atomic_file, atomic_folder
+from liquidmm.runtime import generator, get_logger, require, resolve_device, resolve_dtype
 
 
 def names(folder):
@@ -25,33 +18,33 @@ def names(folder):
 
 
 def test_device():
-    assert device_of("cpu") == torch.device("cpu")
-    assert device_of(None).type in {"cpu", "cuda", "mps"}
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(None).type in {"cpu", "cuda", "mps"}
     with pytest.raises(ConfigError, match="device: 'cdua' is no device. Did you mean 'cuda'?"):
-        device_of("cdua")
+        resolve_device("cdua")
     with pytest.raises(ConfigError, match="'meta' is no device"):
-        device_of("meta")
+        resolve_device("meta")
 
 
 def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="device: 'cuda' is not available here. Choose one of"):
-        device_of("cuda")
+        resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device_of("cuda:0") == torch.device("cuda:0")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ConfigError, match="'cuda:1' is not available"):
-        device_of("cuda:1")
+        resolve_device("cuda:1")
 
 
 def test_dtype(monkeypatch):
     cpu = torch.device("cpu")
-    assert dtype_of("auto", cpu) is torch.float32
-    assert dtype_of("float16", cpu) is torch.float16
+    assert resolve_dtype("auto", cpu) is torch.float32
+    assert resolve_dtype("float16", cpu) is torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert dtype_of("auto", torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
     with pytest.raises(ConfigError, match="dtype: 'bf16' is unknown."):
-        dtype_of("bf16", cpu)
+        resolve_dtype("bf16", cpu)
 
 
 def test_generators_are_their_own():
@@ -183,7 +176,7 @@ import resource, torch
 from safetensors.torch import save_file
 from pathlib import Path
 from liquidmm.errors import LiquidError
-from liquidmm.runtime import atomic_folder
+from liquidmm.files import atomic_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     with atomic_folder(Path({str(tmp_path / "out")!r})) as folder:

@@ -57,7 +57,7 @@ class Comparison:
     def greedy(self) -> dict[str, int]:
         """Guided pictures beside transformers."""
         config = SamplingConfig(greedy=True, guidance=self.found["guidance"])
-        drawn = self.client.draw_codes(self.found["prompts"], sampling=config)
+        drawn = self.client.generate_codes(self.found["prompts"], sampling=config)
         first = self.layout.image_offset
         expected = [torch.tensor(ids) - first for ids in self.found["greedy"]]
         return agreement(drawn, expected)
@@ -65,7 +65,7 @@ class Comparison:
     def sampled(self, name: str) -> dict[str, int]:
         """Sampled pictures beside those that this package draws by itself."""
         case = self.found["sampled"][name]
-        drawn = self.client.draw_codes(
+        drawn = self.client.generate_codes(
             self.found["prompts"],
             seeds=self.found["seeds"],
             sampling=SamplingConfig(**case["config"]),
@@ -77,7 +77,7 @@ class Comparison:
         case = self.found["sampled"]["guidance 3"]
         count = len(self.found["prompts"])
         start = time.perf_counter()
-        drawn = self.client.draw_codes(
+        drawn = self.client.generate_codes(
             [self.found["prompts"][index % count] for index in range(MANY)],
             seeds=[self.found["seeds"][index % count] for index in range(MANY)],
             sampling=SamplingConfig(**case["config"]),
@@ -179,7 +179,7 @@ def without_scheduler(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         for prompt, ids in zip(found["prompts"], found["greedy"], strict=True):
             result["pictures"] += 1
             try:
-                codes = case.client.draw_codes([prompt], sampling=config)[0]
+                codes = case.client.generate_codes([prompt], sampling=config)[0]
             except LiquidError:
                 result["stopped"] += 1
             else:

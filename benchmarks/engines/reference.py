@@ -111,7 +111,7 @@ def of_the_default_model(out: Path) -> dict[str, Any]:
                 },
                 "codes": [
                     codes.flatten().tolist()
-                    for codes in liquid.draw_codes(
+                    for codes in liquid.generate_codes(
                         PROMPTS, seeds=range(10, 10 + len(PROMPTS)), sampling=config
                     )
                 ],

@@ -31,13 +31,16 @@ THREADS = 2
 ROUNDS = 7
 IDS = 64
 PROMPT = tuple(range(100, 132))
-GREEDY = SamplingConfig(greedy=True)
+GREEDY_SAMPLING = SamplingConfig(greedy=True)
 
 
 def our_seconds(engine: Engine) -> float:
     """Time all ids but the first, whose time is that of the prompt."""
     request = TextRequest(
-        prompt=PROMPT, max_tokens=IDS + 1, sampling=GREEDY, picture_sampling=GREEDY
+        prompt=PROMPT,
+        max_tokens=IDS + 1,
+        sampling=GREEDY_SAMPLING,
+        picture_sampling=GREEDY_SAMPLING,
     )
     times = [time.perf_counter() for step in engine.stream(request) if isinstance(step, TextStep)]
     assert len(times) == IDS + 1

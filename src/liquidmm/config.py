@@ -1,23 +1,29 @@
-"""Run files: TOML (or any mapping) into frozen dataclasses and back.
+"""Run files: TOML (or any mapping) to frozen dataclasses and back.
 
-Contract: a schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the
-only default. Unknown, missing and ill-typed keys raise `ConfigError` naming the file and the dotted
-key. An int is taken where a float is asked for; a bool is never a number. Paths stay as written,
-with one exception: a run file may build on another with a top-level ``extends = "other.toml"``,
-which starts from its own folder.
+A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The default of the field is
+the only default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass calls
+`check_ranges(self)` in `__post_init__`. A class variable ``RENAMED`` maps old keys to new ones, so
+that an old run file fails with the new key as the suggestion.
+
+Unknown, missing and ill-typed keys raise `ConfigError` with the file and the dotted key. An int is
+accepted where a float is expected; a bool is never a number. Relative paths stay relative to the
+working directory, except that ``extends = "other.toml"`` starts from the folder of its file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from liquidmm.errors import ConfigError, suggest
 
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 
 EXTENDS = "extends"
-"""Key of a run file that names the file it builds on; it never reaches the configuration."""
+"""Key of a run file that names the file it extends; it is not part of any schema."""
 
 
 def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
@@ -35,59 +41,79 @@ def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
 
     Args:
         schema: The dataclass to build.
-        data: Keys and plain values as TOML or JSON give them; tables are mappings.
-        where: What the error message names first, for instance the run file.
+        data: Keys and values as TOML or JSON give them; tables are mappings.
+        where: Start of every error message, such as the path of the run file.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: A key is unknown or missing, a value has the wrong type, or a check of the
-            dataclass itself failed.
+        ConfigError: A key is unknown or missing, a value has the wrong type or is out of range.
     """
     return _Reader(where).table(schema, data, "")
 
 
 def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
-    """Read a TOML run file, with those it builds on, and apply overrides from the command line.
+    """Read a TOML run file and the files it extends, then apply command-line overrides.
 
-    A file with ``extends`` holds only what differs from the other file: tables are merged key by
-    key, everything else is replaced as a whole, lists of tables too.
+    A file with ``extends`` contains only what differs from the other file. Tables are merged key by
+    key; everything else, including a list of tables, is replaced as a whole.
 
     Args:
         schema: The dataclass to build.
         path: The run file.
-        overrides: "a.b=1" each; the value is TOML, and what isn't TOML is taken as a string. A
-            number in the key is a place in a list ("sources.0.weight=2").
+        overrides: Items such as "a.b=1". The value is parsed as TOML and falls back to a string. A
+            number in the key is an index into a list ("sources.0.weight=2").
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: A file can't be read or isn't TOML, files build on each other in a circle, an
-            override has no "=", or `from_dict` refused.
+        ConfigError: A file cannot be read or is not valid TOML, files extend each other in a
+            circle, an override has no "=", or `from_dict` failed.
     """
     data = _read(Path(path), ())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
-            raise ConfigError(
-                f"--set {override}: has no key and value. Write key=value, for instance lr=1e-4."
-            )
+            raise ConfigError(f"--set {override}: expected key=value, such as train.steps=100.")
         _assign(data, [part.strip() for part in key.split(".")], _parse_value(text), override)
     return from_dict(schema, data, str(path))
 
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
-    """Turn a configuration into JSON-able values; `from_dict` reads them back.
+    """Convert a configuration to JSON-compatible values, which `from_dict` reads back.
 
     Args:
         config: A dataclass instance.
 
     Returns:
-        Nested dicts and lists of bool, int, float, str and None; a Path becomes its string.
+        Nested dicts and lists of bool, int, float, str and None. A Path becomes a string.
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def check_ranges(config: DataclassInstance) -> None:
+    """Check every field against the bounds of its ``Annotated`` type; call it in `__post_init__`.
+
+    Bounds apply to each element of a tuple and not to None. Floats must be finite.
+
+    Args:
+        config: A dataclass instance.
+
+    Raises:
+        ConfigError: A value is out of range; the message starts with the name of the field.
+    """
+    hints = _annotated_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        bounds = _bounds(hints[field.name])
+        if not bounds and not isinstance(value, float):
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(_is_inside(item, bounds) for item in values if item is not None):
+            expected = " and ".join(map(_describe_bound, bounds)) or "finite"
+            raise ConfigError(f"{field.name}: expected a number {expected}, got {value!r}.")
 
 
 def _plain(value: Any) -> Any:
@@ -101,34 +127,34 @@ def _plain(value: Any) -> Any:
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a run file and merge it into the one it builds on; ``children`` led here."""
+    """Read a run file merged over the one it extends; ``children`` are the files that led here."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = f"can't be read ({error.strerror})."
+        reason = f"cannot be read ({error.strerror})."
         if children:
             raise ConfigError(
-                f"{children[-1]}: {EXTENDS}: {path} {reason} Name a TOML file by its path from "
-                f"{children[-1].parent}."
+                f"{children[-1]}: {EXTENDS}: {path} {reason} Give the path of a TOML file relative "
+                f"to {children[-1].parent}."
             ) from error
-        raise ConfigError(f"{path}: {reason} Name a TOML run file.") from error
+        raise ConfigError(f"{path}: {reason} Give the path of a TOML run file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML ({error}). Correct that line.") from error
+        raise ConfigError(f"{path}: invalid TOML: {error}. Correct that line.") from error
     if EXTENDS not in data:
         return data
     name = data.pop(EXTENDS)
     if not isinstance(name, str):
-        raise ConfigError(f"{path}: {EXTENDS}: must be a path, not {name!r}.")
+        raise ConfigError(f"{path}: {EXTENDS}: expected a path, got {name!r}.")
     chain = (*children, path)
     parent = path.parent / name
     if parent.resolve() in {file.resolve() for file in chain}:
         circle = " -> ".join(map(str, (*chain, parent)))
-        raise ConfigError(f"{path}: {EXTENDS}: goes round in a circle: {circle}. Cut it.")
+        raise ConfigError(f"{path}: {EXTENDS}: circular reference: {circle}.")
     return _merged(_read(parent, chain), data)
 
 
 def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """Merge tables key by key; of everything else the child's wins."""
+    """Merge tables key by key; for everything else the child wins."""
     merged = dict(parent)
     for key, value in child.items():
         before = parent.get(key)
@@ -159,11 +185,11 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) ->
 def _item(node: Any, key: str, override: str) -> Any:
     if not isinstance(node, list):
         raise ConfigError(
-            f"--set {override}: '{key}' would lie below a value that is no table. Check the key."
+            f"--set {override}: '{key}' is below a value that is not a table. Check the key."
         )
     if not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(
-            f"--set {override}: '{key}' is no place in a list of {len(node)}. Count from 0."
+            f"--set {override}: expected an index from 0 to {len(node) - 1}, got '{key}'."
         )
     return node[int(key)]
 
@@ -173,11 +199,47 @@ def _hints(schema: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(schema)
 
 
+@functools.cache
+def _annotated_hints(schema: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def _bounds(kind: Any) -> tuple[Any, ...]:
+    """Return the bounds of a type, of its non-None option, or of its elements."""
+    if typing.get_origin(kind) is Annotated:
+        return tuple(item for item in kind.__metadata__ if isinstance(item, Ge | Gt | Le | Lt))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
+        for option in typing.get_args(kind):
+            if bounds := _bounds(option):
+                return bounds
+    return ()
+
+
+def _is_inside(value: Any, bounds: tuple[Any, ...]) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    tests = {
+        Ge: lambda bound: value >= bound.ge,
+        Gt: lambda bound: value > bound.gt,
+        Le: lambda bound: value <= bound.le,
+        Lt: lambda bound: value < bound.lt,
+    }
+    return all(tests[type(bound)](bound) for bound in bounds)
+
+
+def _describe_bound(bound: Any) -> str:
+    if isinstance(bound, Ge):
+        return f"of at least {bound.ge}"
+    if isinstance(bound, Gt):
+        return f"above {bound.gt}"
+    return f"of at most {bound.le}" if isinstance(bound, Le) else f"below {bound.lt}"
+
+
 def _name_of(kind: Any) -> str:
-    """Say a type the way a user of TOML would."""
+    """Describe a type in the terms of TOML."""
     names = {
         bool: "true or false",
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
         str: "a string",
         Path: "a path",
@@ -193,7 +255,7 @@ def _name_of(kind: Any) -> str:
 
 
 class _Reader:
-    """Carries the name of the source, so that every message can start with it."""
+    """Builds dataclasses from plain values; every error starts with ``where``."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -208,20 +270,20 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
         for key in data:
             if key not in fields:
-                raise self.error(
-                    _join(prefix, str(key)), f"is an unknown key.{suggest(str(key), fields)}"
-                )
+                renamed = getattr(schema, "RENAMED", {}).get(key)
+                hint = f" It is now '{renamed}'." if renamed else suggest(str(key), fields)
+                raise self.error(_join(prefix, str(key)), f"unknown key.{hint}")
         values: dict[str, Any] = {}
         for name, field in fields.items():
             key = _join(prefix, name)
             if name in data:
                 values[name] = self.value(_hints(cast(Any, schema))[name], data[name], key)
             elif field.default is field.default_factory is dataclasses.MISSING:
-                raise self.error(key, "is missing. Add it to the run file or give it with --set.")
+                raise self.error(key, "missing. Add it to the run file or pass it with --set.")
         try:
             return schema(**values)
         except ValueError as error:
-            # A dataclass's own check names its field; here that field gets its full dotted key.
+            # The check of a dataclass starts with the field; here it becomes the full dotted key.
             name, colon, rest = str(error).partition(":")
             if colon and name in fields:
                 raise self.error(_join(prefix, name), rest.strip()) from error
@@ -274,7 +336,7 @@ class _Reader:
         if len(items) == 2 and items[1] is Ellipsis:
             items = (items[0],) * len(data)
         if len(items) != len(data):
-            raise self.error(key, f"has {len(data)} entries. Give {len(items)}.")
+            raise self.error(key, f"expected {len(items)} items, got {len(data)}.")
         return tuple(
             self.value(item, value, f"{key}.{place}")
             for place, (item, value) in enumerate(zip(items, data, strict=True))
@@ -295,7 +357,7 @@ class _Reader:
         raise self.wrong(kind, data, key)
 
     def wrong(self, kind: Any, data: Any, key: str, hint: str = "") -> ConfigError:
-        return self.error(key, f"must be {_name_of(kind)}, not {data!r}.{hint}")
+        return self.error(key, f"expected {_name_of(kind)}, got {data!r}.{hint}")
 
 
 def _join(prefix: str, name: str) -> str:

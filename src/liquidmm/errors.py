@@ -1,8 +1,7 @@
-"""What may go wrong through no fault of this package, as one small family of exceptions.
+"""Exceptions for errors that a user can fix.
 
-Contract: everything a user can cause is raised as a `LiquidError` whose text is one line,
-"where: what (value). What to do."; the command line prints that line and exits with 1. Any other
-exception is a bug and keeps its traceback.
+Each is a `LiquidError` whose text is one line: "field: expected X, got Y. Fix." The command line
+prints that line and exits with 1. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,35 +11,35 @@ from collections.abc import Iterable
 
 
 class LiquidError(Exception):
-    """The user's mistake or the machine's limit, told in one line that names the remedy."""
+    """A mistake of the user or a limit of the machine, described in one line with the fix."""
 
 
 class ConfigError(LiquidError, ValueError):
-    """A run file, an option or an argument holds a wrong key or a wrong value."""
+    """A run file, an option or an argument has an unknown key or an invalid value."""
 
 
 class DataError(LiquidError, ValueError):
-    """An image, a record or a shard can't be read or breaks its format."""
+    """An image, a record or a shard cannot be read or is malformed."""
 
 
 class CheckpointError(LiquidError):
-    """A folder is no checkpoint, or not one that fits what is asked of it."""
+    """A folder is not a checkpoint, or not one that supports the request."""
 
 
 class MissingExtraError(LiquidError, ImportError):
-    """A feature needs an optional package that isn't installed."""
+    """A feature needs an optional package that is not installed."""
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """Point from an unknown name to the known ones.
+    """Suggest a known name for an unknown one.
 
     Args:
-        name: What the user wrote.
-        choices: What may be written, in any order.
+        name: The unknown name.
+        choices: The known names, in any order.
 
     Returns:
-        " Did you mean 'x'?" when one choice is close, otherwise " Known: a, b, c.", or "" without
-        choices; it starts with a blank so that it can follow a sentence.
+        " Did you mean 'x'?" if a choice is close, else " Known: a, b, c.", or "" without choices. It
+        starts with a space, so that it can follow a sentence.
     """
     known = sorted(set(choices))
     if not known:

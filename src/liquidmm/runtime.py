@@ -7,20 +7,15 @@ module is cheap.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from liquidmm.errors import ConfigError, LiquidError, MissingExtraError, suggest
+from liquidmm.errors import ConfigError, MissingExtraError, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +28,7 @@ _NEVER = 2**31 - 1
 _GROW = 256 * 2**20
 
 
-def device_of(name: str | None) -> torch.device:
+def resolve_device(name: str | None) -> torch.device:
     """Choose the device to compute on.
 
     Args:
@@ -69,7 +64,7 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Choose the number type to compute in.
 
     Args:
@@ -116,7 +111,7 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def prepare_cpu() -> bool:
+def tune_cpu_allocator() -> bool:
     """Make long CPU runs faster without changing what they compute; before the first tensor.
 
     glibc keeps freed memory, and denormal numbers are flushed to zero. A training step frees and
@@ -171,71 +166,6 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-@contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a folder so that it appears whole or not at all.
-
-    Args:
-        path: Where the folder shall stand; missing parents are made.
-        overwrite: Replace what stands there; otherwise only a missing or empty folder is accepted.
-
-    Yields:
-        A new empty folder beside ``path``; when the block ends well it becomes ``path``, and when
-        it raises it is removed.
-
-    Raises:
-        LiquidError: Something is there already, or the disk refused (full, read-only, not
-            permitted).
-    """
-    path = Path(path)
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if occupied and not overwrite:
-        raise LiquidError(f"{path}: exists already. Choose another place or remove it first.")
-    with _written_beside(
-        path, lambda: Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-    ) as temporary:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):  # safetensors writes files that only their owner reads
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-        if not occupied:
-            temporary.replace(path)
-            return
-        old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)) / path.name
-        path.replace(old)
-        try:
-            temporary.replace(path)
-        except BaseException:
-            old.replace(path)
-            raise
-        finally:
-            shutil.rmtree(old.parent, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Write a file so that it appears whole or not at all; an existing file is replaced.
-
-    Args:
-        path: Where the file shall stand; missing parents are made.
-
-    Yields:
-        The path to write to, beside ``path`` and with its suffix; when the block ends well it
-        becomes ``path``, and when it raises it is removed.
-
-    Raises:
-        LiquidError: A folder is there already, or the disk refused (full, read-only, not
-            permitted).
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise LiquidError(f"{path}: is a folder. Name a file.")
-    with _written_beside(path, lambda: _new_file(path)) as temporary:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-
-
 def get_logger(name: str) -> logging.Logger:
     """Give a logger that writes plain lines to stderr, from level INFO up.
 
@@ -254,54 +184,3 @@ def get_logger(name: str) -> logging.Logger:
         package.addHandler(handler)
         package.setLevel(logging.INFO)
     return logging.getLogger(name)
-
-
-@contextlib.contextmanager
-def _written_beside(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = make()
-        yield temporary
-    except Exception as error:
-        reason = _refusal(error, path.parent)
-        if reason is None:
-            raise
-        raise LiquidError(
-            f"{path}: can't be written ({reason}). Make room or choose another place; "
-            "nothing was left behind."
-        ) from error
-    finally:
-        if temporary is not None and temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _refusal(error: Exception, folder: Path) -> str | None:
-    """Return the disk's reason when ``error`` is about writing below ``folder``, else None."""
-    if isinstance(error, OSError) and error.errno is not None:
-        named = error.filename
-        # tempfile names its files absolutely, whatever folder it was given.
-        if named is None or Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute()):
-            return error.strerror or str(error)
-    # safetensors reports a full disk with an exception of its own, without an errno.
-    if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
-        return str(error)
-    return None
-
-
-def _new_file(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    return Path(name)
-
-
-def _prefix(path: Path) -> str:
-    return f".{path.name}."
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

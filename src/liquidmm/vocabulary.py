@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     Array = TypeVar("Array")
 
-MARKERS = ("<boi>", "<eoi>", "<unconditional>")
+SPECIAL_TOKENS = ("<boi>", "<eoi>", "<unconditional>")
 """Tokens of the markers, in the order of the fields `boi`, `eoi` and `unconditional`."""
 
 

@@ -12,8 +12,8 @@ from liquidmm.bench.data import DataBench, bench_data
 from liquidmm.bench.encoding import EncodingSizes, _Encoding, flops_of, write_pictures
 from liquidmm.bench.encoding_sides import stock_encoder
 from liquidmm.bench.report import Result
-from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 SHAPE = VQGANConfig(
     resolution=32,

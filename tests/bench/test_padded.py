@@ -1,4 +1,4 @@
-"""Packed rows and padded batches: the same documents, the same loss, the same counts."""
+"""PackedSequence rows and padded batches: the same documents, the same loss, the same counts."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from liquidmm.bench.padded import documents, padded, padded_share
 from liquidmm.bench.report import Result
 from liquidmm.bench.speed import measure_efficiency
 from liquidmm.bench.train import icon_job
+from liquidmm.data.examples import IGNORE, TASKS, Example
 from liquidmm.data.packing import PADDING_TASK, PackingConfig, pack
-from liquidmm.data.render import IGNORE, TASKS, Example
 from liquidmm.train.batch import Batch
 from liquidmm.train.model import ModelConfig
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from liquidmm.cli import main
 from liquidmm.data.shard_file import Row
-from liquidmm.vision.pixels import to_image
+from liquidmm.image_tokenizer.images import to_image
 
 
 def test_validate_names_the_damaged_shard(tmp_path, write_folder):

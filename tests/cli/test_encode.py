@@ -6,8 +6,8 @@ from PIL import Image
 
 from liquidmm.cli import main
 from liquidmm.data.shards import read_shards
-from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 
 def run(*arguments):

@@ -4,8 +4,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from liquidmm.cli import main
-from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from liquidmm.data.draws import Source, check_sources, mix, open_sources
-from liquidmm.data.render import RenderConfig, Renderer
+from liquidmm.data.examples import ExampleBuilder, ExampleConfig
 from liquidmm.data.shard_file import Row
 from liquidmm.errors import ConfigError, DataError
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory, write_folder):
 
 
 def draws_of(sequences, source, seed=0):
-    renderer = Renderer(sequences, RenderConfig())
+    renderer = ExampleBuilder(sequences, ExampleConfig())
     return open_sources([source], renderer, seed, None)[0]
 
 
@@ -145,7 +145,7 @@ def test_bad_sources(folder, sequences, tmp_path, write_folder):
     with pytest.raises(DataError, match="with 32 codes, the checkpoint has 64"):
         draws_of(sequences, Source(path=other, task="text"))
     with pytest.raises(DataError, match="image tokenizer f00d, the checkpoint has beef"):
-        open_sources([Source(path=folder, task="text")], Renderer(sequences), 0, "beef")
+        open_sources([Source(path=folder, task="text")], ExampleBuilder(sequences), 0, "beef")
     with pytest.raises(ConfigError, match="sources: is empty"):
         check_sources([])
     with pytest.raises(ConfigError, match="their weights sum to 0"):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from liquidmm.data.draws import Source
-from liquidmm.data.mixture import Mixture
+from liquidmm.data.examples import TASKS, ExampleBuilder, ExampleConfig
+from liquidmm.data.mixture import TokenStream
 from liquidmm.data.packing import PADDING_TASK, PackingConfig
 from liquidmm.data.records import Message
-from liquidmm.data.render import TASKS, RenderConfig, Renderer
 from liquidmm.data.shard_file import Row
 from liquidmm.errors import DataError
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory, write_folder):
 
 @pytest.fixture
 def renderer(sequences):
-    return Renderer(sequences, RenderConfig(guidance_dropout=0.2, draw_in_chat_share=0.2))
+    return ExampleBuilder(sequences, ExampleConfig(guidance_dropout=0.2, draw_in_chat_share=0.2))
 
 
 def sources(folder):
@@ -69,11 +69,11 @@ def rows_of(mixture, count, lanes=(0,)):
 
 @pytest.mark.parametrize("taken", [0, 1, 7, 20, 33])
 def test_resume_is_exact(folder, renderer, taken):
-    whole = rows_of(Mixture(sources(folder), renderer, PACKING, 3), 50)
-    first = Mixture(sources(folder), renderer, PACKING, 3)
+    whole = rows_of(TokenStream(sources(folder), renderer, PACKING, 3), 50)
+    first = TokenStream(sources(folder), renderer, PACKING, 3)
     begin = rows_of(first, taken)
     state = json.loads(json.dumps(first.state()))
-    second = Mixture(sources(folder), renderer, PACKING, 3)
+    second = TokenStream(sources(folder), renderer, PACKING, 3)
     second.restore(state)
     assert second.state() == state
     assert second.passes == first.passes
@@ -84,7 +84,7 @@ def test_resume_is_exact(folder, renderer, taken):
 
 
 def test_the_state_is_a_few_numbers_however_long_the_run(folder, renderer):
-    mixture = Mixture(sources(folder), renderer, PACKING, 3, lanes=2)
+    mixture = TokenStream(sources(folder), renderer, PACKING, 3, lanes=2)
     position = {"window": 10**12, "row": 1, "left_out": 10**9}
     mixture.restore(mixture.state() | {"lanes": {"0": position, "1": position}})
     rows_of(mixture, 30, range(2))
@@ -101,7 +101,7 @@ def test_memory_of_opening_does_not_grow_with_rows(renderer, tmp_path, write_fol
         path = write_folder(tmp_path / f"{rows}", *[texts] * shards, codebook_size=64)
         gc.collect()
         tracemalloc.start()
-        mixture = Mixture([Source(path=path, task="text")], renderer, PACKING, 0)
+        mixture = TokenStream([Source(path=path, task="text")], renderer, PACKING, 0)
         mixture.take()
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
@@ -118,7 +118,7 @@ def test_ranks_and_workers_give_the_same_stream(folder, renderer):
     def rows(ranks, workers, steps=12, state=None):
         """Four lanes shared by some ranks: rows of every step in the order of the lanes."""
         mixtures = [
-            Mixture(sources(folder), renderer, PACKING, 3, lanes=4, workers=workers)
+            TokenStream(sources(folder), renderer, PACKING, 3, lanes=4, workers=workers)
             for _ in range(ranks)
         ]
         taken = []
@@ -152,9 +152,9 @@ def test_ranks_and_workers_give_the_same_stream(folder, renderer):
 
 
 def test_lanes_share_the_draws(folder, sequences):
-    renderer = Renderer(sequences, RenderConfig(guidance_dropout=0, draw_in_chat_share=0))
+    renderer = ExampleBuilder(sequences, ExampleConfig(guidance_dropout=0, draw_in_chat_share=0))
     source = [Source(path=folder, task="text_to_image")]
-    mixture = Mixture(source, renderer, PackingConfig(length=64, window=11), 0, lanes=4)
+    mixture = TokenStream(source, renderer, PackingConfig(length=64, window=11), 0, lanes=4)
     taken = [[] for _ in range(4)]
     for lane, keys in enumerate(taken):
         while len(keys) < 11:
@@ -166,14 +166,14 @@ def test_lanes_share_the_draws(folder, sequences):
 
 def test_seed_decides(folder, renderer):
     one, same, other = (
-        rows_of(Mixture(sources(folder), renderer, PACKING, seed), 10) for seed in (1, 1, 2)
+        rows_of(TokenStream(sources(folder), renderer, PACKING, seed), 10) for seed in (1, 1, 2)
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_passes_and_fill(folder, renderer, caplog):
-    mixture = Mixture(sources(folder), renderer, PACKING, 0)
+    mixture = TokenStream(sources(folder), renderer, PACKING, 0)
     rows = rows_of(mixture, 200)[:, 0]
     assert set(np.unique(rows[:, 3])) - {PADDING_TASK} == set(range(len(TASKS)))
     assert mixture.fill == pytest.approx((rows[:, 3] != PADDING_TASK).mean())
@@ -189,11 +189,11 @@ def test_passes_and_fill(folder, renderer, caplog):
 
 def test_what_is_too_long_stops_the_run_or_is_counted(folder, renderer, caplog):
     pictures = [*sources(folder)[:1], *sources(folder)[3:]]
-    mixture = Mixture(pictures, renderer, PackingConfig(length=14, window=24), 0)
+    mixture = TokenStream(pictures, renderer, PackingConfig(length=14, window=24), 0)
     with pytest.raises(DataError, match=r"[ic]\d+: \d+ ids, rows have 14"):
         rows_of(mixture, 20)
     packing = PackingConfig(length=14, window=24, too_long="leave_out")
-    mixture = Mixture(pictures, renderer, packing, 0)
+    mixture = TokenStream(pictures, renderer, packing, 0)
     rows_of(mixture, 60)
     state = mixture.state()
     count = mixture.left_out
@@ -202,12 +202,12 @@ def test_what_is_too_long_stops_the_run_or_is_counted(folder, renderer, caplog):
     assert len(told) == 5
     assert re.fullmatch(r"[ic]\d+: left out, \d+ ids do not fit a row", told[0])
     assert told[-1].endswith("; further ones are only counted")
-    again = Mixture(pictures, renderer, packing, 0)
+    again = TokenStream(pictures, renderer, packing, 0)
     again.restore(state)
     assert again.left_out == count
     assert np.array_equal(rows_of(again, 5), rows_of(mixture, 5))
     assert again.left_out == mixture.left_out
-    none = Mixture(pictures, renderer, PackingConfig(length=4, too_long="leave_out"), 0)
+    none = TokenStream(pictures, renderer, PackingConfig(length=4, too_long="leave_out"), 0)
     with pytest.raises(DataError, match="all of 512 examples are longer than 4 ids"):
         none.take()
 
@@ -222,8 +222,8 @@ def test_what_is_too_long_stops_the_run_or_is_counted(folder, renderer, caplog):
     ],
 )
 def test_another_position_is_refused(folder, renderer, change, words):
-    state = Mixture(sources(folder), renderer, PACKING, 3).state()
-    other = Mixture(sources(folder), renderer, **{"packing": PACKING, "seed": 3} | change)
+    state = TokenStream(sources(folder), renderer, PACKING, 3).state()
+    other = TokenStream(sources(folder), renderer, **{"packing": PACKING, "seed": 3} | change)
     with pytest.raises(DataError, match=words):
         other.restore(state)
 
@@ -236,6 +236,6 @@ def test_a_flipped_bit_is_found_while_reading(renderer, tmp_path, write_folder):
     damaged = whole.replace(grid(5).tobytes(), grid(4).tobytes())
     assert damaged != whole
     path.write_bytes(damaged)
-    mixture = Mixture([Source(path=folder, task="image_to_text")], renderer, PACKING, 0)
+    mixture = TokenStream([Source(path=folder, task="image_to_text")], renderer, PACKING, 0)
     with pytest.raises(DataError, match=r"shard-00000\.arrow: row 0 is damaged"):
         mixture.take()

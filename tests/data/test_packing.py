@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from liquidmm.data.examples import IGNORE, TASKS, Example
 from liquidmm.data.packing import PADDING_TASK, PackingConfig, cut, pack
-from liquidmm.data.render import IGNORE, TASKS, Example
 from liquidmm.errors import ConfigError, DataError
 
 

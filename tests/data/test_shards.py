@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow.ipc as ipc
 import pytest
 
-from liquidmm.data.manifest import Origin, Refusal, read_manifest
+from liquidmm.data.manifest import Provenance, RejectedSample, read_manifest
 from liquidmm.data.records import Message
 from liquidmm.data.shard_file import ROW_KINDS, Row, ShardFile, read_info, write_shard
 from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
 from liquidmm.data.shards import read_shards, validate
 from liquidmm.errors import DataError
 
-ORIGIN = Origin(
+ORIGIN = Provenance(
     fingerprint="f00d",
     codebook_size=16,
     factor=8,
@@ -36,7 +36,7 @@ ROWS = [
     Row(kind="text", key="t", source="s", license="MIT", text="Grüße"),
     Row(kind="image_text", key="j", captions=("d",), pictures=(GRID + 1,)),
 ]
-REFUSAL = Refusal(source="r.jsonl", line=2, where="r.jsonl:2", reason="r.jsonl:2: bad")
+REFUSAL = RejectedSample(source="r.jsonl", line=2, where="r.jsonl:2", reason="r.jsonl:2: bad")
 PARTS = (ROWS[:3], [], ROWS[3:])
 
 

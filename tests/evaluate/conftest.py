@@ -66,7 +66,7 @@ class KnowsByHeart:
         self.drawn: list[tuple[str, int, float]] = []
         self.described = 0
 
-    def draw_many(
+    def generate_images(
         self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: SamplingConfig
     ) -> list[Image.Image]:
         self.drawn += [(p, seed, sampling.guidance) for p, seed in zip(prompts, seeds, strict=True)]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from liquidmm.errors import DataError
 from liquidmm.evaluate.gallery import Gallery, concept_names, read_icons, sample, shrink
-from liquidmm.vision import pixels
+from liquidmm.image_tokenizer import images as pixels
 
 LINE = (
     '{"key": "a", "image": "a", "concept": "a", "style": "a", "captions": ["a"], "split": "train"}'

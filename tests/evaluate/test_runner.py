@@ -12,10 +12,10 @@ from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.evaluate import classifier
 from liquidmm.evaluate.report import Report
 from liquidmm.evaluate.runner import TASKS, EvaluateConfig, run
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.model.scratch import ScratchConfig, build_base
-from liquidmm.vision.tokenizer import VQGANTokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
 QUICK = classifier.ClassifierConfig(width=8, features=16, steps=80, batch=16, learning_rate=1e-2)
 

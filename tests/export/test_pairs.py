@@ -184,7 +184,7 @@ def test_what_came_apart_is_not_kept_for_ever(logits, vocabulary):
 def test_pictures_equal_those_of_this_package(checkpoint, vocabulary, engine, sampling):
     """Rows are in another place in each step, and a text request is among them."""
     sequences, seeds = checkpoint.processor.sequences, [3, 4, 5]
-    expected = liquidmm.Liquid.from_checkpoint(checkpoint).draw_codes(
+    expected = liquidmm.Liquid.from_checkpoint(checkpoint).generate_codes(
         PROMPTS, seeds=seeds, sampling=sampling
     )
     text = Completion(

@@ -23,8 +23,8 @@ def client(checkpoint_folder, engine):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_pictures_equal_those_of_liquid(client, engine, liquid, guidance):
     sampling = SamplingConfig(guidance=guidance, top_k=0)
-    drawn = client.draw_codes(PROMPTS, seeds=[7, 8], sampling=sampling)
-    expected = liquid.draw_codes(PROMPTS, seeds=[7, 8], sampling=sampling)
+    drawn = client.generate_codes(PROMPTS, seeds=[7, 8], sampling=sampling)
+    expected = liquid.generate_codes(PROMPTS, seeds=[7, 8], sampling=sampling)
     assert all(torch.equal(*pair) for pair in zip(drawn, expected, strict=True))
     assert len(engine.requests) == (2 if guidance == 1 else 4)
     assert len({request.extra["liquid_pair"] for request in engine.requests}) == 2
@@ -91,7 +91,7 @@ def test_bad_input(client, base_folder, engine):
     with pytest.raises(ConfigError, match=r"top_k: 4096 is above the 16 codes of the codebook"):
         client.draw("a cat", sampling=SamplingConfig())
     with pytest.raises(ConfigError, match="seeds: 1 for 2 prompts"):
-        client.draw_codes(PROMPTS, seeds=[1])
+        client.generate_codes(PROMPTS, seeds=[1])
     with pytest.raises(DataError, match="question: is empty"):
         client.ask("missing.png", " ")
     with pytest.raises(CheckpointError, match="is a language model without image codes"):

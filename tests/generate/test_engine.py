@@ -14,9 +14,9 @@ from liquidmm.generate.decoders.choice import Kind
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.requests import (
     End,
-    PictureRequest,
-    PictureRows,
-    PictureStep,
+    ImageRequest,
+    ImageRows,
+    ImageStep,
     TextRequest,
     TextStep,
 )
@@ -27,7 +27,7 @@ STOP = 2
 UNCONDITIONAL = (1, 5, 3)
 PROMPTS = [(1, 10, 11, 12, 3), (1, 20, 3), (1, 7, 8, 9, 10, 11, 30, 31, 12, 3)]
 DRAW = SamplingConfig(guidance=3.0, top_k=12)
-GREEDY = SamplingConfig(greedy=True)
+GREEDY_SAMPLING = SamplingConfig(greedy=True)
 GREEDY_GUIDED = SamplingConfig(greedy=True, guidance=3.0)
 WILD = SamplingConfig(temperature=3.0, top_k=0, top_p=1.0)
 
@@ -49,13 +49,13 @@ def engine(request: pytest.FixtureRequest, llama: Any, vocabulary: Vocabulary) -
     return engine_of(llama, vocabulary, CONFIGS[request.param])
 
 
-def picture(prompt: tuple[int, ...], seed: int = 0, **changes: Any) -> PictureRequest:
+def picture(prompt: tuple[int, ...], seed: int = 0, **changes: Any) -> ImageRequest:
     fields = {"prompt": prompt, "grid": (2, 3), "sampling": DRAW, "seed": seed, **changes}
-    return PictureRequest(**fields)
+    return ImageRequest(**fields)
 
 
 def text(prompt: tuple[int, ...], **changes: Any) -> TextRequest:
-    fields = {"max_tokens": 12, "sampling": GREEDY, "picture_sampling": DRAW, **changes}
+    fields = {"max_tokens": 12, "sampling": GREEDY_SAMPLING, "picture_sampling": DRAW, **changes}
     return TextRequest(prompt=prompt, **fields)
 
 
@@ -143,7 +143,7 @@ def test_guidance_zero_ignores_the_prompt(engine: Engine) -> None:
     assert first.tolist() == second.tolist()
 
 
-def mixture(count: int) -> list[PictureRequest | TextRequest]:
+def mixture(count: int) -> list[ImageRequest | TextRequest]:
     """Requests of every kind, size and setting."""
     kinds: list[Any] = [
         lambda n: picture(PROMPTS[n % 3], seed=n, preview_rows=1),
@@ -171,7 +171,7 @@ def test_any_mix_in_one_batch_is_what_each_gets_alone_and_streamed(
         together[place].append(step)
     assert [shown(steps) for steps in together.values()] == alone
     kinds = {type(step) for steps in together.values() for step in steps}
-    assert kinds == {TextStep, PictureRows, PictureStep, End}
+    assert kinds == {TextStep, ImageRows, ImageStep, End}
 
 
 def test_requests_that_come_later_join_those_that_run(llama: Any, vocabulary: Vocabulary) -> None:
@@ -373,10 +373,10 @@ def test_text_and_pictures_alternate(llama: Any, vocabulary: Vocabulary) -> None
     engine, decoder = scripted(llama, vocabulary, [8, 9, 3, 10, 3, 11, STOP])
     steps = list(engine.stream(text((1, 6), grid=(2, 2), seed=3)))
     assert [type(step) for step in steps] == [
-        *(TextStep, TextStep, PictureStep, TextStep, PictureStep, TextStep, End)
+        *(TextStep, TextStep, ImageStep, TextStep, ImageStep, TextStep, End)
     ]
     assert steps[-1] == End(finish="stop")
-    first, second = (step.codes for step in steps if isinstance(step, PictureStep))
+    first, second = (step.codes for step in steps if isinstance(step, ImageStep))
     assert first.shape == second.shape == (2, 2)
     drawn = [vocabulary.to_ids(codes.flatten()).tolist() for codes in (first, second)]
     whole = [1, 6, 8, 9, 3, *drawn[0], 4, 10, 3, *drawn[1], 4, 11]
@@ -400,24 +400,24 @@ def test_a_picture_is_not_opened_where_it_does_not_fit_or_is_not_allowed(
     # 53 ids, boi, 8 codes, eoi and one more id are 64: it just fits.
     engine, _ = scripted(llama, vocabulary, [3] * 12)
     steps = list(engine.stream(text((1,) * 53, grid=(2, 4))))
-    assert [type(step) for step in steps] == [PictureStep, TextStep, End]
+    assert [type(step) for step in steps] == [ImageStep, TextStep, End]
 
 
 def test_limits_end_a_text_with_pictures(llama: Any, vocabulary: Vocabulary) -> None:
     engine, _ = scripted(llama, vocabulary, [8, 3, 9, 10, 11, 12])
     steps = list(engine.stream(text((1,), grid=(2, 2), max_tokens=4)))
-    assert [type(step) for step in steps] == [TextStep, PictureStep, TextStep, TextStep, End]
+    assert [type(step) for step in steps] == [TextStep, ImageStep, TextStep, TextStep, End]
     assert steps[-1] == End(finish="length")
     engine, _ = scripted(llama, vocabulary, [8, 3])
     steps = list(engine.stream(text((1,), grid=(2, 2), max_tokens=2)))
-    assert [type(step) for step in steps] == [TextStep, PictureStep, End]
+    assert [type(step) for step in steps] == [TextStep, ImageStep, End]
 
 
 def test_previews_come_every_so_many_rows(llama: Any, vocabulary: Vocabulary) -> None:
     engine = engine_of(llama, vocabulary)
     request = picture(PROMPTS[0], grid=(5, 3), preview_rows=2)
     *previews, whole, end = list(engine.stream(request))
-    assert isinstance(whole, PictureStep)
+    assert isinstance(whole, ImageStep)
     assert end == End(finish="stop")
     assert [tuple(step.codes.shape) for step in previews] == [(2, 3), (4, 3)]
     for step in previews:

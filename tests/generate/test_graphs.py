@@ -13,7 +13,7 @@ from liquidmm.generate.decoders.decoder import Decoder
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.graphs import Drawn, Graphs
 from liquidmm.generate.plan import Plan
-from liquidmm.generate.requests import PictureRequest, PictureStep, Request, TextRequest
+from liquidmm.generate.requests import ImageRequest, ImageStep, Request, TextRequest
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.generate.scheduler import Scheduler, Settings
 from liquidmm.vocabulary import Vocabulary
@@ -68,7 +68,7 @@ def requests(count: int) -> list[Request]:
                 )
             )  # fmt: skip
         else:
-            found.append(PictureRequest(prompt=prompt, grid=(4, 4), sampling=sampling, seed=number))
+            found.append(ImageRequest(prompt=prompt, grid=(4, 4), sampling=sampling, seed=number))
     return found
 
 
@@ -93,9 +93,9 @@ def test_recorded_passes_draw_the_same(llama: Any, vocabulary: Vocabulary, kind:
     plays = [graph.plays for graph in graphs.recorded]
     assert sum(plays) > 30
     # Pictures of the same kind that come later play what was recorded for the first ones.
-    again = [PictureRequest(prompt=(1, 9, 3), grid=(4, 4), sampling=WILD, seed=9)] * 2
+    again = [ImageRequest(prompt=(1, 9, 3), grid=(4, 4), sampling=WILD, seed=9)] * 2
     for _ in range(3):
-        found = [step for _, step in engine.answers(again) if isinstance(step, PictureStep)]
+        found = [step for _, step in engine.answers(again) if isinstance(step, ImageStep)]
         assert torch.equal(found[0].codes, plain.pictures(again[:1])[0])
         recorded = len(graphs.recorded)
     for _ in engine.answers(again):
@@ -112,7 +112,7 @@ def test_a_cache_that_has_moved_is_recorded_anew(llama: Any, vocabulary: Vocabul
         window=0,
     )  # fmt: skip
     engine._scheduler = Scheduler(batch, settings)
-    short = PictureRequest(prompt=(1, 9, 3), grid=(3, 4), sampling=WILD)
+    short = ImageRequest(prompt=(1, 9, 3), grid=(3, 4), sampling=WILD)
     engine.pictures([short])
     first = len(graphs.recorded)
     assert first > 0

@@ -9,11 +9,11 @@ from PIL import Image
 
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.jobs import CHATTY, GREEDY, Job
+from liquidmm.generate.jobs import DEFAULT_CHAT_SAMPLING, GREEDY_SAMPLING, Job
 from liquidmm.generate.liquid import Liquid
 from liquidmm.generate.load import load
 from liquidmm.generate.reply import Picture, Preview, TextPiece
-from liquidmm.generate.requests import PictureRequest, TextRequest
+from liquidmm.generate.requests import ImageRequest, TextRequest
 
 RED, BLUE = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
 
@@ -44,7 +44,7 @@ def one(liquid: Liquid, **fields: Any) -> Any:
 def test_a_picture_of_words(liquid: Liquid) -> None:
     request = one(liquid, prompt="a cat", seed=4, guidance=2.0, top_k=3, preview_rows=2)
     sequences = liquid.checkpoint.processor.sequences
-    assert isinstance(request, PictureRequest)
+    assert isinstance(request, ImageRequest)
     assert list(request.prompt) == sequences.text_to_image_prompt("a cat")
     assert (request.seed, request.grid, request.preview_rows) == (4, (4, 4), 2)
     assert (request.sampling.guidance, request.sampling.top_k) == (2.0, 3)
@@ -64,7 +64,7 @@ def test_words_of_a_picture(liquid: Liquid) -> None:
     sequences = liquid.checkpoint.processor.sequences
     assert isinstance(request, TextRequest)
     assert list(request.prompt) == sequences.image_to_text_prompt(liquid.encode(RED))
-    assert (request.sampling, request.grid, request.max_tokens) == (GREEDY, None, 7)
+    assert (request.sampling, request.grid, request.max_tokens) == (GREEDY_SAMPLING, None, 7)
     warm = one(liquid, mode="caption", images=(RED,), temperature=0.5)
     assert (warm.sampling.greedy, warm.sampling.temperature) == (False, 0.5)
 
@@ -75,7 +75,7 @@ def test_text_and_interleaved_differ_in_what_may_be_drawn(liquid: Liquid) -> Non
     both = one(liquid, mode="interleaved", messages=(turn,), images=(RED,), guidance=2.0)
     assert list(text.prompt) == list(both.prompt) == liquid.chat_prompt([turn], [RED])
     assert (text.grid, both.grid) == (None, (4, 4))
-    assert text.sampling == both.sampling == CHATTY
+    assert text.sampling == both.sampling == DEFAULT_CHAT_SAMPLING
     assert both.picture_sampling.guidance == 2.0
 
 

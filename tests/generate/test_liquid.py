@@ -14,7 +14,7 @@ from liquidmm.generate.conversation import Conversation
 from liquidmm.generate.liquid import Liquid
 from liquidmm.generate.load import load
 from liquidmm.generate.reply import Picture, TextPiece
-from liquidmm.generate.requests import End, PictureStep, TextStep
+from liquidmm.generate.requests import End, ImageStep, TextStep
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.generate.words import Characters, words
 from liquidmm.model.checkpoint import Checkpoint
@@ -71,10 +71,10 @@ def test_a_picture_has_the_trained_size_and_follows_its_seed(liquid: Liquid) -> 
 
 def test_many_pictures_equal_single_ones(liquid: Liquid) -> None:
     prompts = ["a red apple", "a house with a long and winding description", "b"]
-    many = liquid.draw_many(prompts)
+    many = liquid.generate_images(prompts)
     for seed, (prompt, image) in enumerate(zip(prompts, many, strict=True)):
         assert pixels(image) == pixels(liquid.draw(prompt, seed=seed))
-    assert liquid.draw_many([]) == []
+    assert liquid.generate_images([]) == []
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n"])
@@ -100,7 +100,7 @@ def test_an_untrained_size_lists_the_trained_ones(liquid: Liquid) -> None:
 
 def test_seeds_and_prompts_must_agree(liquid: Liquid) -> None:
     with pytest.raises(ConfigError, match="seeds: 1 for 2 prompts"):
-        liquid.draw_many(["a", "b"], seeds=[0])
+        liquid.generate_images(["a", "b"], seeds=[0])
 
 
 def test_encode_and_decode_fit_each_other(liquid: Liquid, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_picture_in_an_answer_is_shown_where_it_stands(
 
     def answer(_: object) -> list[object]:
         steps: list[object] = [TextStep(id=token) for token in tokens]
-        return [*steps, PictureStep(codes=codes), *steps, End(finish="stop")]
+        return [*steps, ImageStep(codes=codes), *steps, End(finish="stop")]
 
     monkeypatch.setattr(liquid.engine, "stream", answer)
     reply = liquid.chat([user("draw")])

@@ -12,7 +12,7 @@ from liquidmm.generate.sampling import (
     SamplingConfig,
     check_good,
     guide,
-    release_sampling,
+    reference_sampling,
 )
 
 PLAIN = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0)
@@ -91,8 +91,8 @@ def test_guidance_is_computed_in_float32() -> None:
 
 
 def test_the_release_keeps_the_likelier_half_of_any_codebook() -> None:
-    assert release_sampling(8192) == SamplingConfig()
-    assert release_sampling(16).top_k == 8
+    assert reference_sampling(8192) == SamplingConfig()
+    assert reference_sampling(16).top_k == 8
 
 
 def test_a_top_k_above_the_codebook_is_an_error() -> None:

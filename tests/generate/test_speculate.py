@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.plan import Lane
-from liquidmm.generate.requests import PictureRequest
+from liquidmm.generate.requests import ImageRequest
 from liquidmm.generate.sampling import Sampler, SamplingConfig, guide
 from liquidmm.generate.speculate import Window
 from liquidmm.vocabulary import Vocabulary
@@ -128,7 +128,7 @@ def test_pictures_of_a_model_are_those_of_the_plain_loop(
 ) -> None:
     sampling = SamplingConfig(guidance=guidance, temperature=1.0, top_k=8, greedy=greedy)
     requests = [
-        PictureRequest(prompt=(1, 10, 9, 3), grid=(6, 6), sampling=sampling, seed=seed)
+        ImageRequest(prompt=(1, 10, 9, 3), grid=(6, 6), sampling=sampling, seed=seed)
         for seed in range(4)
     ]
     passes = []
@@ -144,7 +144,7 @@ def test_pictures_of_a_model_are_those_of_the_plain_loop(
     assert all(fewer < 36 for fewer in passes[1:])
 
 
-def _passes(engine: Engine, request: PictureRequest) -> int:
+def _passes(engine: Engine, request: ImageRequest) -> int:
     answer = engine.submit(request)
     count = 1
     while engine.step():

@@ -10,7 +10,7 @@ from transformers import AddedToken, AutoTokenizer, GemmaConfig, GemmaForCausalL
 from liquidmm.errors import CheckpointError, ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint, local_folder
 from liquidmm.model.processor import LiquidProcessor, read_vocabulary
-from liquidmm.vocabulary import MARKERS, Vocabulary
+from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
 def test_load(checkpoint, checkpoint_folder):
@@ -120,12 +120,12 @@ def test_a_checkpoint_without_an_image_tokenizer(
 def published(tmp_path_factory):
     """The layout of Junfeng5/Liquid_V1_7B, narrow: 264192 rows, 256000 tokens, renamed ids."""
     folder = tmp_path_factory.mktemp("published") / "Liquid_V1_7B"
-    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]", *MARKERS]
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]", *SPECIAL_TOKENS]
     turns = ["<start_of_turn>", "<end_of_turn>"]
     tokens = [*specials, *turns, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefgh"]
     tokens += [f"w{index}" for index in range(256000 - len(tokens))]
     tokenizer = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in (*MARKERS, *turns)])
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in (*SPECIAL_TOKENS, *turns)])
     tokenizer.save_pretrained(folder)
     shape = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 4, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -157,7 +157,7 @@ def test_the_published_layout_loads_as_it_is_and_saves_as_ours(published, tmp_pa
     assert (folder / "processor_config.json").is_file()
     assert read_vocabulary(folder) == loaded.vocabulary
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.convert_tokens_to_ids(list(MARKERS)) == [7, 8, 9]
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [7, 8, 9]
 
 
 def _remove(name):

@@ -17,7 +17,7 @@ from transformers import (
 from liquidmm.errors import CheckpointError, ConfigError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.vocabulary import MARKERS
+from liquidmm.vocabulary import SPECIAL_TOKENS
 
 FAMILIES = (
     "llama",
@@ -60,7 +60,7 @@ def test_expanded_model_is_the_base_with_more_rows(family, family_base, tmp_path
     rows, layout = old.config.vocab_size, written.vocabulary
 
     markers, offset = PLACES[family](len(before), rows)
-    assert tokenizer.convert_tokens_to_ids(list(MARKERS)) == markers
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == markers
     assert [layout.boi, layout.eoi, layout.unconditional] == markers
     assert (layout.image_offset, layout.size) == (offset, offset + 24)
     assert set(markers) <= set(tokenizer.all_special_ids)
@@ -194,7 +194,7 @@ def _no_marker_tokenizer(folder, checkpoint_folder):
     (folder / "processor_config.json").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
-        for index, marker in enumerate(MARKERS):
+        for index, marker in enumerate(SPECIAL_TOKENS):
             text = text.replace(marker, f"<|reserved_{index}|>")
         (folder / name).write_text(text)
 

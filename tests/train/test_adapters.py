@@ -14,9 +14,9 @@ from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.train.adapters import LoraConfig, add_adapters, merge, weight_of
 from liquidmm.train.config import TrainRun
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.model import ModelConfig, load_trainee
+from liquidmm.train.model import ModelConfig, load_for_training
 from liquidmm.train.optim import split_parameters
-from liquidmm.train.parallel import ParallelConfig, World
+from liquidmm.train.parallel import Distributed, ParallelConfig
 from liquidmm.train.setup import open_setup
 from liquidmm.train.trainer import train
 
@@ -121,12 +121,12 @@ def test_an_unknown_target(checkpoint_folder):
 
 def test_validating_leaves_weights_in_four_bits_alone(checkpoint_folder, checkpoint):
     config = ModelConfig(lora=LoraConfig(rank=3, quantize=True))
-    trainee = load_trainee(
+    trainee = load_for_training(
         checkpoint_folder,
         checkpoint.vocabulary,
         config,
         LossConfig(),
-        world=World("cpu"),
+        world=Distributed("cpu"),
         parallel=ParallelConfig(),
         precision=torch.float32,
     )

@@ -11,7 +11,7 @@ from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.checkpoint import Progress, Saver, latest, read_progress, restore
 from liquidmm.train.final import write_final
 from liquidmm.train.optim import OptimConfig, build_optimizers
-from liquidmm.train.parallel import World
+from liquidmm.train.parallel import Distributed
 
 
 class Trained:
@@ -56,7 +56,7 @@ def progress(step: int) -> Progress:
 
 
 def save(out, trained: Trained, step: int = 1, keep: int = 2):
-    saver = Saver(out, keep, World("cpu"))
+    saver = Saver(out, keep, Distributed("cpu"))
     folder = saver.start(trained.named, trained.optimizers, progress(step))
     saver.finish()
     return folder
@@ -70,25 +70,25 @@ def test_round_trip(trained, tmp_path):
     before = trained.tensors()
     trained.step()
     trained.optimizers = trained.fresh_optimizers()
-    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
     after = trained.tensors()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_what_is_saved_is_what_was_there_at_the_start(trained, tmp_path):
-    saver = Saver(tmp_path, 2, World("cpu"))
+    saver = Saver(tmp_path, 2, Distributed("cpu"))
     before = trained.tensors()
     folder = saver.start(trained.named, trained.optimizers, progress(1))
     trained.step()  # while it is being written
     saver.finish()
-    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
     after = trained.tensors()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_save_is_not_there_before_it_is_whole(trained, tmp_path):
-    saver = Saver(tmp_path, 2, World("cpu"))
+    saver = Saver(tmp_path, 2, Distributed("cpu"))
     saver.start(trained.named, trained.optimizers, progress(1))
     assert latest(tmp_path) is None
     while latest(tmp_path) is None:
@@ -111,7 +111,7 @@ def test_the_remains_of_a_killed_save_are_cleared(trained, tmp_path):
     (remains / "shard-00009-model-00001-of-00001.safetensors").write_bytes(b"half")
     assert latest(tmp_path) is None
     folder = save(tmp_path, trained)
-    restore(folder, trained.named, trained.optimizers, World("cpu"))
+    restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
     assert not remains.exists()
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_the_save_before(trained, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert [path.name for path in (tmp_path / "saves").iterdir()] == ["step-00000001"]
-    restore(latest(tmp_path), trained.named, trained.optimizers, World("cpu"))
+    restore(latest(tmp_path), trained.named, trained.optimizers, Distributed("cpu"))
 
 
 def test_final_replaces_an_older_one(trained, tmp_path):
@@ -153,7 +153,7 @@ def test_a_broken_shard(trained, tmp_path):
     folder = save(tmp_path, trained)
     next(folder.glob("shard-*")).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*Remove this save"):
-        restore(folder, trained.named, trained.fresh_optimizers(), World("cpu"))
+        restore(folder, trained.named, trained.fresh_optimizers(), Distributed("cpu"))
 
 
 def test_the_save_of_another_model(trained, tmp_path):
@@ -161,7 +161,7 @@ def test_the_save_of_another_model(trained, tmp_path):
     trained.named["model.more.weight"] = torch.nn.Parameter(torch.ones(3))
     trained.optimizers[0].add_param_group({"params": [trained.named["model.more.weight"]]})
     with pytest.raises(CheckpointError, match=r"holds no model/model\.more\.weight"):
-        restore(folder, trained.named, trained.optimizers, World("cpu"))
+        restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
 
 
 def test_a_weight_of_another_shape(trained, tmp_path):
@@ -170,11 +170,11 @@ def test_a_weight_of_another_shape(trained, tmp_path):
     norm.weight = torch.nn.Parameter(torch.ones(3))
     named = dict(trained.checkpoint.model.named_parameters())
     with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*norm\.weight"):
-        restore(folder, named, trained.fresh_optimizers(), World("cpu"))
+        restore(folder, named, trained.fresh_optimizers(), Distributed("cpu"))
 
 
 def test_the_save_of_another_optimizer(trained, tmp_path):
     folder = save(tmp_path, trained)
     other = "muon" if trained.kind == "adamw" else "adamw"
     with pytest.raises(CheckpointError, match=r"holds no optimizer/.*optim\.matrices"):
-        restore(folder, trained.named, trained.fresh_optimizers(other), World("cpu"))
+        restore(folder, trained.named, trained.fresh_optimizers(other), Distributed("cpu"))

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from liquidmm.data.render import IGNORE
+from liquidmm.data.examples import IGNORE
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.train.loss import (
     Head,

@@ -16,7 +16,7 @@ from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.load import DEFAULT_MODEL
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 
 PARTS = ("encoding", "loading", "formats")
 """What can be measured, in this order."""
@@ -60,7 +60,7 @@ def bench_data(config: DataBench, progress: Callable[[str], None] = lambda _: No
         CheckpointError: The checkpoint can't be loaded.
         LiquidError: The disk has no room.
     """
-    result = Result(bench="data", settings=machine(device_of(config.device)))
+    result = Result(bench="data", settings=machine(resolve_device(config.device)))
     if "encoding" in config.parts:
         measure_encoding(result, config.encoding, config.checkpoint, config.device, progress)
     if "loading" in config.parts:

@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from liquidmm.bench.encoding_sides import Task, our_side, release_side, stock_encoder
 from liquidmm.bench.report import Result
 from liquidmm.bench.worker import Lap, Worker, alternate, median_rate
-from liquidmm.data.encode import TokenizerFile
-from liquidmm.data.sources import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.encode import TokenizerFile
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.runtime import cores, device_of
+from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
+from liquidmm.image_tokenizer.tokenizer import Precision, VQGANTokenizer, load_image_tokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
+from liquidmm.runtime import cores, resolve_device
 from liquidmm.train.flops import peak_of
-from liquidmm.vision.pixels import center_crop, open_image, to_tensor
-from liquidmm.vision.tokenizer import Precision, VQGANTokenizer, load_image_tokenizer
-from liquidmm.vision.vqgan import VQGAN, VQGANConfig
 
 MODELS = ("large", "small")
 """Chameleon's VQGAN at 512 px with random weights; the checkpoint's own tokenizer at its size."""
@@ -95,7 +95,7 @@ def measure_encoding(
     """
     for model in sizes.models:
         with tempfile.TemporaryDirectory(prefix="liquid-bench-") as name:
-            measured = _Encoding(result, sizes, model, str(device_of(device)), Path(name))
+            measured = _Encoding(result, sizes, model, str(resolve_device(device)), Path(name))
             measured.make(checkpoint)
             progress(f"encoding with the {model} tokenizer: by turns with the release's way")
             measured.measure()

@@ -24,13 +24,13 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.encode import EncodeConfig, Preparation, TokenizerFile
-from liquidmm.data.encode.part import PartEncoder, Seen
+from liquidmm.data.readers import Part, SourceConfig, entries
 from liquidmm.data.shard_file import write_shard
-from liquidmm.data.sources import Part, SourceConfig, entries
-from liquidmm.runtime import prepare_cpu
-from liquidmm.vision.pixels import center_crop, open_image, to_tensor
-from liquidmm.vision.tokenizer import VQGANTokenizer
+from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
+from liquidmm.encode.part import PartEncoder, Seen
+from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.runtime import tune_cpu_allocator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +137,7 @@ def _encode(task: Task, number: int) -> int:
 @cache
 def _opened(task: Task) -> tuple[VQGANTokenizer, PartEncoder]:
     """Make a process ready; its threads end with it."""
-    prepare_cpu()
+    tune_cpu_allocator()
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
     config = EncodeConfig(size=task.size)

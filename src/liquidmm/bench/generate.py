@@ -25,7 +25,7 @@ from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.decoders.decoder import Weights
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.load import DEFAULT_MODEL
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 
 PARTS = ("speed", "speculation", "memory")
 """What can be measured."""
@@ -99,7 +99,7 @@ def bench_generate(
         ConfigError: The device isn't here.
         CheckpointError: The checkpoint can't be loaded.
     """
-    device = device_of(config.device)
+    device = resolve_device(config.device)
     result = Result(bench="generate", settings=machine(device))
     result.settings |= {"codes_of_a_picture": config.codes, "seconds": config.seconds}
     if "speed" in config.parts:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from liquidmm.bench.job import Shape
-from liquidmm.generate.sampling import SamplingConfig, release_sampling
+from liquidmm.generate.sampling import SamplingConfig, reference_sampling
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
 from liquidmm.model.processor import LiquidProcessor, read_vocabulary
 from liquidmm.runtime import generator
@@ -83,7 +83,7 @@ class DrawJob:
             own = LiquidProcessor.from_pretrained(self.source).sampling
             if own is not None:
                 return SamplingConfig(**own)
-        plain = release_sampling(self.vocabulary.codebook_size)
+        plain = reference_sampling(self.vocabulary.codebook_size)
         return SamplingConfig(
             guidance=self.guidance,
             temperature=plain.temperature,

@@ -15,7 +15,7 @@ from liquidmm.bench.generate_job import DrawJob
 from liquidmm.bench.memory import resident
 from liquidmm.bench.worker import Pacer
 from liquidmm.generate.engine import Engine, EngineConfig
-from liquidmm.generate.requests import PictureRequest, Request, TextRequest
+from liquidmm.generate.requests import ImageRequest, Request, TextRequest
 from liquidmm.generate.sampling import SamplingConfig
 
 REQUESTS = 50
@@ -28,11 +28,11 @@ def engine_of(job: DrawJob, model: PreTrainedModel, config: EngineConfig) -> Eng
     return Engine(model, job.vocabulary, unconditional=unconditional, stop=[], config=config)
 
 
-def picture_requests(job: DrawJob, first_seed: int) -> list[PictureRequest]:
+def picture_requests(job: DrawJob, first_seed: int) -> list[ImageRequest]:
     """Ask for the pictures of a batch."""
     prompts, _ = job.prompts()
     return [
-        PictureRequest(
+        ImageRequest(
             prompt=tuple(prompt),
             grid=(1, job.codes),
             sampling=job.sampling,
@@ -90,7 +90,7 @@ def _mixture(job: DrawJob) -> Iterator[Request]:
         height = 1 + number % 5
         if number % 2:
             sampling = job.sampling if number % 4 == 1 else plain
-            yield PictureRequest(prompt=prompt, grid=(height, 4), sampling=sampling, seed=number)
+            yield ImageRequest(prompt=prompt, grid=(height, 4), sampling=sampling, seed=number)
         else:
             yield TextRequest(
                 prompt=prompt[: 1 + number % len(prompt)],

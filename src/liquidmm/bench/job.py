@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed, PackingConfig, pack
-from liquidmm.data.render import IGNORE, Example, Task
+from liquidmm.data.examples import IGNORE, Example, Task
+from liquidmm.data.mixture import TokenStream
+from liquidmm.data.packing import PackedSequence, PackingConfig, pack
 from liquidmm.model.checkpoint import load_language_model, local_folder
 from liquidmm.train.config import LoopRun, TrainRun
 from liquidmm.train.model import ModelConfig
@@ -77,8 +77,8 @@ class Shape:
 class Rows(Protocol):
     """An endless stream of packed rows."""
 
-    def take(self, lanes: range) -> list[Packed]:
-        """Take the next row of some lanes; see `Mixture`."""
+    def take(self, lanes: range) -> list[PackedSequence]:
+        """Take the next row of some lanes; see `TokenStream`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +134,7 @@ class Job:
             DataError: A folder of shards can't be read or doesn't fit the checkpoint.
         """
         if isinstance(self.source, TrainRun):
-            stream: Mixture = open_setup(self.source, 1, torch.device("cpu")).stream
+            stream: TokenStream = open_setup(self.source, 1, torch.device("cpu")).stream
             return stream
         return RandomRows(self.source.vocabulary, self.source.length)
 
@@ -161,11 +161,11 @@ class RandomRows:
         self._rng = np.random.default_rng(seed)
         self._rows = self._packed()
 
-    def take(self, lanes: range) -> list[Packed]:
+    def take(self, lanes: range) -> list[PackedSequence]:
         """Take as many rows as there are lanes; they all come from one stream."""
         return [next(self._rows) for _ in lanes]
 
-    def _packed(self) -> Iterator[Packed]:
+    def _packed(self) -> Iterator[PackedSequence]:
         config, examples = PackingConfig(length=self._length), self._examples()
         while True:
             yield from pack(islice(examples, config.window), config)

@@ -21,10 +21,10 @@ import numpy as np
 
 from liquidmm.bench.synthetic import pictures, texts, write_synthetic
 from liquidmm.data.draws import Source
+from liquidmm.data.examples import ExampleBuilder
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed, PackingConfig
-from liquidmm.data.render import Renderer
+from liquidmm.data.mixture import TokenStream
+from liquidmm.data.packing import PackedSequence, PackingConfig
 from liquidmm.data.shards import read_shards
 from liquidmm.errors import ConfigError
 from liquidmm.model.processor import LiquidProcessor
@@ -168,9 +168,9 @@ def _measure_speed(
     result.number(f"{name}_padded_fill", 100 * padded_share(rows, 16), "%", note)
 
 
-def _take_until(stream: Mixture, rounds: int) -> list[Packed]:
+def _take_until(stream: TokenStream, rounds: int) -> list[PackedSequence]:
     """Take rows until the lanes have gone through so many windows each."""
-    taken: list[Packed] = []
+    taken: list[PackedSequence] = []
     while sum(lane["window"] for lane in stream.state()["lanes"].values()) < rounds * _LANES:
         taken += stream.take(range(_LANES))
     return taken
@@ -207,6 +207,6 @@ def _memory(checkpoint: Path, folder: Path, sizes: LoadingSizes) -> tuple[int, i
 
 def _open(
     checkpoint: Path, sources: Sequence[Source], packing: PackingConfig, workers: int
-) -> Mixture:
-    renderer = Renderer(LiquidProcessor.from_pretrained(checkpoint).sequences)
-    return Mixture(sources, renderer, packing, 0, lanes=_LANES, workers=workers)
+) -> TokenStream:
+    renderer = ExampleBuilder(LiquidProcessor.from_pretrained(checkpoint).sequences)
+    return TokenStream(sources, renderer, packing, 0, lanes=_LANES, workers=workers)

@@ -22,7 +22,7 @@ from liquidmm.bench.memory import available
 from liquidmm.bench.report import Result
 from liquidmm.bench.worker import EndedError, Lap, Pacer, Worker, alternate
 from liquidmm.errors import ConfigError
-from liquidmm.runtime import device_of, generator, prepare_cpu
+from liquidmm.runtime import generator, resolve_device, tune_cpu_allocator
 from liquidmm.train.loss import Head, LossConfig, next_token_loss
 
 MAX_Z = 2e-4
@@ -120,7 +120,7 @@ def loss_side(pacer: Pacer, method: str, tokens: int, sizes: LossSizes) -> None:
         tokens: Positions with a label.
         sizes: The other sizes.
     """
-    prepare_cpu()
+    tune_cpu_allocator()
     source = generator(0)
     hidden = torch.randn(tokens, sizes.hidden, generator=source).to(pacer.device)
     weight = torch.empty(sizes.vocabulary, sizes.hidden).normal_(0, 0.05, generator=source)
@@ -271,7 +271,7 @@ class _LossBench:
         # Logits, their logarithms, the gradients of both and what they add up to; three tables of
         # each of three processes.
         need = 4 * (5 * tokens * rows + 9 * rows * hidden)
-        free = available(device_of(self.device))
+        free = available(resolve_device(self.device))
         return free is None or need <= 0.8 * free
 
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from liquidmm.bench.job import Job
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.packing import PADDING_TASK, Packed
-from liquidmm.data.render import IGNORE, TASKS
+from liquidmm.data.examples import IGNORE, TASKS
+from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
-from liquidmm.runtime import device_of, prepare_cpu
+from liquidmm.runtime import resolve_device, tune_cpu_allocator
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.config import TrainRun
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.metrics import Tally
-from liquidmm.train.model import ModelConfig, Trainee, load_trainee, prepare
-from liquidmm.train.parallel import ParallelConfig, World
+from liquidmm.train.model import LiquidForTraining, ModelConfig, load_for_training, prepare
+from liquidmm.train.parallel import Distributed, ParallelConfig
 from liquidmm.train.step import Stepper
 from liquidmm.vocabulary import Vocabulary
 
@@ -38,10 +38,10 @@ def train_packed(pacer: Pacer, job: Job) -> None:
         pacer: Says when to do a step.
         job: What to train.
     """
-    prepare_cpu()
+    tune_cpu_allocator()
     trainee = make_trainee(job, job.model, job.precision)
     part_rows = job.loop.micro_batch_rows
-    stepper = Stepper(trainee, job.optim, World(job.device), part_rows=part_rows)
+    stepper = Stepper(trainee, job.optim, Distributed(job.device), part_rows=part_rows)
     stream = job.rows()
     while pacer.go():
         began = time.perf_counter()
@@ -56,11 +56,11 @@ def train_packed(pacer: Pacer, job: Job) -> None:
         pacer.count(drawing=drawing, **counts_of(rows))
 
 
-def counts_of(rows: Sequence[Packed]) -> dict[str, float]:
+def counts_of(rows: Sequence[PackedSequence]) -> dict[str, float]:
     """Count what some rows hold.
 
     Args:
-        rows: Packed rows.
+        rows: PackedSequence rows.
 
     Returns:
         "tokens" (ids that are not padding), "positions" (all), "labels" (ids that are learnt),
@@ -77,7 +77,7 @@ def counts_of(rows: Sequence[Packed]) -> dict[str, float]:
     }
 
 
-def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> Trainee:
+def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> LiquidForTraining:
     """Prepare the job's model for our training.
 
     Args:
@@ -92,12 +92,12 @@ def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> Train
     if isinstance(job.source, TrainRun):
         folder = local_folder(str(job.source.checkpoint))
         processor, _ = load_parts(folder, torch.device("cpu"))
-        return load_trainee(
+        return load_for_training(
             folder,
             processor.vocabulary,
             config,
             loss,
-            world=World(job.device),
+            world=Distributed(job.device),
             parallel=ParallelConfig(),
             precision=precision,
         )
@@ -107,11 +107,11 @@ def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> Train
         text_size=rows - 1, image_offset=rows - 1, codebook_size=1, boi=0, eoi=1, unconditional=2
     )
     trainee = prepare(model, layout, config, loss)
-    trainee.compute_on(device_of(job.device), precision)
+    trainee.compute_on(resolve_device(job.device), precision)
     return trainee.train()
 
 
-def states_and_loss(trainee: Trainee, batch: Batch) -> tuple[Tensor, float, float]:
+def states_and_loss(trainee: LiquidForTraining, batch: Batch) -> tuple[Tensor, float, float]:
     """Run one batch forward and backward.
 
     Args:

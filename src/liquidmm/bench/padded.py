@@ -23,8 +23,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from liquidmm.bench.job import Job
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.packing import PADDING_TASK, Packed
-from liquidmm.data.render import IGNORE, Ids
+from liquidmm.data.examples import IGNORE, Ids
+from liquidmm.data.packing import PADDING_TASK, PackedSequence
 
 _ENDLESS = 1 << 30
 """Steps that Trainer is told; the pacer ends it before."""
@@ -37,11 +37,11 @@ Document = tuple[Ids, Ids]
 """Ids and unshifted labels of one sequence."""
 
 
-def documents(rows: Iterable[Packed]) -> Iterator[Document]:
+def documents(rows: Iterable[PackedSequence]) -> Iterator[Document]:
     """Take packed rows apart.
 
     Args:
-        rows: Packed rows.
+        rows: PackedSequence rows.
 
     Yields:
         Ids and labels of each document, (t,) int32 each, in the order of the rows.
@@ -74,13 +74,13 @@ def padded(batch: Sequence[Document]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def padded_share(rows: Iterable[Packed], size: int) -> float:
+def padded_share(rows: Iterable[PackedSequence], size: int) -> float:
     """Give the share of positions that are no padding, in padded batches of packed rows' documents.
 
     The documents are in a random order, the same every time.
 
     Args:
-        rows: Packed rows.
+        rows: PackedSequence rows.
         size: Sequences in a batch; those left over at the end make no batch.
 
     Returns:

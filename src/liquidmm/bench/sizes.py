@@ -20,7 +20,7 @@ from liquidmm.bench.report import Result
 from liquidmm.bench.speed import ROUNDS, measure_efficiency, measure_speed
 from liquidmm.bench.worker import EndedError, Lap, Pacer, Worker, alternate, median_rate
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import LoopRun
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
@@ -207,7 +207,7 @@ def _report(result: Result, job: Job, laps: list[Lap], prefix: str) -> None:
         2 * totals["seen"] / totals["tokens"] + 1,
         labelled_share=totals["labels"] / totals["tokens"],
     )
-    peak = peak_flops(device_of(job.device), job.precision)
+    peak = peak_flops(resolve_device(job.device), job.precision)
     if peak is None:
         result.lacks(f"{prefix}mfu", "the peak of this device is not in the table of train/flops")
     else:

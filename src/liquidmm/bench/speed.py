@@ -1,4 +1,4 @@
-"""Packed rows beside padded batches: how many positions carry ids, and how many ids a second.
+"""PackedSequence rows beside padded batches: how many positions carry ids, and how many ids a second.
 
 Contract: both sides train the same weights on the same documents in the same order and type, with
 AdamW and as many ids in an optimizer step as whole batches allow; each is timed from one step's end

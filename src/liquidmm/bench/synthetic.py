@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from liquidmm.data.manifest import Origin
+from liquidmm.data.manifest import Provenance
 from liquidmm.data.shard_file import Row, shard_name, write_shard
 from liquidmm.data.shard_folder import begin, finish
 from liquidmm.errors import LiquidError
@@ -100,7 +100,7 @@ def write_synthetic(folder: Path, rows: Sequence[Row], copies: int = 1) -> Path:
     Raises:
         LiquidError: The disk has no room for it, with 1 GiB to spare.
     """
-    origin = Origin(
+    origin = Provenance(
         fingerprint="synthetic",
         codebook_size=CODEBOOK,
         factor=8,

@@ -19,7 +19,7 @@ from liquidmm.bench.speed import measure_efficiency, measure_speed
 from liquidmm.config import load_run
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.generate.load import DEFAULT_MODEL
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 from liquidmm.train.config import LoopRun, TrainRun
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
@@ -89,7 +89,7 @@ def bench_train(config: TrainBench, progress: Callable[[str], None] = lambda _: 
         CheckpointError: The checkpoint can't be loaded.
         DataError: A folder of shards can't be read or doesn't fit the checkpoint.
     """
-    device = device_of(config.device)
+    device = resolve_device(config.device)
     result = Result(bench="train", settings=machine(device))
     if {"efficiency", "speed"} & set(config.parts):
         _measure_icons(result, config, str(device), progress)

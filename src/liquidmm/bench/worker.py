@@ -27,7 +27,7 @@ import torch
 
 from liquidmm.bench.memory import PeakMemory
 from liquidmm.errors import LiquidError
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 
 _PATIENCE = 20.0
 """Seconds that a side has to end by itself."""
@@ -227,7 +227,7 @@ def _run(
     # stdout carries the result of the command; libraries that print to it must not.
     os.dup2(2, 1)
     try:
-        side(Pacer(connection, device_of(device)), *arguments)
+        side(Pacer(connection, resolve_device(device)), *arguments)
     except LiquidError as error:
         connection.send(str(error))
     except Exception as error:  # noqa: BLE001 - told to the first process

@@ -26,7 +26,7 @@ def command(images: tuple[Path, ...], question: str, **model: Any) -> None:
 
     It may be about several pictures where the model was trained on that.
     """
-    from liquidmm.vision.pixels import open_image
+    from liquidmm.image_tokenizer.images import open_image
 
     if not question.strip():
         raise DataError("question: is empty. Ask something about the picture.")

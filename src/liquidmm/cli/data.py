@@ -49,10 +49,10 @@ def everything(
 
     PACKAGES is the folder that `make icons` fills.  [default: data]
     """
-    from liquidmm.data.built_in import BuiltInConfig, build_all
-    from liquidmm.data.icons import IconsConfig
-    from liquidmm.data.scenes import ScenesConfig
-    from liquidmm.data.text import TextConfig
+    from liquidmm.icons.build import BuiltInConfig, build_all
+    from liquidmm.icons.icons import IconsConfig
+    from liquidmm.icons.scenes import ScenesConfig
+    from liquidmm.icons.text import TextConfig
 
     config = BuiltInConfig(
         icons=IconsConfig(seed=seed, **_styles(options)),
@@ -78,7 +78,7 @@ def everything(
 @_OVERWRITE
 def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Render icons with captions and a fixed split."""
-    from liquidmm.data.icons import IconsConfig, build_icons
+    from liquidmm.icons.icons import IconsConfig, build_icons
 
     config = IconsConfig(**_styles(options))
     made = build_icons(iconify, emojibase, out, config, overwrite=overwrite, progress=_bar("icon"))
@@ -95,7 +95,7 @@ def icons(iconify: Path, emojibase: Path, out: Path, overwrite: bool, **options:
 @_OVERWRITE
 def scenes(icons_folder: Path, out: Path, overwrite: bool, **options: Any) -> None:
     """Compose scenes of icons, with captions, questions and answers."""
-    from liquidmm.data.scenes import ScenesConfig, build_scenes
+    from liquidmm.icons.scenes import ScenesConfig, build_scenes
 
     config = ScenesConfig(**options)
     _show(build_scenes(icons_folder, out, config, overwrite=overwrite, progress=_bar("scene")))
@@ -115,7 +115,7 @@ def scenes(icons_folder: Path, out: Path, overwrite: bool, **options: Any) -> No
 @_OVERWRITE
 def text(wordnet: Path, icons: Path | None, out: Path, seed: int, overwrite: bool) -> None:
     """Write definitions as sentences, and small conversations."""
-    from liquidmm.data.text import TextConfig, build_text
+    from liquidmm.icons.text import TextConfig, build_text
 
     _show(build_text(wordnet, out, TextConfig(seed=seed), icons=icons, overwrite=overwrite))
 
@@ -147,9 +147,9 @@ def replay(
     **options: Any,
 ) -> None:
     """Ask an untrained CHECKPOINT about many words, and keep what it says as conversations."""
-    from liquidmm.data.replay import ReplayConfig, build_replay
     from liquidmm.generate.jobs import Job
     from liquidmm.generate.load import load
+    from liquidmm.icons.replay import ReplayConfig, build_replay
 
     config = ReplayConfig(source=source or checkpoint.resolve().name, **options)
     model = load(str(checkpoint))
@@ -212,8 +212,8 @@ def _write_sheet(folder: Path, path: Path, pictures: int, tokenizer: Path | None
     from liquidmm.cli.options import check_picture_path, save_picture
     from liquidmm.data.sheet import sheet
     from liquidmm.generate.load import DEFAULT_MODEL
+    from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
     from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
-    from liquidmm.vision.tokenizer import load_image_tokenizer
 
     check_picture_path(path)
     source = tokenizer or DEFAULT_MODEL

@@ -18,7 +18,7 @@ from liquidmm.cli.options import load_model, model_options
 @model_options
 def command(image: Path, **model: Any) -> None:
     """Say in words what a picture shows."""
-    from liquidmm.vision.pixels import open_image
+    from liquidmm.image_tokenizer.images import open_image
 
     picture = open_image(image)
     click.echo(load_model(**model).describe(picture))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from liquidmm.data.encode import EncodeRun
+    from liquidmm.encode import EncodeRun
 
 _PATH = click.Path(path_type=Path)
 _KEYS = {
@@ -47,8 +47,8 @@ def command(
     stopped.
     """
     from liquidmm.config import to_dict
-    from liquidmm.data.encode import TokenizerFile, encode
-    from liquidmm.data.manifest import QUARANTINE
+    from liquidmm.data.manifest import REJECTED
+    from liquidmm.encode import TokenizerFile, encode
 
     given = {name: value for name, value in options.items() if value is not None}
     run = _run(source, given, overrides)
@@ -59,14 +59,14 @@ def command(
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.items())
         click.echo(f"{totals.records} records ({kinds}), {totals.pictures} pictures", err=True)
     if totals.refused:
-        click.echo(f"{totals.refused} entries refused, see {run.out / QUARANTINE}", err=True)
+        click.echo(f"{totals.refused} entries refused, see {run.out / REJECTED}", err=True)
     click.echo(json.dumps(to_dict(manifest), indent=2) if as_json else str(run.out))
 
 
 def _run(source: str, given: dict[str, Any], overrides: tuple[str, ...]) -> EncodeRun:
     """Read the run file, or make a run of the options; an option wins over the file."""
     from liquidmm.config import from_dict, load_run
-    from liquidmm.data.encode import EncodeRun
+    from liquidmm.encode import EncodeRun
 
     if source.endswith(".toml"):
         quoted = [f"{_KEYS[name]}={json.dumps(_plain(value))}" for name, value in given.items()]

@@ -97,7 +97,7 @@ def command(**options: Any) -> None:
         return
     images = _draw(liquid, job)
     if options["grid"]:
-        from liquidmm.vision.pixels import contact_sheet
+        from liquidmm.image_tokenizer.images import contact_sheet
 
         images = [contact_sheet(images, columns=math.ceil(math.sqrt(len(images))))]
     for image, path in zip(images, paths, strict=True):

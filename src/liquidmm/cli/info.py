@@ -48,9 +48,9 @@ def command(checkpoint: Path | None, as_json: bool) -> None:
 
 
 def _installation() -> dict[str, Any]:
-    from liquidmm.runtime import device_of, dtype_of
+    from liquidmm.runtime import resolve_device, resolve_dtype
 
-    device = device_of(None)
+    device = resolve_device(None)
     found: dict[str, Any] = {"liquidmm": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -58,7 +58,7 @@ def _installation() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = None
     found["device"] = str(device)
-    found["dtype"] = str(dtype_of("auto", device)).removeprefix("torch.")
+    found["dtype"] = str(resolve_dtype("auto", device)).removeprefix("torch.")
     return found
 
 

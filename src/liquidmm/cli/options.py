@@ -94,7 +94,7 @@ def check_picture_path(path: Path) -> None:
 
 def save_picture(image: Any, path: Path) -> None:
     """Write a PIL image whole or not at all; an existing file is replaced."""
-    from liquidmm.runtime import atomic_file
+    from liquidmm.files import atomic_file
 
     with atomic_file(path) as temporary:
         image.save(temporary)

@@ -29,7 +29,7 @@ def command(
     tokenizer of the model that comes with this package is used.
     """
     from liquidmm.cli.options import check_picture_path, save_picture
-    from liquidmm.vision.pixels import (
+    from liquidmm.image_tokenizer.images import (
         center_crop,
         open_image,
         psnr,
@@ -37,7 +37,7 @@ def command(
         to_image,
         to_tensor,
     )
-    from liquidmm.vision.tokenizer import load_image_tokenizer
+    from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 
     check_picture_path(out)
     picture = open_image(image)

@@ -87,10 +87,11 @@ def _sampler(run: TrainRun) -> OnSample:
     from dataclasses import replace
 
     from liquidmm.errors import LiquidError
+    from liquidmm.files import atomic_file
     from liquidmm.generate.liquid import Liquid
+    from liquidmm.image_tokenizer.images import contact_sheet
     from liquidmm.model.checkpoint import Checkpoint
-    from liquidmm.runtime import atomic_file, get_logger
-    from liquidmm.vision.pixels import contact_sheet
+    from liquidmm.runtime import get_logger
 
     prompts, questions = run.sample.prompts, run.sample.questions
     seeds = range(run.sample.seed, run.sample.seed + len(prompts))
@@ -102,7 +103,7 @@ def _sampler(run: TrainRun) -> OnSample:
             pairs: list[tuple[str, str]] = []
             if prompts:
                 sampling = replace(liquid.sampling, guidance=run.sample.guidance)
-                pictures = liquid.draw_many(prompts, seeds=seeds, sampling=sampling)
+                pictures = liquid.generate_images(prompts, seeds=seeds, sampling=sampling)
                 with atomic_file(path) as temporary:
                     contact_sheet(pictures, columns=8, captions=prompts).save(temporary)
                 pairs += zip(prompts, liquid.describe_many(pictures), strict=True)

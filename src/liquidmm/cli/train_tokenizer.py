@@ -18,8 +18,8 @@ import click
 def command(run_file: Path, overrides: tuple[str, ...], resume: bool, stop_at: int | None) -> None:
     """Train an image tokenizer from RUN.toml and print its folder."""
     from liquidmm.config import load_run
-    from liquidmm.train.tokenizer.config import TokenizerRun
-    from liquidmm.train.tokenizer.trainer import train_tokenizer
+    from liquidmm.image_tokenizer.training.config import TokenizerRun
+    from liquidmm.image_tokenizer.training.trainer import train_tokenizer
 
     run = load_run(TokenizerRun, run_file, overrides)
     click.echo(train_tokenizer(run, resume=resume, stop_at=stop_at))

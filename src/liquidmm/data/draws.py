@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from absl import logging as absl_logging
 
-from liquidmm.data.render import KINDS, TASKS, Example, Renderer, Task
+from liquidmm.data.examples import KINDS, TASKS, Example, ExampleBuilder, Task
 from liquidmm.data.shard_file import Row
 from liquidmm.data.shards import Rows, Shards, read_shards
 from liquidmm.errors import ConfigError, DataError, suggest
@@ -111,7 +111,7 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 
 def open_sources(
-    sources: Sequence[Source], renderer: Renderer, seed: int, fingerprint: str | None
+    sources: Sequence[Source], renderer: ExampleBuilder, seed: int, fingerprint: str | None
 ) -> list[tuple[int, Draws]]:
     """Open the folders of some sources.
 
@@ -238,7 +238,7 @@ def _seed(seeds: tuple[int, ...]) -> int:
 
 
 def _render(
-    renderer: Renderer, source: Source, seeds: tuple[int, ...], draw: int, row: Row
+    renderer: ExampleBuilder, source: Source, seeds: tuple[int, ...], draw: int, row: Row
 ) -> Example:
     rng = np.random.default_rng([*seeds, draw])
     turned = source.reverse and rng.random() < source.reverse

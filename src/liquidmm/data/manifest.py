@@ -1,7 +1,7 @@
 """What a folder of shards holds and what made it: the content of `manifest.json`.
 
-Contract: an `Origin` decides the rows of a folder; two runs with equal origins write equal rows.
-Tallies add up: those of a folder are the sum of those of its shards.
+Contract: an `Provenance` decides the rows of a folder; two runs with equal origins write equal rows.
+ShardStats add up: those of a folder are the sum of those of its shards.
 """
 
 import json
@@ -16,11 +16,11 @@ from liquidmm.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-QUARANTINE = "quarantine.jsonl"
+REJECTED = "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class RejectedSample:
     """An entry of the source that did not become a row."""
 
     source: str
@@ -34,7 +34,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
+class Provenance:
     """What the rows of a folder were made from; it must not change from run to run."""
 
     fingerprint: str
@@ -52,7 +52,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tallies:
+class ShardStats:
     """What one shard, or a whole folder, holds."""
 
     records: int = 0
@@ -85,7 +85,7 @@ class Shard:
     """Size of the file."""
     sha256: str
     """SHA-256 of the file, hexadecimal."""
-    tallies: Tallies
+    tallies: ShardStats
     """What it holds."""
 
 
@@ -95,7 +95,7 @@ class Manifest:
 
     schema_version: int
     """Version of the layout of the folder."""
-    origin: Origin
+    origin: Provenance
     """What the rows were made from."""
     complete: bool
     """Whether all shards are there; before, they are not listed."""
@@ -103,8 +103,8 @@ class Manifest:
     """Number of parts of the source, which is the number of shards."""
     columns: dict[str, str]
     """Name and Arrow type of every column of a shard."""
-    totals: Tallies
-    """Tallies of all shards that are listed."""
+    totals: ShardStats
+    """ShardStats of all shards that are listed."""
     shards: tuple[Shard, ...]
     """The shards in order."""
 
@@ -175,9 +175,9 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def add_up(parts: Sequence[Tallies]) -> Tallies:
+def add_up(parts: Sequence[ShardStats]) -> ShardStats:
     """Return the tallies of all parts together."""
-    return Tallies(
+    return ShardStats(
         records=sum(part.records for part in parts),
         refused=sum(part.refused for part in parts),
         pictures=sum(part.pictures for part in parts),
@@ -196,7 +196,7 @@ def _merge(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def check_origin(old: Origin, new: Origin, folder: Path) -> None:
+def check_origin(old: Provenance, new: Provenance, folder: Path) -> None:
     """Refuse to mix rows of two origins in one folder; the path of the source may differ.
 
     Raises:

@@ -12,10 +12,10 @@ continues bit by bit.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from liquidmm.data.ahead import Ahead
 from liquidmm.data.draws import WINDOW, Draws, Source, check_sources, mix, open_sources
-from liquidmm.data.packing import Packed, PackingConfig, Window, pack
-from liquidmm.data.render import Example, Renderer
+from liquidmm.data.examples import Example, ExampleBuilder
+from liquidmm.data.packing import PackedSequence, PackingConfig, Window, pack
+from liquidmm.data.prefetch import Ahead
 from liquidmm.errors import DataError
 from liquidmm.runtime import get_logger
 
@@ -25,13 +25,13 @@ _NAMED = 5
 _LOG = get_logger(__name__)
 
 
-class Mixture:
+class TokenStream:
     """Draws, renders and packs, in lanes."""
 
     def __init__(
         self,
         sources: Sequence[Source],
-        renderer: Renderer,
+        renderer: ExampleBuilder,
         packing: PackingConfig,
         seed: int,
         *,
@@ -77,7 +77,7 @@ class Mixture:
     def __len__(self) -> int:
         return len(self._draws)
 
-    def take(self, lanes: Iterable[int] = (0,)) -> list[Packed]:
+    def take(self, lanes: Iterable[int] = (0,)) -> list[PackedSequence]:
         """Take the next row of some lanes.
 
         Args:
@@ -257,7 +257,7 @@ class _Lane:
         self.left_out += len(window.left_out)
         return window
 
-    def take(self) -> Packed:
+    def take(self) -> PackedSequence:
         """Take the next row."""
         assert self._window is not None
         packed = self._window[self._row]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from liquidmm.data.render import IGNORE, TASKS, Example, Ids
+from liquidmm.data.examples import IGNORE, TASKS, Example, Ids
 from liquidmm.errors import ConfigError, DataError
 
 PADDING_TASK = -1
@@ -56,7 +56,7 @@ class PackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Packed:
+class PackedSequence:
     """One row for training."""
 
     input_ids: Ids
@@ -92,10 +92,10 @@ class Window:
     def __len__(self) -> int:
         return len(self.contents)
 
-    def __getitem__(self, index: int) -> Packed:
+    def __getitem__(self, index: int) -> PackedSequence:
         return _join(self.contents[index], self.config, self.pad_id)
 
-    def __iter__(self) -> Iterator[Packed]:
+    def __iter__(self) -> Iterator[PackedSequence]:
         return (self[index] for index in range(len(self)))
 
 
@@ -221,7 +221,7 @@ def _part(example: Example, start: int, end: int) -> Example:
     )
 
 
-def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> Packed:
+def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> PackedSequence:
     length = config.length
     input_ids = np.full(length, pad_id, dtype=np.int32)
     labels = np.full(length, IGNORE, dtype=np.int32)
@@ -237,7 +237,7 @@ def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> Packed
         start = end
     # padding too stays within what the model has positions for
     position_ids[start:] = np.arange(length - start) % config.longest
-    return Packed(
+    return PackedSequence(
         input_ids=input_ids,
         labels=labels,
         position_ids=position_ids,

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.manifest import SCHEMA_VERSION, Refusal, Tallies
+from liquidmm.data.manifest import SCHEMA_VERSION, RejectedSample, ShardStats
 from liquidmm.data.records import Message
 from liquidmm.errors import DataError
-from liquidmm.runtime import atomic_file
+from liquidmm.files import atomic_file
 
 Kind: TypeAlias = Literal["text", "image_text", "chat"]
 ROW_KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -90,9 +90,9 @@ class ShardInfo:
     """Version of the layout."""
     part: str
     """Name of the part of the source that it was made from."""
-    tallies: Tallies
+    tallies: ShardStats
     """What it holds."""
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[RejectedSample, ...]
     """The entries of the part that did not become rows."""
 
 
@@ -106,7 +106,7 @@ def write_shard(
     number: int,
     part: str,
     rows: Sequence[Row],
-    refusals: Sequence[Refusal],
+    refusals: Sequence[RejectedSample],
     codebook_size: int,
 ) -> Path:
     """Write one shard.
@@ -250,12 +250,12 @@ def _check_codes(rows: Iterable[Row], codebook_size: int) -> None:
                 )
 
 
-def _count(rows: Sequence[Row], refused: int) -> Tallies:
+def _count(rows: Sequence[Row], refused: int) -> ShardStats:
     characters: Counter[str] = Counter()
     for row in rows:
         turns = (message.content for message in row.messages)
         characters[row.kind] += sum(map(len, (row.text, *row.captions, *turns)))
-    return Tallies(
+    return ShardStats(
         records=len(rows),
         refused=refused,
         pictures=sum(len(row.pictures) for row in rows),

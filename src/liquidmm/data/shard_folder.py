@@ -2,7 +2,7 @@
 
 Contract: shard n is made from part n of the source and from nothing else, so parts can be written
 in any order and again. The shards alone say what is done: nobody keeps a list, and `manifest.json`
-and `quarantine.jsonl` are derived from them. All shards of a folder have one `Origin`. Everything
+and `quarantine.jsonl` are derived from them. All shards of a folder have one `Provenance`. Everything
 here can be called twice, or by two processes at once, with the same result.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from liquidmm.config import to_dict
 from liquidmm.data.manifest import (
     MANIFEST,
-    QUARANTINE,
+    REJECTED,
     SCHEMA_VERSION,
     Manifest,
-    Origin,
+    Provenance,
     Shard,
-    Tallies,
+    ShardStats,
     add_up,
     check_origin,
     check_parts,
@@ -29,10 +29,10 @@ from liquidmm.data.manifest import (
 )
 from liquidmm.data.shard_file import COLUMNS, read_info, shard_name
 from liquidmm.errors import DataError
-from liquidmm.runtime import atomic_file
+from liquidmm.files import atomic_file
 
 
-def begin(folder: Path, origin: Origin, parts: int) -> list[int]:
+def begin(folder: Path, origin: Provenance, parts: int) -> list[int]:
     """Make a folder, or go on with one that was begun with the same origin.
 
     Args:
@@ -65,7 +65,7 @@ def begin(folder: Path, origin: Origin, parts: int) -> list[int]:
     return missing
 
 
-def tally(folder: Path) -> Tallies:
+def tally(folder: Path) -> ShardStats:
     """Add up what the shards hold that are on disk; reads a few KB of each.
 
     Raises:
@@ -84,7 +84,7 @@ def write_quarantine(folder: Path) -> Path:
         DataError: A file is not a shard.
         LiquidError: The disk refused.
     """
-    path = folder / QUARANTINE
+    path = folder / REJECTED
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name in sorted(_names(folder)):
             for refusal in read_info(folder / name).refusals:
@@ -92,7 +92,7 @@ def write_quarantine(folder: Path) -> Path:
     return path
 
 
-def finish(folder: Path, origin: Origin, parts: int) -> Manifest:
+def finish(folder: Path, origin: Provenance, parts: int) -> Manifest:
     """Write manifest and quarantine once all shards are there; reads every shard for its checksum.
 
     Also removes what processes that were killed left half-written, so no other may be writing.
@@ -135,7 +135,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(folder: Path, origin: Origin, parts: int) -> Manifest:
+def _check(folder: Path, origin: Provenance, parts: int) -> Manifest:
     manifest = read_manifest(folder)
     check_origin(manifest.origin, origin, folder)
     check_parts(manifest.parts, parts, folder)
@@ -158,7 +158,7 @@ def _describe(path: Path) -> Shard:
 
 
 def _write_manifest(
-    folder: Path, origin: Origin, parts: int, *, shards: Sequence[Shard], complete: bool
+    folder: Path, origin: Provenance, parts: int, *, shards: Sequence[Shard], complete: bool
 ) -> Manifest:
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

@@ -15,8 +15,8 @@ from PIL import Image
 from liquidmm.data.shard_file import Row
 from liquidmm.data.shards import Shards, read_shards
 from liquidmm.errors import DataError
-from liquidmm.vision.pixels import contact_sheet, to_image
-from liquidmm.vision.tokenizer import ImageTokenizer
+from liquidmm.image_tokenizer.images import contact_sheet, to_image
+from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 
 COLUMNS = 8
 """Pictures in a row."""

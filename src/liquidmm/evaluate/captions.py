@@ -10,11 +10,11 @@ styles' names.
 
 from collections.abc import Sequence
 
-from liquidmm.data.icon_captions import style_words
 from liquidmm.evaluate.gallery import Icon, concept_names, read_icons, sample
 from liquidmm.evaluate.metrics import Tally, named, words
 from liquidmm.evaluate.report import Context
-from liquidmm.vision import pixels
+from liquidmm.icons.captions import style_words
+from liquidmm.image_tokenizer import images as pixels
 
 
 def captions(context: Context) -> None:

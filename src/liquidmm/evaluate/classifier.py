@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liquidmm import runtime
+from liquidmm import files
 from liquidmm.errors import DataError
 from liquidmm.evaluate.gallery import Icon, shrink
 from liquidmm.evaluate.metrics import Tally
-from liquidmm.vision import pixels
+from liquidmm.image_tokenizer import images as pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +146,7 @@ def load_classifier(
         "scores": json.dumps(asdict(scores)),
         "config": json.dumps(asdict(config)),
     }
-    with runtime.atomic_file(path) as temporary:
+    with files.atomic_file(path) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
             temporary,

@@ -66,7 +66,7 @@ def _draw(
         def make(
             missing: list[int], start: int = start, chunk: Sequence[Icon] = chunk
         ) -> list[Image.Image]:
-            return context.model().draw_many(
+            return context.model().generate_images(
                 [chunk[i].captions[0] for i in missing],
                 seeds=[context.seed + start + i for i in missing],
                 sampling=sampling,

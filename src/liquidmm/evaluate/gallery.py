@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liquidmm.errors import DataError
 from liquidmm.evaluate.metrics import nearest, words
-from liquidmm.vision import pixels
+from liquidmm.image_tokenizer import images as pixels
 
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
 """Where an icon may stand: trained, unseen concept-style pair of a seen concept, or unseen

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from liquidmm import runtime
+from liquidmm import files, runtime
 from liquidmm.errors import ConfigError
 from liquidmm.evaluate.gallery import Icon, read_icons, sample
 from liquidmm.evaluate.metrics import codebook_use
 from liquidmm.evaluate.report import Context
+from liquidmm.image_tokenizer import images as pixels
+from liquidmm.image_tokenizer.tokenizer import ImageTokenizer, load_image_tokenizer
 from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
-from liquidmm.vision import pixels
-from liquidmm.vision.tokenizer import ImageTokenizer, load_image_tokenizer
 
 HELD_OUT = ("held_out_pairs", "held_out_concepts")
 """Splits that no training has seen."""
@@ -70,7 +70,7 @@ def contact_sheet(context: Context) -> None:
         context.progress(split, 0, len(chosen))
         originals = torch.stack([_pixels(icon, tokenizer.factor) for icon in chosen])
         _, rebuilt = round_trip(tokenizer, originals)
-        drawn = context.model().draw_many(
+        drawn = context.model().generate_images(
             [icon.captions[0] for icon in chosen],
             seeds=[context.seed + i for i in range(len(chosen))],
             sampling=sampling,
@@ -90,7 +90,7 @@ def contact_sheet(context: Context) -> None:
         captions += [icon.style for icon in chosen] + blank
         context.progress(split, len(chosen), len(chosen))
     path = context.out / "contact-sheet.png"
-    with runtime.atomic_file(path) as temporary:
+    with files.atomic_file(path) as temporary:
         pixels.contact_sheet(cells, SHEET_COLUMNS, captions).save(
             temporary, format="PNG", optimize=True
         )
@@ -120,7 +120,7 @@ def _tokenizer(context: Context) -> ImageTokenizer:
     """The image tokenizer of a checkpoint, or the folder as an image tokenizer itself."""
     inside = context.checkpoint / IMAGE_TOKENIZER_FOLDER
     folder = inside if inside.is_dir() else context.checkpoint
-    return load_image_tokenizer(folder).to(runtime.device_of(context.device))
+    return load_image_tokenizer(folder).to(runtime.resolve_device(context.device))
 
 
 def _pixels(icon: Icon, factor: int) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 from PIL import Image
 
-from liquidmm import runtime
+from liquidmm import files
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.evaluate.metrics import Tally, wilson
 from liquidmm.figures import Figure, rounded, to_json, to_lines
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.vision import pixels
+from liquidmm.image_tokenizer import images as pixels
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Model(Protocol):
     def sampling(self) -> SamplingConfig:
         """How pictures are drawn unless told otherwise."""
 
-    def draw_many(
+    def generate_images(
         self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: SamplingConfig
     ) -> list[Image.Image]:
         """Draw one picture for each prompt, each with its own seed."""
@@ -128,7 +128,7 @@ class Journal:
         """Note the settings, with the first answer only: a failed start leaves no trace."""
         assert self.folder is not None, "only called with a folder"
         if not (self.folder / _SETTINGS).is_file():
-            with runtime.atomic_file(self.folder / _SETTINGS) as temporary:
+            with files.atomic_file(self.folder / _SETTINGS) as temporary:
                 temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
 
     def _read(self) -> None:
@@ -138,7 +138,7 @@ class Journal:
             return
         *whole, _ = path.read_text(encoding="utf-8").split("\n")
         self._texts = {row["key"]: row["text"] for row in map(json.loads, whole)}
-        with runtime.atomic_file(path) as temporary:
+        with files.atomic_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
 
     @property
@@ -189,7 +189,7 @@ class Journal:
         self._start()
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
         for i, image in zip(missing, make(missing) if missing else [], strict=True):
-            with runtime.atomic_file(paths[i]) as temporary:
+            with files.atomic_file(paths[i]) as temporary:
                 image.save(temporary, format="PNG")
         return [pixels.open_image(path) for path in paths]
 
@@ -197,7 +197,7 @@ class Journal:
         """Write ``result.json`` beside the answers."""
         if self.folder is not None:
             self._start()
-            with runtime.atomic_file(self.folder / "result.json") as temporary:
+            with files.atomic_file(self.folder / "result.json") as temporary:
                 temporary.write_text(
                     json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8"
                 )

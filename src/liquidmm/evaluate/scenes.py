@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from liquidmm.data.records import ChatRecord, parse_record
-from liquidmm.data.scene_language import verdict
 from liquidmm.errors import DataError
 from liquidmm.evaluate.gallery import need
 from liquidmm.evaluate.metrics import Tally, words
 from liquidmm.evaluate.report import Context
+from liquidmm.icons.scene_language import verdict
+from liquidmm.image_tokenizer import images as pixels
 from liquidmm.prompts import IMAGE_PLACEHOLDER
-from liquidmm.vision import pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

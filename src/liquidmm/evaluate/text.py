@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from liquidmm import runtime
+from liquidmm.data.readers import read_jsonl
 from liquidmm.data.records import TextRecord
-from liquidmm.data.sources import read_jsonl
 from liquidmm.errors import CheckpointError, DataError
 from liquidmm.evaluate.gallery import need
 from liquidmm.evaluate.metrics import bits_per_byte, perplexity
@@ -43,7 +43,7 @@ def text(context: Context) -> None:
         CheckpointError: The baseline cannot be loaded.
     """
     passages = read_passages(context.data, context.n, context.seed)
-    device = runtime.device_of(context.device)
+    device = runtime.resolve_device(context.device)
     checkpoint = Checkpoint.load(context.checkpoint, context.device)
     _measure(context, "", checkpoint.model, checkpoint.processor.tokenizer, passages)
     if context.baseline is not None:
@@ -80,7 +80,7 @@ def _load_plain(folder: Path, device: torch.device) -> "tuple[nn.Module, PreTrai
     """Any causal language model in Hugging Face's layout."""
     from transformers import AutoTokenizer
 
-    model: nn.Module = load_language_model(folder, runtime.dtype_of("auto", device))
+    model: nn.Module = load_language_model(folder, runtime.resolve_dtype("auto", device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -21,7 +21,8 @@ import torch
 
 from liquidmm.errors import CheckpointError, ConfigError, suggest
 from liquidmm.export.gguf_file import TYPES, write_gguf
-from liquidmm.generate.jobs import CHATTY
+from liquidmm.files import atomic_folder
+from liquidmm.generate.jobs import DEFAULT_CHAT_SAMPLING
 from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import (
     IMAGE_TOKENIZER_FOLDER,
@@ -32,7 +33,7 @@ from liquidmm.model.checkpoint import (
 )
 from liquidmm.model.expand import check_decoder, check_free
 from liquidmm.model.processor import read_config
-from liquidmm.runtime import DTYPES, atomic_folder
+from liquidmm.runtime import DTYPES
 
 TARGETS = ("vllm", "gguf")
 """The forms there are."""
@@ -122,9 +123,9 @@ def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     if not generation.do_sample:
         generation.update(
             do_sample=True,
-            temperature=CHATTY.temperature,
-            top_k=CHATTY.top_k,
-            top_p=CHATTY.top_p,
+            temperature=DEFAULT_CHAT_SAMPLING.temperature,
+            top_k=DEFAULT_CHAT_SAMPLING.top_k,
+            top_p=DEFAULT_CHAT_SAMPLING.top_p,
         )
     checkpoint.save(folder, dtype)
 

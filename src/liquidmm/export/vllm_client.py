@@ -19,12 +19,12 @@ from torch import Tensor
 from liquidmm.errors import LiquidError
 from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.export.vllm_backends import Answer, Backend, Completion
-from liquidmm.generate.jobs import GREEDY, JobReader, one_seed_each
+from liquidmm.generate.jobs import GREEDY_SAMPLING, RequestBuilder, one_seed_each
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.words import stop_ids, words
 from liquidmm.model.checkpoint import Checkpoint, empty_language_model, load_parts, local_folder
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 from liquidmm.sequences import Turn
 from liquidmm.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ class VLLMClient:
         self._sequences = processor.sequences
         self._tokenizer = processor.tokenizer
         self._pictures = Pictures(checkpoint)
-        self._reader = JobReader(self._sequences, self._pictures, self.sampling)
+        self._reader = RequestBuilder(self._sequences, self._pictures, self.sampling)
         self._stop = tuple(sorted(stop_ids(checkpoint.model, self._sequences)))
 
     @classmethod
@@ -67,7 +67,7 @@ class VLLMClient:
             CheckpointError: The folder is no checkpoint.
         """
         path = local_folder(folder)
-        processor, images = load_parts(path, device_of(None), image_tokenizer)
+        processor, images = load_parts(path, resolve_device(None), image_tokenizer)
         model = empty_language_model(path)
         return cls(Checkpoint(model=model, processor=processor, images=images), backend)
 
@@ -86,10 +86,10 @@ class VLLMClient:
             ConfigError: The size was not trained.
             LiquidError: vLLM refused, can't be reached, or ran the halves apart.
         """
-        codes = self.draw_codes([prompt], size=size, seeds=[seed], sampling=sampling)
+        codes = self.generate_codes([prompt], size=size, seeds=[seed], sampling=sampling)
         return self._pictures.decode(codes[0])
 
-    def draw_codes(
+    def generate_codes(
         self,
         prompts: Sequence[str],
         *,
@@ -97,7 +97,7 @@ class VLLMClient:
         seeds: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
     ) -> list[Tensor]:
-        """Draw the codes of several pictures at once; arguments as in `Liquid.draw_codes`.
+        """Draw the codes of several pictures at once; arguments as in `Liquid.generate_codes`.
 
         Returns:
             Codes, (h, w), int64, in order.
@@ -127,7 +127,7 @@ class VLLMClient:
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
         """Describe several pictures at once."""
         prompts = [self._reader.caption_prompt(image) for image in images]
-        return self._write(prompts, max_tokens, GREEDY, 0)
+        return self._write(prompts, max_tokens, GREEDY_SAMPLING, 0)
 
     def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
         """Answer a question about a picture; as `Liquid.ask`.
@@ -136,7 +136,7 @@ class VLLMClient:
             DataError: The question is empty.
         """
         prompt = self._reader.question_prompt([image], question)
-        return self._write([prompt], max_tokens, GREEDY, 0)[0]
+        return self._write([prompt], max_tokens, GREEDY_SAMPLING, 0)[0]
 
     def chat(
         self,
@@ -145,7 +145,7 @@ class VLLMClient:
         *,
         max_tokens: int = 512,
         seed: int = 0,
-        sampling: SamplingConfig = GREEDY,
+        sampling: SamplingConfig = GREEDY_SAMPLING,
     ) -> str:
         """Answer a conversation in words.
 

@@ -106,7 +106,7 @@ class Conversation:
             DataError: The prompt is empty or too long, or spells out `<image>`.
         """
         _check(prompt)
-        codes = self._liquid.draw_codes([prompt], seeds=[self._seed])[0]
+        codes = self._liquid.generate_codes([prompt], seeds=[self._seed])[0]
         self._remember(_user(prompt), IMAGE_PLACEHOLDER, [codes])
         return Picture(image=self._liquid.decode(codes), codes=codes)
 

@@ -25,8 +25,8 @@ from liquidmm.generate.decoders.decoder import Decoder, Weights, context_of
 from liquidmm.generate.graphs import Graphs
 from liquidmm.generate.requests import (
     End,
-    PictureRequest,
-    PictureStep,
+    ImageRequest,
+    ImageStep,
     Request,
     Step,
     Text,
@@ -119,7 +119,7 @@ class Engine:
         """
         if not request.prompt:
             raise DataError("prompt: holds no id. Begin with at least one.")
-        if isinstance(request, PictureRequest):
+        if isinstance(request, ImageRequest):
             self._check_grid(request.grid, request.sampling)
             self._check_room(len(request.prompt), request.grid[0] * request.grid[1], "codes")
             return
@@ -206,7 +206,7 @@ class Engine:
                 self.cancel(answer)
 
     def pictures(
-        self, requests: Sequence[PictureRequest], *, progress: Progress | None = None
+        self, requests: Sequence[ImageRequest], *, progress: Progress | None = None
     ) -> list[Tensor]:
         """Draw pictures.
 
@@ -234,7 +234,7 @@ class Engine:
             for answer in answers:
                 self.cancel(answer)
         steps = [step for answer in answers for step in answer.steps]
-        return [step.codes for step in steps if isinstance(step, PictureStep)]
+        return [step.codes for step in steps if isinstance(step, ImageStep)]
 
     def texts(self, requests: Sequence[TextRequest]) -> list[Text]:
         """Write texts.

@@ -1,8 +1,8 @@
 """Requests in words: what to do, from what, and how.
 
-Contract: a `Job` holds all that its answers depend on; `JobReader` turns it into requests of ids,
+Contract: a `Job` holds all that its answers depend on; `RequestBuilder` turns it into requests of ids,
 one for each sample, or says what is wrong with it in one line that names the field. Defaults: a
-picture is drawn with the checkpoint's own settings; a caption is greedy; chats sample as `CHATTY`.
+picture is drawn with the checkpoint's own settings; a caption is greedy; chats sample as `DEFAULT_CHAT_SAMPLING`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from liquidmm.errors import ConfigError, DataError, suggest
 from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.requests import PictureRequest, Request, TextRequest
+from liquidmm.generate.requests import ImageRequest, Request, TextRequest
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.sequences import Sequences, Turn
 
-GREEDY = SamplingConfig(greedy=True)
+GREEDY_SAMPLING = SamplingConfig(greedy=True)
 """How captions and answers to questions are written."""
 
-CHATTY = SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)
+DEFAULT_CHAT_SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)
 """How chats are written."""
 
 MODES = ("picture", "caption", "text", "interleaved")
@@ -81,7 +81,7 @@ def one_seed_each(prompts: Sequence[str], seeds: Sequence[int] | None) -> Sequen
     return seeds
 
 
-class JobReader:
+class RequestBuilder:
     """Turns jobs into requests for one checkpoint."""
 
     def __init__(self, sequences: Sequences, pictures: Pictures, sampling: SamplingConfig) -> None:
@@ -155,13 +155,13 @@ class JobReader:
         grids = [self._pictures.encode(image) for image in images]
         return tuple(self._sequences.chat(messages, grids, add_generation_prompt=True)[0])
 
-    def _picture(self, job: Job, seed: int) -> PictureRequest:
+    def _picture(self, job: Job, seed: int) -> ImageRequest:
         size = self._pictures.size(job.size)
         if job.messages or job.images:
             prompt = (*self._conversation(job), self._sequences.vocabulary.boi)
         else:
             prompt = self.picture_prompt(job.prompt, size)
-        return PictureRequest(
+        return ImageRequest(
             prompt=prompt,
             grid=self._pictures.grid(size),
             sampling=_changed(self._sampling, job, guided=True),
@@ -179,7 +179,11 @@ class JobReader:
         return TextRequest(
             prompt=self._caption(job) if job.mode == "caption" else self._conversation(job),
             max_tokens=job.max_tokens,
-            sampling=_changed(GREEDY if job.mode == "caption" else CHATTY, job, guided=False),
+            sampling=_changed(
+                GREEDY_SAMPLING if job.mode == "caption" else DEFAULT_CHAT_SAMPLING,
+                job,
+                guided=False,
+            ),
             picture_sampling=drawing,
             seed=seed,
             grid=grid,

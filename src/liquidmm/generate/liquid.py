@@ -17,11 +17,17 @@ from torch import Tensor
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.engine import Engine, EngineConfig, Progress
-from liquidmm.generate.jobs import CHATTY, GREEDY, Job, JobReader, one_seed_each
+from liquidmm.generate.jobs import (
+    DEFAULT_CHAT_SAMPLING,
+    GREEDY_SAMPLING,
+    Job,
+    RequestBuilder,
+    one_seed_each,
+)
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
 from liquidmm.generate.requests import (
-    PictureRequest,
+    ImageRequest,
     Request,
     TextRequest,
 )
@@ -48,7 +54,7 @@ class Liquid:
         self._tokenizer = processor.tokenizer
         self._sequences = processor.sequences
         self._pictures = Pictures(checkpoint)
-        self._reader = JobReader(self._sequences, self._pictures, self.sampling)
+        self._reader = RequestBuilder(self._sequences, self._pictures, self.sampling)
         self.engine = Engine(
             checkpoint.model,
             checkpoint.vocabulary,
@@ -98,9 +104,9 @@ class Liquid:
             DataError: The prompt is empty or too long for the context.
             ConfigError: The size was not trained, or a setting doesn't fit the codebook.
         """
-        return self.draw_many([prompt], size=size, seeds=[seed], sampling=sampling)[0]
+        return self.generate_images([prompt], size=size, seeds=[seed], sampling=sampling)[0]
 
-    def draw_many(
+    def generate_images(
         self,
         prompts: Sequence[str],
         *,
@@ -126,12 +132,12 @@ class Liquid:
             ConfigError: The size was not trained, a setting doesn't fit the codebook, or seeds and
                 prompts differ in number.
         """
-        codes = self.draw_codes(
+        codes = self.generate_codes(
             prompts, size=size, seeds=seeds, sampling=sampling, progress=progress
         )
         return [self.decode(grid) for grid in codes]
 
-    def draw_codes(
+    def generate_codes(
         self,
         prompts: Sequence[str],
         *,
@@ -140,14 +146,14 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Draw the codes of several pictures; arguments and errors as in `draw_many`.
+        """Draw the codes of several pictures; arguments and errors as in `generate_images`.
 
         Returns:
             Codes, (h, w), int64, on the CPU, in order.
         """
         size = self._pictures.size(size)
         requests = [
-            PictureRequest(
+            ImageRequest(
                 prompt=self._reader.picture_prompt(prompt, size),
                 grid=self._pictures.grid(size),
                 sampling=sampling or self.sampling,
@@ -242,7 +248,7 @@ class Liquid:
             images: The pictures, in order.
             max_tokens: Length of the text at most.
             seed: The same seed gives the same answer.
-            sampling: How text is drawn; None takes `CHATTY`.
+            sampling: How text is drawn; None takes `DEFAULT_CHAT_SAMPLING`.
 
         Yields:
             Text as it comes, and a picture wherever the model opens one.
@@ -379,7 +385,7 @@ class Liquid:
         return TextRequest(
             prompt=self._reader.chat_prompt(messages, images),
             max_tokens=max_tokens,
-            sampling=sampling or CHATTY,
+            sampling=sampling or DEFAULT_CHAT_SAMPLING,
             picture_sampling=self.sampling,
             seed=seed,
             grid=self._pictures.grid(self.sizes[0]) if self._pictures.possible else None,
@@ -399,7 +405,7 @@ class Liquid:
             TextRequest(
                 prompt=prompt,
                 max_tokens=max_tokens,
-                sampling=GREEDY,
+                sampling=GREEDY_SAMPLING,
                 picture_sampling=self.sampling,
             )
             for prompt in prompts

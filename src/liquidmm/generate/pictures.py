@@ -13,8 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.image_tokenizer.images import (
+    center_crop,
+    open_image,
+    pad_square,
+    to_image,
+    to_rgb,
+    to_tensor,
+)
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.vision.pixels import center_crop, open_image, pad_square, to_image, to_rgb, to_tensor
 
 ImageLike = Image.Image | str | Path | Tensor
 """A picture: a PIL image, the path of a file, or its codes, (h, w), from `Liquid.encode`."""

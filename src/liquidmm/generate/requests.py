@@ -20,7 +20,7 @@ Finish = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRequest:
+class ImageRequest:
     """One picture to draw."""
 
     prompt: tuple[int, ...]
@@ -32,7 +32,7 @@ class PictureRequest:
     seed: int = 0
     """Seed of this picture, from 0."""
     preview_rows: int = 0
-    """Rows of codes between two `PictureRows`; 0 gives none."""
+    """Rows of codes between two `ImageRows`; 0 gives none."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -56,7 +56,7 @@ class TextRequest:
     grid: tuple[int, int] | None = None
     """Rows and columns of a picture that the model may open; None forbids pictures."""
     preview_rows: int = 0
-    """As in `PictureRequest`, for pictures inside the text."""
+    """As in `ImageRequest`, for pictures inside the text."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -65,7 +65,7 @@ class TextRequest:
             raise ConfigError(f"max_tokens: must be at least 1 ({self.max_tokens}). Ask for more.")
 
 
-Request = PictureRequest | TextRequest
+Request = ImageRequest | TextRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class TextStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRows:
+class ImageRows:
     """A picture is drawn this far."""
 
     codes: Tensor
@@ -85,7 +85,7 @@ class PictureRows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureStep:
+class ImageStep:
     """The model drew a whole picture."""
 
     codes: Tensor
@@ -102,7 +102,7 @@ class End:
     """What was wrong, where it failed."""
 
 
-Step = TextStep | PictureRows | PictureStep | End
+Step = TextStep | ImageRows | ImageStep | End
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

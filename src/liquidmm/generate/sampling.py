@@ -62,7 +62,7 @@ class SamplingConfig:
             )
 
 
-def release_sampling(codebook_size: int) -> SamplingConfig:
+def reference_sampling(codebook_size: int) -> SamplingConfig:
     """Return the release's settings for a codebook of another size.
 
     The release draws from the likelier half: 4,096 of 8,192 codes.
@@ -81,7 +81,7 @@ def saved_sampling(saved: Mapping[str, Any] | None, codebook_size: int) -> Sampl
         ConfigError: A saved setting is unknown or out of range.
     """
     if saved is None:
-        return release_sampling(codebook_size)
+        return reference_sampling(codebook_size)
     return from_dict(SamplingConfig, saved, "processor_config.json: sampling")
 
 

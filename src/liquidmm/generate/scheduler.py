@@ -19,9 +19,9 @@ from liquidmm.generate.plan import Lane
 from liquidmm.generate.requests import (
     End,
     Finish,
-    PictureRequest,
-    PictureRows,
-    PictureStep,
+    ImageRequest,
+    ImageRows,
+    ImageStep,
     Request,
     Step,
     TextRequest,
@@ -84,7 +84,7 @@ class Running:
         """Why it has ended."""
         self.window: Window | None = None
         """Its drafts, where it is drawn speculatively."""
-        picture = isinstance(request, PictureRequest)
+        picture = isinstance(request, ImageRequest)
         self.lane = Lane(
             sampling=request.sampling,
             seed=request.seed,
@@ -99,7 +99,7 @@ class Running:
     def prompt(self) -> tuple[int, ...]:
         """Ids of the first row."""
         request = self.answer.request
-        if isinstance(request, PictureRequest) and request.sampling.guidance == 0:
+        if isinstance(request, ImageRequest) and request.sampling.guidance == 0:
             return self._settings.unconditional
         return request.prompt
 
@@ -107,7 +107,7 @@ class Running:
     def pair(self) -> bool:
         """Whether a second row is needed, now or later."""
         request = self.answer.request
-        if isinstance(request, PictureRequest):
+        if isinstance(request, ImageRequest):
             return self.lane.guided
         return request.grid is not None and request.picture_sampling.guidance != 1
 
@@ -115,7 +115,7 @@ class Running:
     def room(self) -> int:
         """Positions that it is sure to need, about."""
         request = self.answer.request
-        if isinstance(request, PictureRequest):
+        if isinstance(request, ImageRequest):
             return len(request.prompt) + self.grid[0] * self.grid[1]
         return min(
             len(request.prompt) + min(request.max_tokens, _TEXT_ROOM), self._settings.context
@@ -134,7 +134,7 @@ class Running:
     def may_open(self) -> bool:
         """Tell whether a picture that begins now fits the context."""
         request = self.answer.request
-        if isinstance(request, PictureRequest) or request.grid is None:
+        if isinstance(request, ImageRequest) or request.grid is None:
             return False
         # One id each for boi, eoi and the text that must be able to follow.
         codes = self.grid[0] * self.grid[1]
@@ -202,15 +202,15 @@ class Running:
         rows = len(self.codes) // width
         if len(self.codes) == height * width:
             codes = torch.tensor(self.codes).view(height, width)
-            self.answer.steps.append(PictureStep(codes=codes))
-            if isinstance(self.answer.request, PictureRequest):
+            self.answer.steps.append(ImageStep(codes=codes))
+            if isinstance(self.answer.request, ImageRequest):
                 self.finish = "stop"
         elif self.answer.request.preview_rows and rows >= self._shown + (
             self.answer.request.preview_rows
         ):
             self._shown = rows
             codes = torch.tensor(self.codes[: rows * width]).view(rows, width)
-            self.answer.steps.append(PictureRows(codes=codes))
+            self.answer.steps.append(ImageRows(codes=codes))
 
 
 class Scheduler:

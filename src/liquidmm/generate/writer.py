@@ -16,9 +16,9 @@ from liquidmm.generate.pictures import Pictures
 from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
 from liquidmm.generate.requests import (
     Finish,
-    PictureRequest,
-    PictureRows,
-    PictureStep,
+    ImageRequest,
+    ImageRows,
+    ImageStep,
     Request,
     Step,
     TextStep,
@@ -62,11 +62,11 @@ class Writer:
             return
         if rest := self._stop.rest():
             yield TextPiece(text=rest)
-        if isinstance(step, PictureRows):
+        if isinstance(step, ImageRows):
             assert self._grid is not None
             image = self._pictures.preview(step.codes, self._grid)
             yield Preview(image=image, done=len(step.codes) / self._grid[0])
-        elif isinstance(step, PictureStep):
+        elif isinstance(step, ImageStep):
             yield Picture(image=self._pictures.decode(step.codes), codes=step.codes)
         elif step.error is not None:
             raise step.error
@@ -107,7 +107,7 @@ def replies(
     Yields:
         (place of the request, its reply), as they are finished.
     """
-    sizes = [r.grid if isinstance(r, PictureRequest) else (0, 0) for r in requests]
+    sizes = [r.grid if isinstance(r, ImageRequest) else (0, 0) for r in requests]
     total = sum(height * width for height, width in sizes)
     pieces: list[list[Piece]] = [[] for _ in requests]
     answers = [engine.submit(request) for request in requests]

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.files import atomic_folder
+from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 from liquidmm.model.processor import LiquidProcessor, read_config, read_json, read_vocabulary
-from liquidmm.runtime import atomic_folder, device_of, dtype_of
-from liquidmm.vision.tokenizer import load_image_tokenizer
+from liquidmm.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
     from liquidmm.model.processor import Prepare
-    from liquidmm.vision.tokenizer import ImageTokenizer
     from liquidmm.vocabulary import Vocabulary
 
 __all__ = ["Checkpoint", "load_language_model", "local_folder", "quiet", "read_vocabulary"]
@@ -105,9 +106,9 @@ class Checkpoint:
             ConfigError: The device or dtype is unknown.
         """
         path = local_folder(folder)
-        target = device_of(device)
+        target = resolve_device(device)
         processor, images = load_parts(path, target, image_tokenizer)
-        model = load_language_model(path, dtype_of(dtype, target))
+        model = load_language_model(path, resolve_dtype(dtype, target))
         cast("torch.nn.Module", model).to(target).eval()
         return cls(model=model, processor=processor, images=images)
 
@@ -140,7 +141,7 @@ class Checkpoint:
                 raise ConfigError(
                     "dtype: 'auto' can't be saved. Name float32, bfloat16 or float16."
                 )
-            chosen = dtype_of(dtype, torch.device("cpu"))
+            chosen = resolve_dtype(dtype, torch.device("cpu"))
         with atomic_folder(folder, overwrite=overwrite) as temporary, quiet():
             self.model.save_pretrained(
                 temporary,

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from liquidmm.errors import CheckpointError, ConfigError, suggest
+from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 from liquidmm.model.checkpoint import (
     Checkpoint,
     check_codebook,
@@ -37,11 +38,10 @@ from liquidmm.model.checkpoint import (
     quiet,
     table_of,
 )
-from liquidmm.model.markers import add_markers
+from liquidmm.model.markers import add_special_tokens_to
 from liquidmm.model.processor import PROCESSOR_FILE, LiquidProcessor, load_tokenizer, read_config
 from liquidmm.runtime import generator, require
-from liquidmm.vision.tokenizer import load_image_tokenizer
-from liquidmm.vocabulary import MARKERS, Vocabulary
+from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,8 +111,10 @@ def expand(base: str | Path, out: str | Path, config: ExpandConfig | None = None
 
     table = table_of(model)
     old_rows, known = table.shape[0], min(len(tokenizer), table.shape[0])
-    tokenizer = add_markers(tokenizer, old_rows)
-    boi, eoi, unconditional = cast("list[int]", tokenizer.convert_tokens_to_ids(list(MARKERS)))
+    tokenizer = add_special_tokens_to(tokenizer, old_rows)
+    boi, eoi, unconditional = cast(
+        "list[int]", tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    )
     offset = max(old_rows, len(tokenizer))
     vocabulary = Vocabulary(
         text_size=max(len(tokenizer), boi + 1, eoi + 1, unconditional + 1),
@@ -145,9 +147,9 @@ def load_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         raise CheckpointError(f"{folder}: is a Liquid checkpoint already. Use it as it is.")
     check_decoder(folder)
     tokenizer = load_tokenizer(folder)
-    if all(marker in tokenizer.get_vocab() for marker in MARKERS):
+    if all(marker in tokenizer.get_vocab() for marker in SPECIAL_TOKENS):
         raise CheckpointError(
-            f"{folder}: its tokenizer knows {MARKERS[0]}, so it is expanded already. "
+            f"{folder}: its tokenizer knows {SPECIAL_TOKENS[0]}, so it is expanded already. "
             "Use it as it is, or start from its base model."
         )
     named = read_config(folder).get("dtype") or read_config(folder).get("torch_dtype")

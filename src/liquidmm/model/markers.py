@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from liquidmm.errors import CheckpointError
 from liquidmm.model.processor import load_tokenizer
-from liquidmm.vocabulary import MARKERS
+from liquidmm.vocabulary import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ _UNUSED = re.compile(
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def add_markers(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+def add_special_tokens_to(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
     """Give a tokenizer the three markers.
 
     Args:
@@ -44,19 +44,20 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedToke
     """
     vocabulary = dict(tokenizer.get_vocab())
     unused = unused_tokens(tokenizer, rows)
-    if len(unused) >= len(MARKERS):
-        renamed = dict(zip(unused, MARKERS, strict=False))
+    if len(unused) >= len(SPECIAL_TOKENS):
+        renamed = dict(zip(unused, SPECIAL_TOKENS, strict=False))
         tokenizer = _renamed(tokenizer, renamed)
         vocabulary = {renamed.get(token, token): index for token, index in vocabulary.items()}
     tokenizer.add_special_tokens(
-        cast("Any", {"extra_special_tokens": list(MARKERS)}), replace_extra_special_tokens=False
+        cast("Any", {"extra_special_tokens": list(SPECIAL_TOKENS)}),
+        replace_extra_special_tokens=False,
     )
     found = tokenizer.get_vocab()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         again = load_tokenizer(Path(folder)).get_vocab()
     kept = all(found.get(token) == index for token, index in vocabulary.items())
-    if not kept or any(again.get(marker) != found[marker] for marker in MARKERS):
+    if not kept or any(again.get(marker) != found[marker] for marker in SPECIAL_TOKENS):
         raise CheckpointError(
             f"tokenizer: a {type(tokenizer).__name__} doesn't keep its ids when tokens are added. "
             "Give the base a tokenizer.json."
@@ -74,7 +75,7 @@ def unused_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
         if index < rows and _UNUSED.fullmatch(token)
     )
     free = [token for _, token in candidates if token not in named and token not in template]
-    return free[: len(MARKERS)]
+    return free[: len(SPECIAL_TOKENS)]
 
 
 def _renamed(tokenizer: PreTrainedTokenizerBase, names: dict[str, str]) -> PreTrainedTokenizerBase:
@@ -86,7 +87,7 @@ def _renamed(tokenizer: PreTrainedTokenizerBase, names: dict[str, str]) -> PreTr
             if path.is_file():
                 data = _replaced(json.loads(path.read_text(encoding="utf-8")), names)
                 for token in data.get("added_tokens", ()) if isinstance(data, dict) else ():
-                    token["special"] = token["special"] or token["content"] in MARKERS
+                    token["special"] = token["special"] or token["content"] in SPECIAL_TOKENS
                 path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
         return load_tokenizer(folder)
 

@@ -25,7 +25,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from liquidmm.errors import CheckpointError
 from liquidmm.sequences import Sequences
-from liquidmm.vocabulary import MARKERS, Vocabulary
+from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,11 +68,11 @@ class LiquidProcessor(ProcessorMixin):
         self.prepare: Prepare = prepare
         self.sampling = sampling
         self.sequences = Sequences(tokenizer, vocabulary)
-        found = tokenizer.convert_tokens_to_ids(list(MARKERS))
+        found = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
         expected = [vocabulary.boi, vocabulary.eoi, vocabulary.unconditional]
         if found != expected:
             raise CheckpointError(
-                f"tokenizer: {', '.join(MARKERS)} have the ids {found}, the vocabulary says "
+                f"tokenizer: {', '.join(SPECIAL_TOKENS)} have the ids {found}, the vocabulary says "
                 f"{expected}. Take tokenizer and {PROCESSOR_FILE} from the same checkpoint."
             )
 
@@ -227,15 +227,15 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
         pieces = {piece[0]: index for index, piece in enumerate(pieces)}
     added = {token["content"]: token["id"] for token in data.get("added_tokens", ())}
     tokens = {**pieces, **added}
-    if not all(marker in tokens for marker in MARKERS):
+    if not all(marker in tokens for marker in SPECIAL_TOKENS):
         return None
     text_size = len(tokens)
     if rows != text_size + PUBLISHED_CODEBOOK:
         raise CheckpointError(
-            f"{folder}: knows {MARKERS[0]} but has neither {PROCESSOR_FILE} nor the published "
+            f"{folder}: knows {SPECIAL_TOKENS[0]} but has neither {PROCESSOR_FILE} nor the published "
             f"layout ({rows} rows for {text_size} tokens). Copy {PROCESSOR_FILE} from its source."
         )
-    boi, eoi, unconditional = (tokens[marker] for marker in MARKERS)
+    boi, eoi, unconditional = (tokens[marker] for marker in SPECIAL_TOKENS)
     return Vocabulary(
         text_size=text_size,
         image_offset=text_size,

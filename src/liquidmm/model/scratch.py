@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from liquidmm import prompts
 from liquidmm.errors import ConfigError, DataError
-from liquidmm.runtime import atomic_folder
+from liquidmm.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

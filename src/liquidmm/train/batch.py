@@ -1,4 +1,4 @@
-"""Packed rows as tensors, and the one way the model is run over them.
+"""PackedSequence rows as tensors, and the one way the model is run over them.
 
 Contract: documents packed into one row never see each other. The model gets position ids that start
 anew with each of them, no mask and no cache; with either, transformers silently lets them mix.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from liquidmm.data.packing import Packed
-from liquidmm.data.render import IGNORE
+from liquidmm.data.examples import IGNORE
+from liquidmm.data.packing import PackedSequence
 from liquidmm.train.loss import targets
 
 
@@ -29,7 +29,7 @@ class Batch:
     task_ids: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Packed], device: torch.device) -> Batch:
+    def of(cls, rows: Sequence[PackedSequence], device: torch.device) -> Batch:
         """Stack packed rows and shift their labels."""
 
         def stack(name: str) -> Tensor:

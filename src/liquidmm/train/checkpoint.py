@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from liquidmm.errors import CheckpointError, LiquidError
-from liquidmm.runtime import atomic_file
-from liquidmm.train.parallel import World
+from liquidmm.files import atomic_file
+from liquidmm.train.parallel import Distributed
 
 _NAME = re.compile(r"step-(\d{8})")
 # What the two optimizers of `build_optimizers` remember about a parameter.
@@ -65,7 +65,7 @@ class Progress:
 class Saver:
     """Writes the saves of a run, one at a time, while the training goes on."""
 
-    def __init__(self, out: Path, keep: int, world: World) -> None:
+    def __init__(self, out: Path, keep: int, world: Distributed) -> None:
         """Set up; with several ranks the writing has a process group of its own.
 
         Args:
@@ -187,7 +187,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def restore(
-    folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: World
+    folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: Distributed
 ) -> None:
     """Put what is learnt and the optimizers back as they were; each rank reads its own part.
 

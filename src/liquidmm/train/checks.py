@@ -9,8 +9,8 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from liquidmm.data.draws import Source
+from liquidmm.data.examples import KINDS
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.render import KINDS
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.train.config import TrainRun
 

@@ -1,6 +1,6 @@
 """The run file of `liquid train`: what to train, on what, for how long, and what to show.
 
-Contract: every key has its one default here or beside its owner (`Source`, `RenderConfig`,
+Contract: every key has its one default here or beside its owner (`Source`, `ExampleConfig`,
 `OptimConfig`); checks of one table stand in that table, checks across tables in `TrainRun`. Nothing
 is opened or loaded here.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from liquidmm.config import to_dict
 from liquidmm.data.draws import Source, check_sources
+from liquidmm.data.examples import ExampleConfig
 from liquidmm.data.packing import PackingConfig
-from liquidmm.data.render import RenderConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
@@ -42,7 +42,7 @@ class DataRun:
     workers: int = 0
     """Processes of each rank that make rows ahead; 0 makes them between steps. The rows are the
     same, whatever the number."""
-    render: RenderConfig = field(default_factory=RenderConfig)
+    render: ExampleConfig = field(default_factory=ExampleConfig)
     """The random choices of rendering; validation has no guidance dropout."""
 
     def __post_init__(self) -> None:

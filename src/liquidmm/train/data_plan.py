@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from liquidmm.data.draws import Source
-from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed, PackingConfig, cut
-from liquidmm.data.render import IGNORE
+from liquidmm.data.examples import IGNORE
+from liquidmm.data.mixture import TokenStream
+from liquidmm.data.packing import PackedSequence, PackingConfig, cut
 
 _EXAMPLES = 100
 """Examples of each source that are rendered."""
@@ -58,7 +58,7 @@ class DataPlan:
 
 
 def plan_data(
-    stream: Mixture, sources: Sequence[Source], packing: PackingConfig, ids: int
+    stream: TokenStream, sources: Sequence[Source], packing: PackingConfig, ids: int
 ) -> DataPlan:
     """Estimate what a stream will give.
 
@@ -78,7 +78,7 @@ def plan_data(
     rows: list[int] = identity["sizes"]
     shares: list[float] = identity["weights"]
     means = [_mean_ids(stream, place, count, packing) for place, count in enumerate(rows)]
-    packed: list[Packed] = []
+    packed: list[PackedSequence] = []
     for number in range(_ROWS):  # at least one row each
         if len(packed) < _ROWS:
             packed += stream.window(number)
@@ -104,7 +104,7 @@ def plan_data(
     )
 
 
-def _mean_ids(stream: Mixture, place: int, rows: int, packing: PackingConfig) -> float:
+def _mean_ids(stream: TokenStream, place: int, rows: int, packing: PackingConfig) -> float:
     sizes = []
     for draw in range(min(rows, _EXAMPLES)):
         pieces = cut(stream.example(place, draw), packing)  # refuses what fits into no row

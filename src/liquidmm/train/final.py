@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from liquidmm.files import atomic_folder
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.runtime import atomic_folder
 
 
 def write_final(out: Path, checkpoint: Checkpoint, card: str, dtype: str) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from liquidmm.data.render import IGNORE
+from liquidmm.data.examples import IGNORE
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.train.adapters import unwrapped, weight_of
 

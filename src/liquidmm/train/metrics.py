@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from liquidmm.errors import LiquidError
-from liquidmm.runtime import atomic_file
+from liquidmm.files import atomic_file
 from liquidmm.train.loss import LossResult
 from liquidmm.train.trackers import Tracker
 

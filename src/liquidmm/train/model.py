@@ -1,6 +1,6 @@
 """The model as it is trained: loaded, frozen or adapted, compiled, spread over the ranks.
 
-Contract: `Trainee` is one module whose forward pass gives the loss, because under sharding the head
+Contract: `LiquidForTraining` is one module whose forward pass gives the loss, because under sharding the head
 is whole only inside it. With several ranks each reads only its own part of the safetensors, so that
 no machine has to hold the model; adapters are the exception (each rank reads the frozen weights
 once). `plain` gives the trained model back as a stock one.
@@ -31,7 +31,7 @@ from liquidmm.train.adapters import (
 )
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.loss import LossConfig, LossResult, head_of, next_token_loss
-from liquidmm.train.parallel import ParallelConfig, World, whole
+from liquidmm.train.parallel import Distributed, ParallelConfig, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,8 +69,8 @@ class ModelConfig:
             )
 
 
-class Trainee(nn.Module):
-    """A causal language model together with its loss; made by `load_trainee` or `prepare`."""
+class LiquidForTraining(nn.Module):
+    """A causal language model together with its loss; made by `load_for_training` or `prepare`."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Trainee(nn.Module):
         named = self.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def plain(self, folder: Path, world: World, dtype: torch.dtype) -> PreTrainedModel | None:
+    def plain(self, folder: Path, world: Distributed, dtype: torch.dtype) -> PreTrainedModel | None:
         """Give the trained model as a stock one, on the first rank; all ranks must call it.
 
         Args:
@@ -156,16 +156,16 @@ class Trainee(nn.Module):
         return self.model.state_dict() if self._lora is None else self.trainable()
 
 
-def load_trainee(
+def load_for_training(
     folder: Path,
     vocabulary: Vocabulary,
     config: ModelConfig,
     loss: LossConfig,
     *,
-    world: World,
+    world: Distributed,
     parallel: ParallelConfig,
     precision: torch.dtype,
-) -> Trainee:
+) -> LiquidForTraining:
     """Load a checkpoint's language model for training.
 
     Args:
@@ -197,7 +197,7 @@ def load_trainee(
 
 def prepare(
     model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig, loss: LossConfig
-) -> Trainee:
+) -> LiquidForTraining:
     """Make a trainee of a language model.
 
     Args:
@@ -218,7 +218,7 @@ def prepare(
     if config.compile:
         for block in blocks_of(model):
             block.compile()
-    return Trainee(model, vocabulary, config.lora, loss)
+    return LiquidForTraining(model, vocabulary, config.lora, loss)
 
 
 def choose_trained(model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig) -> None:
@@ -282,7 +282,7 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _read_shards(trainee: Trainee, folder: Path, device: torch.device) -> None:
+def _read_shards(trainee: LiquidForTraining, folder: Path, device: torch.device) -> None:
     """Give every parameter memory, and let this rank read its part of the files."""
     empty = {name for name, parameter in trainee.model.named_parameters() if parameter.is_meta}
     trainee._apply(  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from liquidmm.errors import ConfigError, LiquidError
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Quiet(SystemExit):
     """Ends a rank whose error the first rank has told already."""
 
 
-class World:
+class Distributed:
     """All ranks of a run, seen from one of them; a context manager that ends the process group."""
 
     def __init__(self, device: str | None = None) -> None:
@@ -85,9 +85,9 @@ class World:
         """
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = device_of(device)
+        self.device = resolve_device(device)
         if self.size > 1 and self.device.type == "cuda":
-            self.device = device_of(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+            self.device = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             torch.cuda.set_device(self.device)
         if self.size > 1 and not dist.is_initialized():
             gpu = self.device.type == "cuda"

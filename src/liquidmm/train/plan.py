@@ -16,7 +16,7 @@ import torch
 from liquidmm.config import to_dict
 from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import empty_language_model
-from liquidmm.runtime import device_of
+from liquidmm.runtime import resolve_device
 from liquidmm.train.config import TrainRun
 from liquidmm.train.data_plan import DataPlan, plan_data
 from liquidmm.train.flops import flops_per_token, peak_flops, peak_of
@@ -233,7 +233,7 @@ def _peak(run: TrainRun, machine: Machine) -> tuple[float, str]:
     if machine.peak_tflops is not None:
         return machine.peak_tflops * 1e12, "as given"
     dtype: torch.dtype = getattr(torch, run.train.precision)
-    here = device_of(None)  # the run's own device may be one of another machine
+    here = resolve_device(None)  # the run's own device may be one of another machine
     peak = peak_flops(here, dtype)
     if peak is not None:
         return peak, torch.cuda.get_device_name(here)

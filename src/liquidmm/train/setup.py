@@ -19,10 +19,10 @@ from transformers import AutoConfig
 
 from liquidmm.config import to_dict
 from liquidmm.data.draws import Source
+from liquidmm.data.examples import KINDS, ExampleBuilder, ExampleConfig
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed
-from liquidmm.data.render import KINDS, RenderConfig, Renderer
+from liquidmm.data.mixture import TokenStream
+from liquidmm.data.packing import PackedSequence
 from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
@@ -34,7 +34,7 @@ from liquidmm.train.config import TrainRun, differences
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from liquidmm.vision.tokenizer import ImageTokenizer
+    from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Setup:
     """Tokenizer and id layout, with the sizes of the pictures trained on."""
     images: ImageTokenizer | None
     """The image tokenizer, where the checkpoint has one."""
-    stream: Mixture
+    stream: TokenStream
     """The data, one lane for each row of a step."""
 
     @property
@@ -72,7 +72,7 @@ class Setup:
         """Put a language model together with the other parts."""
         return Checkpoint(model=model, processor=self.processor, images=self.images)
 
-    def validation_rows(self) -> Iterator[tuple[str, list[Packed]]]:
+    def validation_rows(self) -> Iterator[tuple[str, list[PackedSequence]]]:
         """Make the rows to measure on, which are always the same ones.
 
         Yields:
@@ -146,7 +146,7 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_length(run, config)
     processor = _with_sizes(processor, images, run)
-    stream = Mixture(
+    stream = TokenStream(
         run.data.sources,
         _renderer(run.data.render, processor, images),
         run.data.packing,
@@ -164,12 +164,12 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
 
 def _open_validation(
     run: TrainRun, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
-) -> Mixture:
+) -> TokenStream:
     render = replace(run.data.render, guidance_dropout=0.0, opening_share=0.0)
     rows = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
     # A window with a row twice would measure fewer of them.
     window = max(1, min(run.data.window, source.count or rows))
-    return Mixture(
+    return TokenStream(
         (replace(source, weight=1.0),),
         _renderer(render, processor, images),
         replace(run.data.packing, window=window),
@@ -179,9 +179,9 @@ def _open_validation(
 
 
 def _renderer(
-    render: RenderConfig, processor: LiquidProcessor, images: ImageTokenizer | None
-) -> Renderer:
-    return Renderer(processor.sequences, render, None if images is None else images.factor)
+    render: ExampleConfig, processor: LiquidProcessor, images: ImageTokenizer | None
+) -> ExampleBuilder:
+    return ExampleBuilder(processor.sequences, render, None if images is None else images.factor)
 
 
 def _with_sizes(

@@ -11,12 +11,12 @@ from typing import Literal
 
 from torch import nn
 
-from liquidmm.data.render import TASKS
+from liquidmm.data.examples import TASKS
 from liquidmm.train.batch import Batch
 from liquidmm.train.metrics import Tally
-from liquidmm.train.model import Trainee
+from liquidmm.train.model import LiquidForTraining
 from liquidmm.train.optim import OptimConfig, build_optimizers
-from liquidmm.train.parallel import World, synchronize_gradients, whole
+from liquidmm.train.parallel import Distributed, synchronize_gradients, whole
 
 
 class Stepper:
@@ -24,9 +24,9 @@ class Stepper:
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainee: LiquidForTraining,
         optim: OptimConfig,
-        world: World,
+        world: Distributed,
         *,
         part_rows: int = 0,
         accumulate: Literal["whole", "sharded"] = "whole",

@@ -22,12 +22,14 @@ import torch
 from torch import nn
 
 from liquidmm.config import to_dict
-from liquidmm.data.mixture import Mixture
-from liquidmm.data.packing import Packed
-from liquidmm.data.render import TASKS
+from liquidmm.data.examples import TASKS
+from liquidmm.data.mixture import TokenStream
+from liquidmm.data.packing import PackedSequence
 from liquidmm.errors import LiquidError
+from liquidmm.files import atomic_file
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.runtime import atomic_file, dtype_of, get_logger, prepare_cpu
+from liquidmm.runtime import get_logger, resolve_dtype, tune_cpu_allocator
+from liquidmm.signals import StopSignals
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainRun
@@ -36,12 +38,11 @@ from liquidmm.train.final import model_card, write_final
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.metrics import MetricsLog, Tally
-from liquidmm.train.model import load_trainee, trained_share
+from liquidmm.train.model import load_for_training, trained_share
 from liquidmm.train.optim import learning_rate
-from liquidmm.train.parallel import World
+from liquidmm.train.parallel import Distributed
 from liquidmm.train.setup import Setup, open_setup, save_to_resume
 from liquidmm.train.step import Stepper
-from liquidmm.train.stop import StopSignals
 from liquidmm.train.trackers import open_trackers
 from liquidmm.train.watch import SpikeWatch, write_failed
 
@@ -72,8 +73,8 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
         DataError: A folder of shards can't be read or doesn't fit.
         LiquidError: The loss is no number any more, the ranks differ, or the disk refused.
     """
-    prepare_cpu()
-    with World(run.device) as world, StopSignals() as stop:
+    tune_cpu_allocator()
+    with Distributed(run.device) as world, StopSignals() as stop:
         with world.together():
             save = save_to_resume(run, resume, told=world.is_main)
         world.agree(save, "the newest save", "Give all ranks the same folder out.")
@@ -98,7 +99,7 @@ class _Trainer:
         self,
         run: TrainRun,
         setup: Setup,
-        world: World,
+        world: Distributed,
         save: Path | None,
         on_sample: OnSample | None,
     ) -> None:
@@ -107,7 +108,7 @@ class _Trainer:
         self.world = world
         self.on_sample = on_sample
         with world.together():
-            self.trainee = load_trainee(
+            self.trainee = load_for_training(
                 setup.folder,
                 setup.processor.vocabulary,
                 run.model,
@@ -123,7 +124,7 @@ class _Trainer:
             part_rows=run.train.micro_batch_rows,
             accumulate=run.parallel.accumulate,
         )
-        self.stream: Mixture = setup.stream
+        self.stream: TokenStream = setup.stream
         self.lanes = range(world.rank, run.train.batch_rows, world.size)
         self.saver = saves.Saver(run.out, run.train.keep, world)
         self.watch = SpikeWatch(run.train.spike)
@@ -206,10 +207,10 @@ class _Trainer:
         tally.merge(of_step)
         return norm
 
-    def next_rows(self) -> tuple[list[Packed], Batch, int]:
+    def next_rows(self) -> tuple[list[PackedSequence], Batch, int]:
         """Take this rank's rows of a step; count the labels of all ranks'."""
         failure: LiquidError | None = None
-        rows: list[Packed] = []
+        rows: list[PackedSequence] = []
         count = torch.zeros((), dtype=torch.float64)
         try:
             rows = self.stream.take(self.lanes)
@@ -233,7 +234,7 @@ class _Trainer:
             told["left_out"] = int(self.world.sum(mine))
         return told
 
-    def give_up(self, norm: float, rows: list[Packed], batch: Batch) -> None:
+    def give_up(self, norm: float, rows: list[PackedSequence], batch: Batch) -> None:
         """Stop before weights are spoilt, and keep the rows that did it."""
         with self.world.together():
             path = write_failed(self.run.out, self.step + 1, self.world.rank, rows, batch)
@@ -245,7 +246,7 @@ class _Trainer:
                 f"is {saves.latest(self.run.out)}."
             )
 
-    def look_at(self, of_step: Tally, rows: list[Packed]) -> None:
+    def look_at(self, of_step: Tally, rows: list[PackedSequence]) -> None:
         """Report a step whose loss stands out, with the records it was made from."""
         spike = self.watch.look(of_step.report(self.world.sum).get("loss", 0.0))
         if spike is None:
@@ -328,7 +329,7 @@ class _Trainer:
         if self.on_sample is None:
             return
         with self.evaluating():
-            dtype = dtype_of("auto", self.world.device)
+            dtype = resolve_dtype("auto", self.world.device)
             model = self.trainee.plain(self.setup.folder, self.world, dtype)
             if model is not None:
                 nn.Module.eval(nn.Module.to(model, self.world.device))

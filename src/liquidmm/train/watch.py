@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from liquidmm.data.packing import Packed
-from liquidmm.runtime import atomic_file
+from liquidmm.data.packing import PackedSequence
+from liquidmm.files import atomic_file
 from liquidmm.train.batch import Batch
 
 _MEMORY = 0.98
@@ -67,7 +67,9 @@ class SpikeWatch:
         return None
 
 
-def write_failed(out: Path, step: int, rank: int, rows: Sequence[Packed], batch: Batch) -> Path:
+def write_failed(
+    out: Path, step: int, rank: int, rows: Sequence[PackedSequence], batch: Batch
+) -> Path:
     """Keep the rows of a step that failed.
 
     Args:

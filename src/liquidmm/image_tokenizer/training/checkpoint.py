@@ -1,0 +1,134 @@
+"""Checkpoints that an image tokenizer's training resumes from.
+
+Contract: one safetensors file with every tensor of the training's parts under
+"<part>.<name>", the step in its metadata, replaced atomically; ``run.json`` beside it holds the
+resolved run file, and a resumed run must agree with it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from liquidmm.config import from_dict, to_dict
+from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.files import atomic_file
+from liquidmm.image_tokenizer.training.config import TokenizerRun
+
+_MAY_CHANGE = ("log_every", "validate_every", "sample_every", "checkpoint_every", "threads")
+
+
+def write_run(run: TokenizerRun) -> None:
+    """Write the resolved run file into ``out`` as JSON."""
+    with atomic_file(run.out / "run.json") as file:
+        file.write_text(json.dumps(to_dict(run), indent=2) + "\n", "utf-8")
+
+
+def check_run(run: TokenizerRun) -> None:
+    """Refuse to resume with settings that would give another training.
+
+    Raises:
+        ConfigError: A setting differs from the interrupted run's.
+    """
+    try:
+        found = json.loads((run.out / "run.json").read_text("utf-8"))
+        # Read as a run file, so that a setting younger than the file has its default.
+        before = to_dict(from_dict(TokenizerRun, found, str(run.out / "run.json")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{run.out / 'run.json'}: cannot be read ({error}). Start anew."
+        ) from None
+    old, new = _flat(before), _flat(to_dict(run))
+    for key in sorted(old.keys() | new.keys()):
+        if key.split(".")[-1] in _MAY_CHANGE or key == "out":
+            continue
+        if old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{key}: {new.get(key)}, but the interrupted training has {old.get(key)}. "
+                "Set it back to resume, or start in another folder."
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def save(file: Path, step: int, parts: Mapping[str, Any]) -> None:
+    """Write the state of all parts; each is a module, an optimizer or has ``state_dict``."""
+    tensors = {
+        f"{part}.{name}": value.detach().cpu().contiguous().clone()
+        for part, owner in parts.items()
+        for name, value in _tensors(owner).items()
+    }
+    with atomic_file(file) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def load(file: Path, parts: Mapping[str, Any]) -> int:
+    """Put the state of all parts back.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: The file is broken or of other parts.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            step = int((opened.metadata() or {})["step"])
+            for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensors[name] = opened.get_tensor(name)
+        for part, owner in parts.items():
+            prefix = f"{part}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            _put(owner, own)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: cannot be resumed ({error}). Start anew.") from None
+    return step
+
+
+def _tensors(owner: Any) -> dict[str, Tensor]:
+    if not isinstance(owner, torch.optim.Optimizer):
+        state: dict[str, Tensor] = owner.state_dict()
+        return state
+    return {
+        f"{index}.{name}": value
+        for index, values in owner.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _put(owner: Any, tensors: dict[str, Tensor]) -> None:
+    if not isinstance(owner, torch.optim.Optimizer):
+        owner.load_state_dict(tensors)
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    owner.load_state_dict({**owner.state_dict(), "state": state})
+
+
+def cut_metrics(file: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl that a resumed run will write again."""
+    if not file.exists():
+        return
+    kept = [
+        line
+        for line in file.read_text("utf-8").splitlines()
+        if line.endswith("}") and json.loads(line)["step"] <= step
+    ]
+    with atomic_file(file) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), "utf-8")

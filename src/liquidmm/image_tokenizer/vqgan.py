@@ -1,0 +1,319 @@
+"""The VQGAN of taming-transformers, in the shape that Chameleon and Liquid use it.
+
+Contract: pixels (B, 3, H, W) in [-1, 1] <-> codes (B, h, w) in 0..codebook_size-1, where
+h = H / factor and w = W / factor. Parameter names are taming's, so that published weights load by
+name. Nothing here trains, checks user input or reads files. Runs in float32 or under bfloat16
+autocast, in either memory format.
+
+Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from liquidmm.errors import ConfigError
+from liquidmm.image_tokenizer.quantizer import Quantizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQGANConfig:
+    """The shape of a VQGAN; the defaults are Chameleon's."""
+
+    resolution: int = 512
+    """Side in pixels the model was made for; any other that the factor divides works too."""
+    in_channels: int = 3
+    """Colour channels in and out."""
+    base_channels: int = 128
+    """Width at full resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level in ``base_channels``; each level but the last halves the side."""
+    num_res_blocks: int = 2
+    """Residual blocks of each encoder level; the decoder has one more."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Sides, counted from ``resolution``, at which a level has attention; the middle has it."""
+    latent_channels: int = 256
+    """Channels between encoder or decoder and the quantizer's 1x1 convolutions."""
+    code_dim: int = 256
+    """Length of a codebook vector."""
+    codebook_size: int = 8192
+    """Number of codebook vectors."""
+    norm_groups: int = 32
+    """Groups of the normalisation, at most; 32 as published. Narrow models need fewer: one channel
+    in a group makes every layer forget the mean colours of the picture."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in (
+            "resolution",
+            "in_channels",
+            "base_channels",
+            "num_res_blocks",
+            "latent_channels",
+            "code_dim",
+            "codebook_size",
+            "norm_groups",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}. Give at least 1.")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ConfigError(
+                f"channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
+            )
+        if self.resolution % self.factor:
+            raise ConfigError(
+                f"resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
+                "Change one of them."
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side per code."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+
+def _silu(x: Tensor) -> Tensor:
+    # Every x here is a fresh result of a normalisation: without gradients nobody else needs it.
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    # The largest number of groups that divides the channels, up to the wanted one.
+    fitting = max(g for g in range(1, groups + 1) if channels % g == 0)
+    return nn.GroupNorm(fitting, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        """Build for ``channels`` in and ``out_channels`` out, normalised in ``groups``."""
+        super().__init__()
+        self.norm1 = _norm(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H, W)."""
+        h: Tensor = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
+        shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
+
+
+class AttentionBlock(nn.Module):
+    """One head of self-attention over all positions."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        """Build for ``channels``, normalised in ``groups``."""
+        super().__init__()
+        self.norm = _norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )  # (B, 1, HW, C)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = mixed.squeeze(1).transpose(1, 2).reshape(x.shape)
+        out: Tensor = self.proj_out(mixed)
+        return x + out
+
+
+class Downsample(nn.Module):
+    """Halve the side; padded on the right and bottom only, as published."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
+        out: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the side by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for ``channels``."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest level."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        """Build for ``channels``, normalised in ``groups``."""
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, groups)
+        self.attn_1 = AttentionBlock(channels, groups)
+        self.block_2 = ResBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then its resampling if it has one."""
+
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, groups: int, *, attention: bool
+    ) -> None:
+        """Build ``blocks`` residual blocks, each followed by attention if wanted."""
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResBlock(channels if index == 0 else out_channels, out_channels, groups)
+            for index in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttentionBlock(out_channels, groups) for _ in range(blocks * attention)
+        )
+        # One of the two is set by the encoder or decoder; taming keeps them under these names.
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the level."""
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn) > 0:
+                x = self.attn[index](x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels to latents."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        """Build from a shape."""
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels, side = config.base_channels, config.resolution
+        blocks, groups = config.num_res_blocks, config.norm_groups
+        for index, width in enumerate(widths):
+            attention = side in config.attention_resolutions
+            level = Level(channels, width, blocks, groups, attention=attention)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+            channels, side = width, side // 2
+        self.mid = Middle(channels, config.norm_groups)
+        self.norm_out = _norm(channels, config.norm_groups)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to (B, latent_channels, h, w)."""
+        x: Tensor = self.conv_in(pixels)
+        for level in self.down:
+            x = level(x)
+        out: Tensor = self.conv_out(_silu(self.norm_out(self.mid(x))))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        """Build from a shape."""
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        channels = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = Middle(channels, config.norm_groups)
+        blocks, groups = config.num_res_blocks + 1, config.norm_groups
+        levels = []
+        for index in reversed(range(len(widths))):
+            attention = config.resolution // 2**index in config.attention_resolutions
+            level = Level(channels, widths[index], blocks, groups, attention=attention)
+            if index > 0:
+                level.upsample = Upsample(widths[index])
+            levels.append(level)
+            channels = widths[index]
+        # taming numbers the levels from fine to coarse although they run from coarse to fine.
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = _norm(channels, config.norm_groups)
+        self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map (B, latent_channels, h, w) to (B, 3, H, W)."""
+        x: Tensor = self.mid(self.conv_in(latents))
+        for index in reversed(range(len(self.up))):
+            x = self.up[index](x)
+        out: Tensor = self.conv_out(_silu(self.norm_out(x)))
+        return out
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantizer and decoder; with ``decoder=False`` it can only make codes."""
+
+    def __init__(self, config: VQGANConfig, decoder: bool = True) -> None:
+        """Build with random weights from the global generator."""
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config) if decoder else None
+        self.quantize = Quantizer(config.codebook_size, config.code_dim)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) to what is quantized, (B, D, h, w)."""
+        latents: Tensor = self.quant_conv(self.encoder(pixels))
+        return latents
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) to codes, (B, h, w), int64."""
+        return self.nearest(self.encode_latents(pixels))
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Map what is quantized (B, D, h, w) to codes, (B, h, w), int64."""
+        flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
+
+    def decode_latents(self, quantized: Tensor) -> Tensor:
+        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not bounded.
+
+        Raises:
+            RuntimeError: The model was built without a decoder.
+        """
+        if self.decoder is None:
+            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
+        pixels: Tensor = self.decoder(self.post_quant_conv(quantized))
+        return pixels
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to pixels, (B, 3, H, W), not bounded."""
+        return self.decode_latents(self.quantize.lookup(codes))
+
+    def last_layer(self) -> Tensor:
+        """Give the weight the adaptive adversarial weight is measured at."""
+        if self.decoder is None:
+            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
+        return self.decoder.conv_out.weight

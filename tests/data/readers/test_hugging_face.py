@@ -1,0 +1,120 @@
+import datasets
+import pytest
+
+from liquidmm.data.readers import Fields, SourceConfig, digest, parts
+from liquidmm.data.records import ImageTextRecord, TextRecord
+from liquidmm.errors import ConfigError, DataError, MissingExtraError
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+        }
+    )
+
+    def rows(count):
+        return datasets.Dataset.from_dict(
+            {
+                # not a picture: nothing may try to decode it
+                "image": [b"PNG%d" % n for n in range(count)],
+                "text": [f"a {n}" for n in range(count)],
+                "label": [n % 2 if n else -1 for n in range(count)],
+            },
+            features=features,
+        )
+
+    return datasets.DatasetDict(train=rows(5), test=rows(2))
+
+
+def test_a_saved_data_set(pictures, tmp_path, read):
+    path = tmp_path / "saved"
+    pictures.save_to_disk(path)
+    found = read(path)
+    assert [entry.where for entry in found] == [
+        *(f"{path}:train[{n}]" for n in range(5)),
+        *(f"{path}:test[{n}]" for n in range(2)),
+    ]
+    assert found[3].record == ImageTextRecord(
+        key=f"{path}:train[3]", image=b"PNG3", captions=("a 3",), split="train"
+    )
+    assert [part.name for part in parts(SourceConfig(path=str(path)), 3)] == [
+        f"{path}:train[0:3]",
+        f"{path}:train[3:5]",
+        f"{path}:test[0:2]",
+    ]
+    found = read(path, splits=("test",), fields=Fields(captions="label"), license="MIT")
+    assert [entry.record for entry in found] == [
+        None,
+        ImageTextRecord(
+            key=f"{path}:test[1]", image=b"PNG1", captions=("dog",), split="test", license="MIT"
+        ),
+    ]
+    with pytest.raises(ConfigError, match="fields.image: .*saved:train has no field 'jpg'. It ha"):
+        read(path, fields=Fields(image="jpg"))
+
+
+def test_a_saved_data_set_behind_a_url(pictures, read):
+    pictures.save_to_disk("memory://saved/set")
+    found = read("memory://saved/set", splits=("test",), sizes=(1, 9))
+    assert [entry.record.image for entry in found] == [b"PNG0", b"PNG1"]
+    assert found[1].where == "memory:///saved/set:test[1]"
+
+
+def test_one_split_and_a_column_called_split(tmp_path, read):
+    path = tmp_path / "saved"
+    rows = {"text": ["one", "two"], "split": ["a", "b"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(path)
+    assert [entry.record.split for entry in read(path)] == ["train", "train"]
+    (entry,) = read(path, fields=Fields(split="split"), splits=("b",))
+    assert entry.record == TextRecord(key=f"{path}:train[1]", text="two", split="b")
+    with pytest.raises(DataError, match="holds no entries"):
+        read(path, splits=("b",))
+
+
+def test_what_load_dataset_loads(pictures, tmp_path, read, monkeypatch):
+    (tmp_path / "repository").mkdir()
+    path = str(tmp_path / "repository")
+    pictures["train"].to_parquet(f"{path}/train-00000-of-00001.parquet")
+    found = read(path, format="huggingface")
+    assert [entry.record.image for entry in found] == [b"PNG%d" % n for n in range(5)]
+    assert {entry.record.split for entry in found} == {"train"}
+    # and without the package's help
+    assert [entry.record.image for entry in read(path)] == [b"PNG%d" % n for n in range(5)]
+    with pytest.raises(DataError, match="can't be loaded as a Hugging Face data set .*'nope'"):
+        read(path, format="huggingface", subset="nope")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="nobody/nothing: can't be loaded as a Hugging Face data"):
+        read("nobody/nothing", format="huggingface")
+
+
+def test_digest(pictures, tmp_path, monkeypatch):
+    path = tmp_path / "saved"
+    pictures.save_to_disk(path)
+    config = SourceConfig(path=str(path))
+    first = digest(config)
+    assert digest(config) == first
+    pictures.pop("test")
+    pictures.save_to_disk(path)
+    assert digest(config) != first
+    loaded = {"data": pictures}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded["data"])
+    config = SourceConfig(path="some/set", format="huggingface")
+    first = digest(config)
+    loaded["data"] = datasets.DatasetDict(train=pictures["train"].select([0, 1]))
+    assert digest(SourceConfig(path="some/set", format="huggingface", revision="v2")) != first
+
+
+def test_the_package_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"liquidmm\[hf\]\""):
+        parts(SourceConfig(path="a/b", format="huggingface"), 10)

@@ -1,0 +1,117 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.records import ChatRecord, Message
+from liquidmm.errors import DataError
+
+HELLO = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
+LMSYS = [{"content": "Hi.", "role": "user"}, {"content": "Hello.", "role": "assistant"}]
+SHAREGPT = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
+
+
+def test_rows_are_entries(tmp_path, read):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    rows = [
+        {"conversation_id": "a", "conversation": LMSYS, "openai_moderation": [{"flagged": False}]},
+        {"conversation_id": "b", "conversation": [{"content": None, "role": "user"}]},
+        {"conversation_id": "c", "conversation": None},
+        *({"conversation_id": f"d{n}", "conversation": LMSYS} for n in range(60)),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=40)
+    found = read(path)
+    assert len(found) == 63
+    assert [found[n].record for n in (0, 62)] == [
+        ChatRecord(key="a", messages=HELLO),
+        ChatRecord(key="d59", messages=HELLO),
+    ]
+    assert (found[62].where, found[62].line) == (f"{path}[62]", 62)
+    assert [entry.problem.partition(". ")[0] for entry in found[1:3]] == [
+        f"{path}[1]: conversation[0]: 'content' must be a string (got nothing)",
+        f"{path}[2]: fits no layout (its keys: conversation_id)",
+    ]
+
+
+def test_pictures_as_hugging_face_stores_them(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    file = {"bytes": b"PNG", "path": None}
+    shown = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
+    rows = [
+        {"id": "1", "image": file, "conversations": shown, "license": "MIT"},
+        {"id": "2", "image": None, "conversations": SHAREGPT, "license": None},
+        {"id": "3", "image": {"bytes": None, "path": "x.png"}, "conversations": shown},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    first, second, third = (entry.record for entry in read(path))
+    assert (first.images, first.license) == ((b"PNG",), "MIT")
+    assert second == ChatRecord(key="2", messages=HELLO)
+    assert third.images == (tmp_path / "x.png",)
+    pq.write_table(pa.table({"image": [b"PNG", b""], "text": ["a cat", "nothing"]}), path)
+    first, second = read(path)
+    assert (first.record.image, first.record.captions) == (b"PNG", ("a cat",))
+    assert second.problem == f"{path}[1]: 'image' is empty (0 bytes). Leave the record out."
+    turns = [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "."}]
+    pq.write_table(pa.table({"messages": [turns], "images": [[b"A", b"B"]]}), path)
+    assert read(path)[0].record.images == (b"A", b"B")
+
+
+def test_a_text_that_is_not_utf_8_spoils_its_row_alone(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    column = pa.array([b"one", b"tw\xf6", b"three"]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), path)
+    first, second, third = read(path)
+    assert (first.record.text, third.record.text) == ("one", "three")
+    assert second.problem == (
+        f"{path}[1]: not UTF-8 (invalid start byte at byte 2). Correct the row."
+    )
+
+
+def test_a_file_without_a_footer_is_one_refusal(tmp_path, read):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "b.parquet")
+    bad, *good = read(tmp_path / "*.parquet")
+    assert [entry.record.text for entry in good] == ["one", "two"]
+    assert bad.broken
+    assert bad.problem.startswith(f"{tmp_path}/a.parquet[0]: not readable as Parquet (")
+    assert bad.problem.endswith(" The file is lost from here on; download it again.")
+    assert "\n" not in bad.problem
+
+
+def test_a_broken_row_group_loses_itself_alone(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    rows = [{"conversation_id": str(n), "conversation": LMSYS} for n in range(2000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=500, compression="zstd")
+    with pq.ParquetFile(path) as file:
+        start = file.metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+    found = read(path, sizes=(500, 2000))
+    assert [entry.line for entry in found if entry.record is None] == [500]
+    assert [entry.line for entry in found] == [*range(501), *range(1000, 2000)]
+    assert found[500].broken
+    assert ". Rows 500 to 999 are lost; download the file again." in found[500].problem
+
+
+def test_parts_keep_to_row_groups(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * 100}), path, row_group_size=10)
+    config = SourceConfig(path=str(path))
+
+    def counts(records):
+        return [part.count for part in parts(config, records)]
+
+    assert counts(25) == [20] * 5
+    assert counts(10) == [10] * 10
+    assert counts(4) == [4, 4, 2] * 10
+    pq.write_table(pa.table({"text": ["x"] * 100}), path)
+    assert counts(1) == [4] * 25  # a row group is cut into 32 pieces at most
+    assert counts(1000) == [100]
+
+
+def test_columns_must_be_the_same(tmp_path, read):
+    pq.write_table(pa.table({"image": [b"x"], "text": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [b"x"], "txt": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet: has no column text, but .*a.parquet has. Enc"):
+        read(tmp_path / "*.parquet")

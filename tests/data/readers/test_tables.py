@@ -1,0 +1,76 @@
+import gzip
+
+import pytest
+
+from liquidmm.data.readers import Fields, SourceConfig, parts
+from liquidmm.data.records import ImageTextRecord, TextRecord
+
+KNOWN = (
+    "'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), "
+    "'messages' (and 'images'), 'image' and 'captions', 'text', 'content' (StarCoder), 'img_path' "
+    "(JourneyDB)."
+)
+
+
+def test_rows_are_entries(tmp_path, read):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfimage,caption,license\r\n"
+        b'a.jpg,"a cat, black",MIT\r\n'
+        b"\r\n"
+        b'b.jpg,"two\nlines and ""quotes""",\r\n'
+        b"c.jpg\r\n"
+        b'd.jpg,"a ""dog"" ",MIT\n'
+        b'e.jpg,"x"y,MIT\n'
+        b"f.jpg,caf\xe9,MIT\n"
+        b",,\n"
+        b"g.jpg,a bee,CC0-1.0"
+    )
+    found = read(path)
+    assert [entry.line for entry in found] == [2, 4, 6, 7, 8, 9, 10, 11]
+    assert found[1].record == ImageTextRecord(
+        key=f"{path}:4", image=tmp_path / "b.jpg", captions=('two\nlines and "quotes"',)
+    )
+    assert found[3].record.captions == ('a "dog" ',)
+    assert (found[7].record.license, found[7].where) == ("CC0-1.0", f"{path}:11")
+    assert [entry.problem for entry in found if entry.record is None] == [
+        f"{path}:6: 1 cells for 3 columns. Correct the row.",
+        f"{path}:8: not valid CSV (',' expected after '\"'). Correct the row.",
+        f"{path}:9: 'caption' is not UTF-8 (byte 0xe9 at 3). Correct the record.",
+        f"{path}:10: fits no layout (its keys: no keys). Known: {KNOWN}",
+    ]
+    config = SourceConfig(path=str(path))
+    assert [part.name for part in parts(config, 5)] == [f"{path}:2-", f"{path}:9-"]
+    assert [part.count for part in parts(config, 5)] == [5, 3]
+
+
+def test_tabs_and_fields(tmp_path, read):
+    path = tmp_path / "Train_GCC.tsv"
+    path.write_text('caption\tfile\na "cat"\ta.jpg\n')
+    (entry,) = read(path, fields=Fields(image="file"))
+    assert entry.record.captions == ('a "cat"',)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"text\none\ntwo\n"))
+    assert [entry.record for entry in read(path)] == [
+        TextRecord(key=f"{path}:2", text="one"),
+        TextRecord(key=f"{path}:3", text="two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ("", 1, "no row of names that differ. Write one as the first row."),
+        ("text,text\na,b\n", 1, "no row of names that differ"),
+        ('"text\n', 1, "no row of names that differ"),
+        ('text\none\n"two\nthree\n', 3, "not valid CSV (unexpected end of data). Correct"),
+        ("text\n" + "x" * 200_000, 2, "not valid CSV (field larger than field limit (131072))"),
+    ],
+)
+def test_bad_tables(tmp_path, read, content, line, words):
+    (tmp_path / "a.csv").write_text("text\nfine\n")
+    path = tmp_path / "b.csv"
+    path.write_text(content)
+    found = read((str(tmp_path / "a.csv"), str(path)))
+    assert [entry.line for entry in found if entry.record is None] == [line]
+    assert found[-1].problem.startswith(f"{path}:{line}: {words}")

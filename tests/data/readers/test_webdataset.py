@@ -1,0 +1,181 @@
+import gzip
+import io
+import json
+import tarfile
+
+import pytest
+
+from liquidmm.data.readers import Fields, SourceConfig, parts
+from liquidmm.data.records import ChatRecord, ImageTextRecord, TextRecord
+
+
+def tar(*members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type = tarfile.DIRTYPE
+                archive.addfile(info)
+                continue
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*members, name="a.tar"):
+        path = tmp_path / name
+        content = tar(*members)
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        return path
+
+    return write
+
+
+IMG2DATASET = [
+    ("000000000.jpg", b"JPEG0"),
+    ("000000000.json", {"caption": "not this", "url": "x", "status": "success", "license": "MIT"}),
+    ("000000000.txt", b" a cat\nasleep\n"),
+    ("000000001.jpg", b"JPEG1"),
+    ("000000001.json", {"caption": "a dog", "key": "000000001", "original_width": None}),
+]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
+def test_members_of_one_key_are_a_sample(write, read, name):
+    path = write(*IMG2DATASET, name=name)
+    assert [entry.record for entry in read(path, sizes=(1, 9))] == [
+        ImageTextRecord(
+            key="000000000", image=b"JPEG0", captions=("a cat\nasleep",), license="MIT"
+        ),
+        ImageTextRecord(key="000000001", image=b"JPEG1", captions=("a dog",)),
+    ]
+    (part,) = parts(SourceConfig(path=str(path)), 1)
+    assert (part.name, part.count) == (str(path), None)
+
+
+def test_shards_by_braces(write, read, tmp_path):
+    for number in range(12):
+        write(
+            (f"x/{number}.b.png", b"other"),
+            (f"x/{number}.PNG", b"PNG"),
+            (f"x/{number}.txt", b"words"),
+            name=f"{number:05d}.tar",
+        )
+    found = read(tmp_path / "{00000..00011}.tar", sizes=(5,))
+    assert [entry.record.key for entry in found] == [f"x/{number}" for number in range(12)]
+    assert found[3].where == f"{tmp_path}/00003.tar:x/3"
+    assert {entry.record.image for entry in found} == {b"PNG"}
+
+
+def test_other_kinds_of_record(write, read, tmp_path):
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "."}]
+    path = write(
+        ("a.jpg", b"A"), ("a.json", {"conversations": turns}), ("b.json", {"text": "document"})
+    )
+    chat, text = (entry.record for entry in read(path, sizes=(1,)))
+    assert isinstance(chat, ChatRecord)
+    assert (chat.key, chat.images) == ("a", (b"A",))
+    assert text == TextRecord(key="b", text="document")
+    path = write(("a.txt", b"a document"), ("b.txt", b"another"))
+    found = read(path, fields=Fields(text="txt"), sizes=(1,))
+    assert [entry.record.text for entry in found] == ["a document", "another"]
+    classes = tmp_path / "classes.txt"
+    classes.write_text("tench\ngoldfish\n")
+    path = write(("a.jpg", b"A"), ("a.cls", b"1\n"), ("b.jpg", b"B"), ("b.cls", b"shark"))
+    found = read(path, classes=str(classes), sizes=(1,))
+    assert [entry.record.captions for entry in found] == [("goldfish",), ("shark",)]
+    assert "'caption' must be a list of strings (got int 1)" in read(path)[0].problem
+    path = write(("a.jpg", b"A"), ("a.seg.png", b"S"), ("a.json", {"blip": ["x", "y"]}))
+    (entry,) = read(path, fields=Fields(image="seg.png", captions="json.blip"), sizes=(1,))
+    assert (entry.record.image, entry.record.captions) == (b"S", ("x", "y"))
+
+
+def test_bad_samples_are_refused_and_others_go_on(write, read):
+    path = write(
+        ("no-caption.jpg", b"A"),
+        ("no-picture.txt", b"words"),
+        ("twice.jpg", b"A"),
+        ("twice.txt", b"one"),
+        ("twice.txt", b"two"),
+        ("pictures.jpg", b"A"),
+        ("pictures.png", b"A"),
+        ("pictures.txt", b"one"),
+        ("captions.jpg", b"A"),
+        ("captions.txt", b"one"),
+        ("captions.caption", b"two"),
+        ("json.jpg", b"A"),
+        ("json.json", b"no"),
+        ("bytes.jpg", b"A"),
+        ("bytes.txt", b"caf\xe9"),
+        ("blank.jpg", b"A"),
+        ("blank.txt", b" \n"),
+        ("empty.jpg", b""),
+        ("empty.txt", b"one"),
+        ("phone.heic", b"A"),
+        ("phone.txt", b"one"),
+        ("folder.jpg", None),
+        (".hidden.jpg", b"A"),
+        ("movie.mp4", b"A"),
+        ("good.jpg", b"A"),
+        ("good.npy", b"A"),
+        ("good.txt", b"good"),
+    )
+    found = read(path, sizes=(1,))
+    assert found[-1].record.key == "good"
+    assert [entry.problem.removeprefix(f"{path}:") for entry in found[:-1]] == [
+        (
+            "no-caption: 'image' without a caption. Add 'captions', 'caption', 'text_prompt' or "
+            "'text'."
+        ),
+        "no-picture: no picture (its members: txt). Leave it out.",
+        "twice: two members 'txt'. Give each sample a name of its own.",
+        "pictures: two pictures (jpg, png). Name one in fields.image.",
+        "captions: two captions (txt, caption). Name one in fields.captions.",
+        "json: 'json' is not valid JSON (Expecting value: line 1 column 1 (char 0)). Correct it.",
+        "bytes: 'txt' is not UTF-8 (unexpected end of data at byte 3). Save it as UTF-8.",
+        "blank: 'captions' is empty. Fill it in or leave the record out.",
+        "empty: 'image' is empty (0 bytes). Leave the record out.",
+        "phone: pictures of this kind ('heic') are not read. Convert it.",
+    ]
+    assert [entry.line for entry in found] == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("damage", "good", "words"),
+    [
+        (lambda whole: whole[:1800], 0, "unexpected end of data"),
+        (lambda whole: whole[:4300], 1, "unexpected end of data"),
+        (lambda whole: whole[: 15 * 512], 2, "the file ends before the archive does"),
+        (lambda whole: whole[:5120] + b"\1" * 512 + whole[5632:], 1, "invalid header"),
+        (lambda whole: whole[:5121] + b"\1" + whole[5122:], 1, "bad checksum"),
+        (lambda whole: whole[:100], 0, "truncated header"),
+        (lambda whole: b"no tar " * 1000, 0, "invalid header"),
+        (lambda whole: whole + b"more" * 128, 3, "invalid header"),
+    ],
+)
+def test_the_rest_of_a_broken_archive_is_one_refusal(tmp_path, read, damage, good, words):
+    members = [
+        member
+        for key in "abc"
+        for member in ((f"{key}.jpg", key.encode() * 500), (f"{key}.txt", b"x" * 600))
+    ]
+    path = tmp_path / "a.tar"
+    path.write_bytes(damage(tar(*members)))  # 5 blocks of 512 bytes a sample, then the end
+    *entries, last = read(path, sizes=(1,))
+    assert len(entries) == good
+    assert all(entry.record for entry in entries)
+    assert (last.broken, last.line) == (True, good)
+    assert last.problem == (
+        f"{path}[{good}]: not readable as tar ({words}). From here on the file is lost; download "
+        "it again."
+    )
+
+
+def test_archives_joined_end_to_end_are_read_on(tmp_path, read):
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar(*IMG2DATASET) + tar(("b.jpg", b"B"), ("b.txt", b"more")))
+    assert [entry.record.key for entry in read(path, sizes=(1,))] == ["000000000", "000000001", "b"]

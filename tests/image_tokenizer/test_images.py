@@ -1,0 +1,231 @@
+import io
+import math
+import os
+import struct
+import zlib
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liquidmm.errors import DataError, LiquidError
+from liquidmm.image_tokenizer import images as pixels
+from liquidmm.image_tokenizer.images import (
+    center_crop,
+    contact_sheet,
+    open_image,
+    pad_square,
+    psnr,
+    side_by_side,
+    to_image,
+    to_tensor,
+)
+
+RED, WHITE, BLUE = (255, 0, 0), (255, 255, 255), (0, 0, 255)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    return out.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def bomb() -> bytes:
+    """A PNG of 69 bytes that claims 50000 x 50000 pixels."""
+    header = struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+BAD = {
+    "truncated": (png(Image.effect_noise((64, 64), 80))[:700], "is broken"),
+    "empty": (b"", "is empty (0 bytes)"),
+    "text": (b"hello, I am no picture\n", "not a picture in a known format"),
+    "bomb": (bomb(), "more than"),
+    "float": (None, "floating-point pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files(tmp_path, name):
+    content, words = BAD[name]
+    path = tmp_path / f"{name}.png"
+    if content is None:
+        path = path.with_suffix(".tiff")
+        Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        open_image(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_missing_and_folder(tmp_path):
+    with pytest.raises(DataError, match=r"none\.png: no such file"):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(DataError, match=rf"^{tmp_path}: is a folder"):
+        open_image(tmp_path)
+    (tmp_path / "link.png").symlink_to(tmp_path / "none.png")
+    with pytest.raises(DataError, match=r"link\.png: is a link to nothing"):
+        open_image(tmp_path / "link.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: is a device or a pipe"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_large_files_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "MAX_BYTES", 10)
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    with pytest.raises(DataError, match=r"a\.png: has 11 bytes, more than 10"):
+        open_image(tmp_path / "a.png")
+
+
+def test_urls():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/pictures/a.png", png(Image.new("RGB", (3, 2), RED)))
+    assert open_image("memory://pictures/a.png").getpixel((2, 1)) == RED
+    with pytest.raises(DataError, match=r"^memory://pictures/b\.png: no such file"):
+        open_image("memory://pictures/b.png")
+    with pytest.raises(DataError, match=r"^odd://b\.png: cannot be read"):
+        open_image("odd://b.png")
+
+
+def test_urls_that_fail_for_now(monkeypatch):
+    def fails(self, path, **options):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
+    fsspec.filesystem("memory").pipe("/pictures/c.png", b"content")
+    with pytest.raises(LiquidError, match=r"c\.png: can't be read now \(no answer\)") as error:
+        open_image("memory://pictures/c.png")
+    assert not isinstance(error.value, DataError)
+
+
+def test_formats_that_start_programs_are_not_opened():
+    assert "EPS" not in pixels.FORMATS
+    with pytest.raises(DataError, match="not a picture in a known format"):
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+def test_bytes_and_paths_are_the_same(tmp_path):
+    image = Image.new("RGB", (3, 2), RED)
+    (tmp_path / "a.png").write_bytes(png(image))
+    assert open_image(png(image)).tobytes() == open_image(tmp_path / "a.png").tobytes()
+    with pytest.raises(DataError, match=r"^picture: "):
+        open_image(b"no")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_parts_become_white(mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    if mode == "P":
+        image = Image.new("P", (2, 1), 0)
+        image.putpalette([255, 0, 0, 0, 0, 0])
+        image.putpixel((1, 0), 1)
+        content = png(image, transparency=0)
+    elif mode == "RGB":
+        image = Image.new("RGB", (2, 1), RED)
+        image.putpixel((1, 0), (0, 0, 0))
+        content = png(image, transparency=RED)
+    else:
+        content = png(image.convert(mode))
+    opened = open_image(content)
+    assert opened.mode == "RGB"
+    assert [opened.getpixel((x, 0)) for x in (0, 1)] == [WHITE, (0, 0, 0)]
+
+
+def test_exif_rotation():
+    image = Image.new("RGB", (4, 2), WHITE)
+    image.paste(RED, (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to show it
+    opened = open_image(png(image, exif=exif))
+    assert opened.size == (2, 4)
+    assert (opened.getpixel((0, 0)), opened.getpixel((0, 3))) == (RED, WHITE)
+
+
+def test_deep_grey_is_scaled_not_clipped():
+    deep = np.array([[0, 32896, 65535]], dtype=np.uint16)
+    opened = np.asarray(open_image(png(Image.fromarray(deep))))
+    assert opened[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "RGB"])
+def test_other_modes(mode):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), WHITE).convert(mode).save(out, "TIFF")
+    opened = open_image(out.getvalue())
+    assert (opened.mode, opened.getpixel((4, 4))) == ("RGB", WHITE)
+
+
+def test_tensor_round_trip_is_exact():
+    image = Image.fromarray(np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3))
+    tensor = to_tensor(image)
+    assert (tensor.shape, tensor.dtype) == ((3, 16, 16), torch.float32)
+    assert (tensor.min().item(), tensor.max().item()) == (-1.0, 1.0)
+    assert to_image(tensor).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.zeros(1, 3, 4, 4), "shape"),
+        (torch.full((3, 2, 2), 1.5), "outside"),
+        (torch.full((3, 2, 2), math.nan), "NaN"),
+    ],
+)
+def test_to_image_refuses(tensor, words):
+    with pytest.raises(ValueError, match=words):
+        to_image(tensor)
+
+
+def test_center_crop_keeps_the_middle():
+    image = Image.new("RGB", (6, 2), RED)
+    image.paste(BLUE, (2, 0, 4, 2))
+    cropped = center_crop(image, 2, 2)
+    assert cropped.getcolors() == [(4, BLUE)]
+    assert center_crop(Image.new("RGB", (100, 37)), 64, 32).size == (64, 32)
+
+
+def test_pad_square_colour():
+    padded = pad_square(Image.new("RGB", (4, 2), RED), 4)
+    assert [padded.getpixel((0, y)) for y in range(4)] == [
+        (122, 116, 104),
+        RED,
+        RED,
+        (122, 116, 104),
+    ]
+    assert pad_square(Image.new("RGB", (5, 9)), 16).size == (16, 16)
+
+
+def test_contact_sheet():
+    images = [Image.new("RGB", (8, 8), RED)] * 3
+    assert contact_sheet(images, 2, gap=2).size == (22, 22)
+    assert contact_sheet(images, 2, ["a", "b", "a very long caption"], gap=2).size == (22, 46)
+    assert side_by_side(*images).size == (40, 16)
+    with pytest.raises(ValueError, match="Give some"):
+        contact_sheet([], 2)
+    with pytest.raises(ValueError, match="captions"):
+        contact_sheet(images, 2, ["a"])
+
+
+def test_psnr():
+    a = torch.zeros(3, 4, 4)
+    assert psnr(a, a) == math.inf
+    assert psnr(a, a + 0.2) == pytest.approx(20.0, abs=1e-5)  # peak to peak is 2
+    with pytest.raises(ValueError, match="differ"):
+        psnr(a, a[:1])
+
+
+def test_limit_is_named():
+    assert pixels.MAX_PIXELS == 100_000_000
