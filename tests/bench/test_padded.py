@@ -104,7 +104,7 @@ def test_longer_rows_hold_the_same_sequences(config):
     short = icon_job(config, "cpu")
     long = icon_job(replace(config, length=192), "cpu")
     assert (len(short.lanes), len(long.lanes)) == (4, 2)
-    assert long.source.data.packing.longest == short.source.data.length == 96
+    assert long.source.data.packing.longest == short.source.data.seq_len == 96
     (row, _) = long.rows().take(long.lanes)
     assert len(row.input_ids) == 192
     assert row.position_ids.max() < 96
