@@ -43,7 +43,7 @@ class Checksums:
     """An image tokenizer whose codes tell the pixels; notes the memory in use."""
 
     codebook_size = 65536
-    factor = 4
+    downsample_factor = 4
     fingerprint = "checksums"
     device = torch.device("cpu")
 

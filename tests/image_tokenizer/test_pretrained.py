@@ -136,7 +136,7 @@ def test_chameleon_folder(tmp_path, chameleon, caplog):
         tmp_path / "model-00002-of-00002.safetensors",
     )
     (tmp_path / "config.json").write_text(json.dumps(config))
-    weights.show_licence.cache_clear()
+    weights.show_license.cache_clear()
     with caplog.at_level(logging.WARNING, "liquidmm"):
         loaded = load_image_tokenizer(tmp_path)
         load_image_tokenizer(tmp_path)

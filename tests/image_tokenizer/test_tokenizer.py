@@ -33,7 +33,7 @@ def pictures(*shape: int) -> torch.Tensor:
 
 def test_is_an_image_tokenizer(tokenizer):
     assert isinstance(tokenizer, ImageTokenizer)
-    assert (tokenizer.codebook_size, tokenizer.factor, tokenizer.resolution) == (32, 4, 16)
+    assert (tokenizer.codebook_size, tokenizer.downsample_factor, tokenizer.resolution) == (32, 4, 16)
     codes = tokenizer.encode(pictures(2, 3, 8, 12))
     made = tokenizer.decode(codes)
     assert (codes.shape, codes.dtype) == ((2, 2, 3), torch.int64)

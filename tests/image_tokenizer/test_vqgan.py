@@ -6,7 +6,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from liquidmm.errors import ConfigError
-from liquidmm.image_tokenizer.quantizer import Quantizer
+from liquidmm.image_tokenizer.vqgan import Quantizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 SHAPE = {
@@ -152,7 +152,7 @@ def test_any_multiple_of_the_factor(height, width):
 @pytest.mark.parametrize("multipliers", [(1,), (1, 3), (1, 2, 4, 8)])
 def test_narrow_and_deep_shapes(multipliers):
     model = make(base_channels=20, channel_multipliers=multipliers, attention_resolutions=(8,))
-    assert model.config.factor == 2 ** (len(multipliers) - 1)
+    assert model.config.downsample_factor == 2 ** (len(multipliers) - 1)
     assert model.decode(model.encode(pictures(1, 3, 16, 16))).shape == (1, 3, 16, 16)
 
 

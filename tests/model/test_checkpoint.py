@@ -17,7 +17,7 @@ def test_load(checkpoint, checkpoint_folder):
     assert checkpoint.model.dtype == torch.float32
     assert not checkpoint.model.training
     assert checkpoint.processor.sizes == ((16, 16),)
-    assert checkpoint.processor.prepare == "crop"
+    assert checkpoint.processor.resize == "crop"
     assert checkpoint.image_tokenizer.codebook_size == checkpoint.vocabulary.codebook_size == 16
     assert read_vocabulary(checkpoint_folder) == checkpoint.vocabulary
 
@@ -39,7 +39,7 @@ def test_the_folder_is_a_stock_model_and_nothing_else(checkpoint_folder):
         "processor_class": "LiquidProcessor",
         "vocabulary": read_vocabulary(checkpoint_folder).to_dict(),
         "sizes": [[16, 16]],
-        "prepare": "crop",
+        "resize": "crop",
     }
 
 
@@ -96,7 +96,7 @@ def test_a_failure_while_saving_leaves_nothing(checkpoint, tmp_path, monkeypatch
 
 def test_other_pictures(checkpoint, image_tokenizer):
     other = checkpoint.with_pictures(image_tokenizer, ((8, 16), (16, 8)), "pad")
-    assert (other.processor.sizes, other.processor.prepare) == (((8, 16), (16, 8)), "pad")
+    assert (other.processor.sizes, other.processor.resize) == (((8, 16), (16, 8)), "pad")
     assert other.model is checkpoint.model
     with pytest.raises(CheckpointError, match="16 x 6 is no multiple .* factor 4"):
         checkpoint.with_pictures(image_tokenizer, ((16, 6),))
@@ -109,9 +109,9 @@ def test_a_checkpoint_without_an_image_tokenizer(
     shutil.copytree(checkpoint_folder, folder)
     shutil.rmtree(folder / "image_tokenizer")
     loaded = Checkpoint.load(folder)
-    assert loaded.images is None
+    assert loaded.image_tokenizer is None
     with pytest.raises(CheckpointError, match="has no image tokenizer"):
-        _ = loaded.image_tokenizer
+        loaded.require_image_tokenizer()
     given = Checkpoint.load(folder, image_tokenizer=image_tokenizer_folder)
     assert given.image_tokenizer.codebook_size == 16
 

@@ -31,7 +31,7 @@ from liquidmm.model.checkpoint import (
     load_parts,
     local_folder,
 )
-from liquidmm.model.expand import check_decoder, check_free
+from liquidmm.model.expand import check_decoder, check_output_folder
 from liquidmm.model.processor import read_config
 from liquidmm.runtime import DTYPES
 
@@ -80,7 +80,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str, dtype: str | None =
     if dtype is not None and dtype not in types:
         raise ConfigError(f"--dtype: '{dtype}' is unknown to {to}.{suggest(dtype, types)}")
     out = Path(out)
-    check_free(out)
+    check_output_folder(out)
     loaded, own = _load(local_folder(checkpoint))
     with atomic_folder(out) as temporary:
         if to == "vllm":
@@ -102,7 +102,7 @@ def _load(folder: Path) -> tuple[Checkpoint, str]:
             f"{folder}: config.json names the dtype {own!r}. Save it as one of: {', '.join(known)}."
         )
     model = load_language_model(folder, getattr(torch, own))
-    return Checkpoint(model=model, processor=processor, images=images), own
+    return Checkpoint(model=model, processor=processor, image_tokenizer=images), own
 
 
 def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
@@ -134,5 +134,5 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     write_gguf(checkpoint, folder / GGUF_FILE, dtype)
     checkpoint.model.config.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    if checkpoint.images is not None:
-        checkpoint.images.save(folder / IMAGE_TOKENIZER_FOLDER)
+    if checkpoint.image_tokenizer is not None:
+        checkpoint.image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)

@@ -22,7 +22,7 @@ from liquidmm.errors import CheckpointError
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.runtime import get_logger
 
-CHAMELEON_LICENCE = (
+CHAMELEON_LICENSE = (
     "These look like Chameleon's image tokenizer weights: Chameleon Research License, "
     "non-commercial research only. See https://ai.meta.com/resources/models-and-libraries/"
     "chameleon-license/"
@@ -32,9 +32,9 @@ _OWN_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant
 
 
 @functools.cache
-def show_licence() -> None:
+def show_license() -> None:
     """Log the licence of the published weights, once in a process."""
-    get_logger(__name__).warning(CHAMELEON_LICENCE)
+    get_logger(__name__).warning(CHAMELEON_LICENSE)
 
 
 def load_state(model: VQGAN, state: Mapping[str, Tensor], where: Path) -> None:
@@ -91,7 +91,7 @@ def read_taming(checkpoint: Path) -> VQGAN:
     model = VQGAN(config)
     load_state(model, state, checkpoint)
     if config.codebook_size == 8192 and config.code_dim == 256:
-        show_licence()
+        show_license()
     return model
 
 
@@ -165,7 +165,7 @@ def read_chameleon(path: Path) -> VQGAN:
     config = _config(folder)
     model = VQGAN(_chameleon_config(config.get("vq_config", config), folder), decoder=False)
     load_state(model, state, path)
-    show_licence()
+    show_license()
     return model
 
 

@@ -40,7 +40,7 @@ class ImageTokenizer(Protocol):
         """Number of different codes."""
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """Pixels of a side per code."""
 
     @property
@@ -88,9 +88,9 @@ class VQGANTokenizer:
         return self.model.config.codebook_size
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """Pixels of a side per code."""
-        return self.model.config.factor
+        return self.model.config.downsample_factor
 
     @property
     def resolution(self) -> int:
@@ -180,9 +180,9 @@ class VQGANTokenizer:
         if not (whole or pixels.is_floating_point()):
             raise ValueError(f"pixels: {pixels.dtype}. Pass floating point in [-1, 1], or uint8.")
         height, width = pixels.shape[2:]
-        if height % self.factor or width % self.factor or not height or not width:
+        if height % self.downsample_factor or width % self.downsample_factor or not height or not width:
             raise ValueError(
-                f"pixels: {width} x {height} is not divisible by the factor {self.factor}. "
+                f"pixels: {width} x {height} is not divisible by the factor {self.downsample_factor}. "
                 "Crop or pad the picture first."
             )
         if not whole and not bool((pixels.abs() <= 1.0 + 1e-4).all()):

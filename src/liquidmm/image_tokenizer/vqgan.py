@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liquidmm.errors import ConfigError
-from liquidmm.image_tokenizer.quantizer import Quantizer
+from liquidmm.image_tokenizer.vqgan import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +62,14 @@ class VQGANConfig:
             raise ConfigError(
                 f"channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
             )
-        if self.resolution % self.factor:
+        if self.resolution % self.downsample_factor:
             raise ConfigError(
-                f"resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
+                f"resolution: {self.resolution} is not a multiple of the factor {self.downsample_factor}. "
                 "Change one of them."
             )
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """Pixels of a side per code."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 

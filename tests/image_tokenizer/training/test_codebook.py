@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from liquidmm.image_tokenizer.quantizer import Quantizer
+from liquidmm.image_tokenizer.vqgan import Quantizer
 from liquidmm.image_tokenizer.training.codebook import MovingCodebook, kmeans, perplexity
 
 

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from liquidmm import prompts
-from liquidmm.cli.init_base import command as init_base
+from liquidmm.cli.init import command as init_base
 from liquidmm.errors import ConfigError, DataError, LiquidError
-from liquidmm.model.scratch import ScratchConfig, build_base, build_model, read_texts
+from liquidmm.model.init_model import InitConfig, create_base_model, build_model, read_texts
 
 SMALL = {"vocab_size": 300, "hidden": 16, "layers": 2, "heads": 2, "kv_heads": 1}
-SHAPE = ScratchConfig(**SMALL, intermediate=24, context=64)
+SHAPE = InitConfig(**SMALL, intermediate=24, context=64)
 
 
 def test_the_base_is_a_stock_llama(base_folder):
@@ -38,7 +38,7 @@ def test_any_text_survives_the_tokenizer(base_folder):
 
 def test_same_texts_and_seed_give_the_same_bytes(texts, tmp_path):
     state = torch.get_rng_state()
-    folders = [build_base(texts, tmp_path / name, SHAPE) for name in "ab"]
+    folders = [create_base_model(texts, tmp_path / name, SHAPE) for name in "ab"]
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in pairwise(folders):
         for path in one.iterdir():
@@ -48,7 +48,7 @@ def test_same_texts_and_seed_give_the_same_bytes(texts, tmp_path):
 def test_the_seed_changes_the_weights_and_their_spread_is_as_said(base_folder):
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     big = {"vocab_size": 300, "hidden": 128, "layers": 2, "heads": 2, "kv_heads": 2}
-    one, two = (build_model(ScratchConfig(**big, seed=seed), tokenizer) for seed in (0, 1))
+    one, two = (build_model(InitConfig(**big, seed=seed), tokenizer) for seed in (0, 1))
     assert not torch.equal(one.lm_head.weight, two.lm_head.weight)
     layer = one.model.layers[0]
     for weight, expected in (
@@ -63,7 +63,7 @@ def test_the_seed_changes_the_weights_and_their_spread_is_as_said(base_folder):
 
 def test_the_default_has_11_million_parameters(base_folder):
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    shape = ScratchConfig()
+    shape = InitConfig()
     model = build_model(shape, tokenizer)
     body = sum(p.numel() for p in model.parameters()) - len(tokenizer) * shape.hidden
     assert 10.8e6 < body + 4096 * shape.hidden < 11.5e6
@@ -72,7 +72,7 @@ def test_the_default_has_11_million_parameters(base_folder):
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
 def test_no_text_is_refused(texts, tmp_path):
     with pytest.raises(DataError, match="there is no text"):
-        build_base(texts, tmp_path / "out", SHAPE)
+        create_base_model(texts, tmp_path / "out", SHAPE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_no_text_is_refused(texts, tmp_path):
 )
 def test_a_shape_that_cannot_be(change, words):
     with pytest.raises(ConfigError, match=words):
-        ScratchConfig(**change)
+        InitConfig(**change)
 
 
 RECORDS = [
