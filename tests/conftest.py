@@ -85,7 +85,13 @@ def texts() -> list[str]:
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tied head, made from scratch; its tokenizer has reserved tokens."""
     shape = InitConfig(
-        vocab_size=360, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48, max_position_embeddings=256
+        vocab_size=360,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        max_position_embeddings=256,
     )
     return create_base_model(TEXTS, tmp_path_factory.mktemp("llama") / "base", shape)
 

@@ -64,7 +64,11 @@ def schema_of(path: Path) -> Any:
         return TrainRun
     return next(
         schema
-        for key, schema in (("vqgan", TrainTokenizerConfig), ("texts", InitRunConfig), ("source", EncodeRun))
+        for key, schema in (
+            ("vqgan", TrainTokenizerConfig),
+            ("texts", InitRunConfig),
+            ("source", EncodeRun),
+        )
         if key in keys
     )
 

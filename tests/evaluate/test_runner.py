@@ -58,7 +58,13 @@ def test_the_real_thing_fits(
     """A tiny untrained Liquid goes through every task that asks the model."""
     monkeypatch.setattr(classifier, "ClassifierConfig", lambda: QUICK)
     shape = InitConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=16, max_position_embeddings=256
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=256,
     )
     base = create_base_model(["a red apple, noto style"], tmp_path / "base", shape)
     images = checkpoint / "image_tokenizer"

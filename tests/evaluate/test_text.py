@@ -21,7 +21,13 @@ TEXT = "The quick brown fox jumps over the lazy dog. Ünïcode, too."
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = InitConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32, max_position_embeddings=32
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
     )
     return create_base_model([TEXT] * 4, tmp_path_factory.mktemp("text") / "base", config)
 

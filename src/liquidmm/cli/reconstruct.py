@@ -15,8 +15,10 @@ _PATH = click.Path(path_type=Path)
 @click.argument("image", type=_PATH)
 @click.option("-o", "--out", type=_PATH, required=True, help="Image file to write.")
 @click.option("--tokenizer", type=_PATH, help="Folder or file of an image tokenizer.")
-@click.option("--checkpoint", type=_PATH, help="Folder of a Liquid model whose image tokenizer to use.")
-@click.option("--size", type=click.IntRange(1), help="Side in pixels.  [default: the tokenizer's resolution]")
+@click.option("--checkpoint", type=_PATH, help="Liquid model whose image tokenizer to use.")
+@click.option(
+    "--size", type=click.IntRange(1), help="Side in pixels.  [default: the tokenizer's resolution]"
+)
 def command(
     image: Path, out: Path, tokenizer: Path | None, checkpoint: Path | None, size: int | None
 ) -> None:
@@ -28,9 +30,9 @@ def command(
     from liquidmm.cli.options import check_picture_path, save_picture
     from liquidmm.image_tokenizer.images import (
         center_crop,
+        contact_sheet,
         open_image,
         psnr,
-        side_by_side,
         to_image,
         to_tensor,
     )
@@ -48,7 +50,7 @@ def command(
         )
     pixels = to_tensor(center_crop(original, size, size))
     made = loaded.decode(loaded.encode(pixels.unsqueeze(0)))[0]
-    save_picture(side_by_side(to_image(pixels), to_image(made)), out)
+    save_picture(contact_sheet([to_image(pixels), to_image(made)], columns=2), out)
     click.echo(f"{psnr(pixels, made):.2f} dB  {out}")
 
 

@@ -166,8 +166,8 @@ def check_codebook(image_tokenizer: ImageTokenizer | None, codebook_size: int) -
     if image_tokenizer is not None and image_tokenizer.codebook_size != codebook_size:
         found = image_tokenizer.codebook_size
         raise CheckpointError(
-            f"image tokenizer: expected {codebook_size} codes as in the language model, got {found}. "
-            f"Expand with --codebook-size {found}, or use the image tokenizer of the model."
+            f"image tokenizer: expected {codebook_size} codes, as in the language model, got "
+            f"{found}. Expand with --codebook-size {found}, or use the model's image tokenizer."
         )
 
 

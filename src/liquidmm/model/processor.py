@@ -126,8 +126,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         vocabulary = Vocabulary.from_dict(data, str(path))
         if rows is not None and rows < vocabulary.size:
             raise CheckpointError(
-                f"{folder}: vocab_size: expected at least {vocabulary.size} ({PROCESSOR_FILE}), got "
-                f"{rows} (config.json). Use both files of the same checkpoint."
+                f"{folder}: vocab_size: expected at least {vocabulary.size} ({PROCESSOR_FILE}), "
+                f"got {rows} (config.json). Use both files of the same checkpoint."
             )
         return vocabulary
     published = _published_vocabulary(folder, rows)
@@ -232,9 +232,9 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
     text_size = len(tokens)
     if rows != text_size + PUBLISHED_CODEBOOK:
         raise CheckpointError(
-            f"{folder}: the tokenizer contains {SPECIAL_TOKENS[0]}, but {PROCESSOR_FILE} is missing "
-            f"and the layout is not the published one (vocab_size {rows}, {text_size} tokens). "
-            f"Copy {PROCESSOR_FILE} from where the model came from."
+            f"{folder}: the tokenizer contains {SPECIAL_TOKENS[0]}, but {PROCESSOR_FILE} is "
+            f"missing and the layout is not the published one (vocab_size {rows}, {text_size} "
+            f"tokens). Copy {PROCESSOR_FILE} from where the model came from."
         )
     boi, eoi, unconditional = (tokens[token] for token in SPECIAL_TOKENS)
     return Vocabulary(

@@ -181,7 +181,9 @@ def _open_validation(
 def _renderer(
     render: ExampleConfig, processor: LiquidProcessor, images: ImageTokenizer | None
 ) -> ExampleBuilder:
-    return ExampleBuilder(processor.sequences, render, None if images is None else images.downsample_factor)
+    return ExampleBuilder(
+        processor.sequences, render, None if images is None else images.downsample_factor
+    )
 
 
 def _with_sizes(

@@ -172,7 +172,7 @@ class TrainTokenizerConfig:
     """The losses."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     """The codebook's own training."""
-    storage: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the saved weights."""
     init_from: Path | None = None
     """An earlier tokenizer to start from, in any form that can be loaded."""

@@ -40,7 +40,9 @@ from liquidmm.signals import StopSignals
 _log = get_logger(__name__)
 
 
-def train_tokenizer(run: TrainTokenizerConfig, resume: bool = False, stop_at: int | None = None) -> Path:
+def train_tokenizer(
+    run: TrainTokenizerConfig, resume: bool = False, stop_at: int | None = None
+) -> Path:
     """Train an image tokenizer.
 
     SIGTERM and SIGINT end the training after the step in progress with a checkpoint.
@@ -208,7 +210,7 @@ class Trainer:
             return None
         self.discriminator.requires_grad_(False)
         wish: Tensor = -self.discriminator(made).mean()
-        weight = adaptive_weight(reconstruction, wish, self.model.last_layer())
+        weight = adaptive_weight(reconstruction, wish, self.model.decoder.conv_out.weight)
         return self.run.loss.adversarial * weight * wish
 
     def _discriminator_step(self, pixels: Tensor, made: Tensor) -> Tensor:
@@ -324,7 +326,7 @@ class Trainer:
     def _save(self) -> None:
         saves.save(self.run.out / "checkpoint.safetensors", self.step, self._parts())
         model = self.average if self.run.train.ema else self.model
-        tokenizer = VQGANTokenizer(copy.deepcopy(model), self.run.storage)
+        tokenizer = VQGANTokenizer(copy.deepcopy(model), self.run.save_dtype)
         tokenizer.save(self.run.out / "tokenizer")
 
     def restore(self, file: Path) -> None:
