@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from liquidmm.data.readers import Part, SourceConfig, entries
-from liquidmm.data.records import pictures_of
+from liquidmm.data.records import images_of
 from liquidmm.encode.config import EncodeConfig
 from liquidmm.encode.images import Pixels, Preparation
 from liquidmm.encode.job import TokenizerFile
@@ -91,7 +91,7 @@ def _pictures(
 ) -> Iterator[Pixels]:
     everything = (entry for part in parts for entry in entries(source, part))
     for entry in islice(everything, _TRIES):
-        for picture in pictures_of(entry.record) if entry.record is not None else ():
+        for picture in images_of(entry.record) if entry.record is not None else ():
             try:
                 yield preparation.open(picture, entry.where)
             except DataError:

@@ -4,8 +4,8 @@ The weights must be complete, and the engine must support the architecture and t
 folder is written completely or not at all. Both formats keep the processor and the image tokenizer,
 which turn the token ids of any engine into images. They differ in the language model:
 
-* vllm: a stock transformers folder with safetensors. `generation_config.json` lists every token that
-  ends a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
+* vllm: a stock transformers folder with safetensors. `generation_config.json` lists the tokens that
+  end a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
   chat template gets the one that matches its turn markers.
 * gguf: one file, `model.gguf` (`gguf_file`), for llama.cpp and engines based on it.
 """
@@ -38,7 +38,7 @@ FORMATS = ("vllm", "gguf")
 
 GGUF_FILE = "model.gguf"
 
-_VLLM_OWN = (
+VLLM_MODELS = (
     "BloomForCausalLM",
     "FalconForCausalLM",
     "FalconH1ForCausalLM",
@@ -115,7 +115,7 @@ def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     model, sequences = checkpoint.model, checkpoint.processor.sequences
     kind: Any = type(model)
     name = kind.__name__
-    if name not in _VLLM_OWN and not kind.is_backend_compatible():
+    if name not in VLLM_MODELS and not kind.is_backend_compatible():
         raise CheckpointError(
             f"model: vLLM supports {name} neither itself nor through transformers. "
             "Use it with liquidmm."

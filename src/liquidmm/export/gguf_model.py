@@ -2,9 +2,9 @@
 
 A model of the families below is written such that llama.cpp computes what transformers computes;
 any other model is rejected, as is a weight that llama.cpp would ignore. The names are those of the
-`gguf` package. llama.cpp expects two things in another form: the query and key rows of Llama's heads
-(its rotary embedding rotates adjacent elements, that of transformers rotates halves), and Gemma's
-norms (plus 1).
+`gguf` package. Two things are stored in another form: the query and key rows of Llama's heads (the
+rotary embedding of llama.cpp rotates adjacent elements, that of transformers rotates halves), and
+Gemma's norms (plus 1).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Family:
     full_every: int = 1
     """Each n-th layer attends to everything, the others to a sliding window."""
     wide_layers: int = 0
-    """With this number of layers llama.cpp scales scores by hidden size / heads, not by head size."""
+    """With so many layers llama.cpp scales scores by hidden size / heads, not by head size."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -162,7 +162,7 @@ def head_size(config: Any) -> int:
 
 
 def interleave_halves(weight: Tensor, heads: int) -> Tensor:
-    """Reorder the query or key rows of each head, (heads x size, D): 0, size/2, 1, size/2 + 1, ..."""
+    """Reorder query or key rows, (heads x size, D), in each head: 0, size/2, 1, size/2 + 1, ..."""
     halves = weight.view(heads, 2, -1, weight.shape[1])
     return halves.transpose(1, 2).reshape(weight.shape)
 

@@ -122,7 +122,9 @@ class Server:
             ConfigError: The address or the number of connections is invalid.
         """
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"url: expected an address such as http://localhost:8000, got {url!r}.")
+            raise ConfigError(
+                f"url: expected an address such as http://localhost:8000, got {url!r}."
+            )
         if connections < 2 or connections % 2:
             raise ConfigError(f"connections: expected 2, 4, 6, ..., got {connections}.")
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -180,7 +182,9 @@ class Server:
                 return json.load(answer)
         except HTTPError as error:
             reason = _message(error.read().decode(errors="replace"))
-            raise LiquidError(f"{self.url}: rejected a request ({error.code}: {reason}).") from error
+            raise LiquidError(
+                f"{self.url}: rejected a request ({error.code}: {reason})."
+            ) from error
         except (OSError, HTTPException, ValueError) as error:
             raise LiquidError(
                 f"{self.url}: does not answer ({error}). Check that `vllm serve` is running there."

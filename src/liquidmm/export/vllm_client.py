@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import LiquidError
-from liquidmm.export.vllm_pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.export.vllm_backends import Backend, Completion, CompletionRequest
+from liquidmm.export.vllm_pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
 from liquidmm.generate.jobs import GREEDY_SAMPLING, RequestBuilder, one_seed_each
 from liquidmm.generate.pictures import ImageLike, Pictures
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
@@ -194,9 +194,7 @@ class VLLMClient:
         ]
 
 
-def read_codes(
-    pair: Sequence[Completion], vocabulary: Vocabulary, grid: tuple[int, int]
-) -> Tensor:
+def read_codes(pair: Sequence[Completion], vocabulary: Vocabulary, grid: tuple[int, int]) -> Tensor:
     """Read the codes of an image from the completions of its pair.
 
     Args:

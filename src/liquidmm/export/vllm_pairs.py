@@ -8,8 +8,8 @@ eoi after the last code. The engine's own sampler therefore cannot separate them
 depends on its own seed only.
 
 A request whose partner is not in the same step at the same code is never sampled. From that step on
-it gets the unconditional marker, which no image contains: the request stops there, and the reason is
-reported once. This module knows no engine; `vllm_plugin` feeds it.
+it gets the unconditional marker, which no image contains: the request stops, and the reason is
+reported once. This module is independent of any engine; `vllm_plugin` connects it to vLLM.
 """
 
 from __future__ import annotations
@@ -260,9 +260,7 @@ def _problem(members: Sequence[ActiveRequest]) -> str | None:
     return None
 
 
-def _noise(
-    requests: Sequence[ActiveRequest], sampler: Sampler, scores: Tensor
-) -> Tensor | None:
+def _noise(requests: Sequence[ActiveRequest], sampler: Sampler, scores: Tensor) -> Tensor | None:
     """Return the random numbers of each row's step, the same as those of this package's engine."""
     if sampler.all_greedy:
         return None

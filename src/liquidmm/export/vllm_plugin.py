@@ -4,8 +4,8 @@ Installing this package is enough (entry point group `vllm.logits_processors`): 
 environment loads `PairGuidance`, which changes only the rows of guided pairs (`vllm_pairs`). It
 supports both model runners of vLLM, which call different methods: V1 reports what joined and left
 the batch, V2 reports which request slots are in a step. Invalid arguments are rejected when a
-request arrives; later problems are logged and stop the pair, never the engine. Importing this module
-requires vLLM.
+request arrives; later problems are logged and stop the pair, never the engine. Importing this
+module requires vLLM.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
         lengths = context.seq_lens_upper_bound_np.tolist()
         prompts, prefills = self._state.prompt_len.np, self._state.prefill_len.np
         return [
-            ActiveRequest(
-                row=row, request=self._slots[slot], generated=length - int(prompts[slot])
-            )
+            ActiveRequest(row=row, request=self._slots[slot], generated=length - int(prompts[slot]))
             for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
             if slot in self._slots and length >= prefills[slot]
         ]

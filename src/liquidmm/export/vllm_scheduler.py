@@ -1,8 +1,8 @@
 """A vLLM scheduler that starts both requests of a guided pair in one step.
 
 Select it with `--scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler`. vLLM's own scheduler
-starts a request in the step after its arrival, so the requests of a pair may start in two steps; the
-processor (`vllm_plugin`) then stops them. This scheduler holds them back (`vllm_pair_queue`) until
+starts a request in the step after its arrival, so the requests of a pair may start in two steps;
+the processor (`vllm_plugin`) then stops them. This scheduler queues them (`vllm_pair_queue`) until
 both have arrived, fit into one step and have cache blocks to their end. Everything else is vLLM's
 scheduler, whose interface may change. Importing this module requires vLLM.
 """

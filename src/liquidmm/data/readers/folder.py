@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from liquidmm.data.readers.chunks import Item, Span
 from liquidmm.data.readers.files import File, blame, details, is_url, listing, open_file, suffix
-from liquidmm.data.records import Picture
+from liquidmm.data.records import ImageSource
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
 
@@ -121,7 +121,7 @@ def _value(where: str, root: str) -> dict[str, object]:
     if not is_url(where) and Path(where).is_dir():
         raise DataError("is a folder, not a picture; what is in it is not read. Rename it.")
     stem = where[: -len(ending)]
-    picture: Picture = where if is_url(where) else Path(where)
+    picture: ImageSource = where if is_url(where) else Path(where)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")
     return {"key": key, "image": picture, "captions": _captions(stem + _CAPTIONS)}
 

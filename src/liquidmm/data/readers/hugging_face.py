@@ -17,7 +17,7 @@ from liquidmm.data.readers.chunks import Item, Span
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import is_url, reason
 from liquidmm.errors import DataError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 _SAVED = ("state.json", "dataset_dict.json")
 
@@ -114,7 +114,7 @@ def _opened(path: str, subset: str, revision: str, saved: int | None) -> Mapping
 
     Of what lies behind a URL the time is not asked.
     """
-    datasets = require("datasets", "hf")
+    datasets = require_extra("datasets", "hf")
     try:
         if saved is not None:
             found = datasets.load_from_disk(path)
