@@ -107,7 +107,7 @@ def test_encode_and_decode_fit_each_other(liquid: Liquid, tmp_path: Path) -> Non
     image = Image.new("RGB", (50, 70), "red")
     codes = liquid.encode(image)
     height, width = codes.shape
-    factor = liquid.checkpoint.image_tokenizer.factor
+    factor = liquid.checkpoint.image_tokenizer.downsample_factor
     assert (width * factor, height * factor) == liquid.sizes[0]
     assert liquid.decode(codes).size == liquid.sizes[0]
     assert liquid.encode(codes) is codes
@@ -183,7 +183,7 @@ def test_a_picture_in_an_answer_is_shown_where_it_stands(
         liquid.engine, "stream", lambda request: prompts.append(list(request.prompt)) or answer(0)
     )
     list(conversation.say("and now?"))
-    drawn = liquid.checkpoint.processor.sequences.picture(codes)
+    drawn = liquid.checkpoint.processor.sequences.image(codes)
     joined = ",".join(map(str, prompts[0]))
     assert ",".join(map(str, drawn)) in joined
 

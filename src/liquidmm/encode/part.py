@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from liquidmm.data.manifest import RejectedSample
-from liquidmm.data.readers import Entry
+from liquidmm.data.readers import ParsedRecord
 from liquidmm.data.records import ImageSource, ImageTextRecord, Record, TextRecord, images_of
 from liquidmm.data.shard_file import Codes, Row
 from liquidmm.encode.images import Pixels, Preparation, Size
@@ -45,7 +45,7 @@ class Seen:
 class _Place:
     """An entry that waits for the codes of its pictures."""
 
-    entry: Entry
+    entry: ParsedRecord
     """Where it is, without its record."""
     row: Row | None
     """What becomes of it, without codes; None when it was refused."""
@@ -103,7 +103,7 @@ class PartEncoder:
         self._threads.shutdown(cancel_futures=True)
 
     def encode(
-        self, entries: Iterable[Entry], source: str, tell: Callable[[Seen], None]
+        self, entries: Iterable[ParsedRecord], source: str, tell: Callable[[Seen], None]
     ) -> tuple[list[Row], list[RejectedSample]]:
         """Encode the entries of one part.
 
@@ -131,7 +131,7 @@ class PartEncoder:
             self._encode(batch, pictures, tell)
         return _sorted_out(places, pictures.codes, source)
 
-    def _place(self, entry: Entry, pictures: _Pictures) -> _Place:
+    def _place(self, entry: ParsedRecord, pictures: _Pictures) -> _Place:
         record = entry.record
         if record is None:
             return _Place(entry=entry, row=None)

@@ -139,7 +139,7 @@ def _measure(
     """Add the PSNR and the codes of some images; those of one size are encoded together."""
     sizes: dict[torch.Size, list[Tensor]] = {}
     for source in sources:
-        pixels = load_pixels(source, tokenizer.factor, context.config.resolution)
+        pixels = load_pixels(source, tokenizer.downsample_factor, context.config.resolution)
         sizes.setdefault(pixels.shape, []).append(pixels)
     for group in sizes.values():
         originals = torch.stack(group)

@@ -36,7 +36,7 @@ from liquidmm.icons.icon_sets import (
     read_trademarks,
 )
 from liquidmm.icons.io import hash_share, write_jsonl, write_summary
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 DEFAULT_STYLES = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 """The four styles of the default model."""
@@ -169,7 +169,7 @@ def render(icons: IconSet, name: str, config: IconsConfig) -> bytes:
         DataError: The icon cannot be rendered.
         MissingExtraError: `resvg-py` is not installed.
     """
-    resvg = require("resvg_py", "icons")
+    resvg = require_extra("resvg_py", "icons")
     try:
         png = resvg.svg_to_bytes(
             svg_string=icons.svg(name, config.size, config.margin),

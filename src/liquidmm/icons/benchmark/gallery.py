@@ -164,7 +164,7 @@ def _icon(row: Mapping[str, Any], where: str, folder: Path) -> Icon:
         raise DataError(f"{where}: is not an icon record ({error!r}). {REBUILD}") from error
     if icon.split not in SPLITS or not icon.captions:
         raise DataError(
-            f"{where}: expected a known split and at least one caption, got split {icon.split!r} and "
+            f"{where}: expected a known split and captions, got split {icon.split!r} and "
             f"{len(icon.captions)} captions. {REBUILD}"
         )
     return icon

@@ -83,7 +83,9 @@ def contact_sheet(context: Context) -> None:
     for split in ("train", "held_out_pairs"):
         chosen = sample(icons, split, min(context.limit, SHEET_COLUMNS), context.config.seed)
         context.progress(split, 0, len(chosen))
-        originals = torch.stack([load_pixels(icon.image, tokenizer.factor) for icon in chosen])
+        originals = torch.stack(
+            [load_pixels(icon.image, tokenizer.downsample_factor) for icon in chosen]
+        )
         _, rebuilt = round_trip(tokenizer, originals)
         generated = context.model().generate_images(
             [icon.captions[0] for icon in chosen],
