@@ -89,7 +89,7 @@ def test_both_sides_compute_the_same_loss(config):
                 total += float(model(**batch).loss) * labels
             count += labels
     trainee = make_trainee(job, ModelConfig(), torch.float32)
-    ours = trainee(Batch.of(rows, torch.device("cpu")), len(TASKS))
+    ours = trainee(Batch.from_sequences(rows, torch.device("cpu")), len(TASKS))
     assert int(ours.counts.sum()) == count
     assert float(ours.nll.sum()) / count == pytest.approx(total / count, abs=1e-5)
 

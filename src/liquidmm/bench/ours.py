@@ -21,13 +21,20 @@ from liquidmm.data.examples import IGNORE, TASKS
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
 from liquidmm.runtime import resolve_device, tune_cpu_allocator
-from liquidmm.train.batch import Batch, hidden_states
+from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainConfig
 from liquidmm.train.distributed import Distributed, ParallelConfig
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.metrics import LossMeter
-from liquidmm.train.model import LiquidForTraining, ModelConfig, load_for_training, prepare
-from liquidmm.train.step import Stepper
+from liquidmm.train.model import (
+    LiquidForTraining,
+    ModelConfig,
+    hidden_states,
+    load_for_training,
+    prepare,
+)
+from liquidmm.train.optim import build_optimizers, clip_gradients, optimizer_step
+from liquidmm.train.trainer import forward_backward
 from liquidmm.vocabulary import Vocabulary
 
 
@@ -40,19 +47,21 @@ def train_packed(pacer: Pacer, job: Job) -> None:
     """
     tune_cpu_allocator()
     trainee = make_trainee(job, job.model, job.precision)
-    part_rows = job.loop.micro_batch_size
-    stepper = Stepper(trainee, job.optim, Distributed(job.device), part_rows=part_rows)
+    optimizers = build_optimizers(trainee.model, job.optim)
+    world, size = Distributed(job.device), job.loop.micro_batch_size
     stream = job.rows()
     while pacer.go():
         began = time.perf_counter()
         rows = stream.take(job.lanes)
-        batch = Batch.of(rows, pacer.device)
+        batch = Batch.from_sequences(rows, pacer.device)
         drawing = time.perf_counter() - began
         tally = LossMeter(TASKS)
-        norm = stepper.gradients(batch, int(batch.labels), tally)
+        targets = int(batch.num_targets)
+        forward_backward(trainee, batch, targets, tally, world, micro_batch_size=size)
+        norm = clip_gradients(optimizers, job.optim.grad_clip)
         assert math.isfinite(norm), "the gradient is no number"
         tally.report()
-        stepper.update(job.optim.lr)
+        optimizer_step(optimizers, job.optim.lr)
         pacer.count(drawing=drawing, **counts_of(rows))
 
 

@@ -181,7 +181,7 @@ def check_side(pacer: Pacer, job: Job) -> None:
         job: What is trained how.
     """
     rows = job.rows().take(range(_CHECKED_ROWS))
-    batch = Batch.of(rows, pacer.device)
+    batch = Batch.from_sequences(rows, pacer.device)
     plain = replace(job.model, attn_implementation="sdpa", compile=False)
     while pacer.go():
         found = []
@@ -207,7 +207,7 @@ def _report(result: Result, job: Job, laps: list[Lap], prefix: str) -> None:
     flops = flops_per_token(
         job.source.config(),
         2 * totals["seen"] / totals["tokens"] + 1,
-        labelled_share=totals["labels"] / totals["tokens"],
+        target_fraction=totals["labels"] / totals["tokens"],
     )
     peak = peak_flops(resolve_device(job.device), job.precision)
     if peak is None:

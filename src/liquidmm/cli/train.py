@@ -160,10 +160,12 @@ def _data_lines(found: Estimate) -> Iterator[str]:
         yield "  " + "  ".join([*names, *numbers])
     data = found.data
     yield (
-        f"  {data.packing_efficiency:.1%} of the positions are not padding, {data.targets:.1%} have "
-        "a target"
+        f"  {data.packing_efficiency:.1%} of the positions are not padding, {data.targets:.1%} "
+        "have a target"
     )
-    yield f"steps     {found.steps:,} of {found.tokens_per_step:,} tokens, {found.tokens:,} in total"
+    yield (
+        f"steps     {found.steps:,} of {found.tokens_per_step:,} tokens, {found.tokens:,} in total"
+    )
 
 
 def _machine_lines(found: Estimate) -> Iterator[str]:

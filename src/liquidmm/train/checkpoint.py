@@ -240,12 +240,7 @@ def write_final(out: Path, checkpoint: Checkpoint, card: str, dtype: str) -> Pat
 
 
 def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Return the README.md of a trained checkpoint, in Markdown.
-
-    Args:
-        config: The resolved run file.
-        metrics: The last evaluation, or the last training metrics.
-    """
+    """Return the README.md of a trained checkpoint from its run file and last metrics."""
     data, loop, optim = config["data"], config["train"], config["optim"]
     tokens = loop["steps"] * loop["global_batch_size"] * data["seq_len"]
     settings = {
@@ -261,9 +256,6 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "precision": loop["precision"],
         "seed": config["seed"],
     }
-    sources = [
-        f"| `{each['path']}` | {each['task']} | {each['weight']} |" for each in data["sources"]
-    ]
     lines = [
         "# A Liquid model",
         "",
@@ -279,7 +271,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "",
         "| shards | task | weight |",
         "|---|---|---|",
-        *sources,
+        *(f"| `{s['path']}` | {s['task']} | {s['weight']} |" for s in data["sources"]),
         "",
         "## Metrics",
         "",

@@ -82,7 +82,7 @@ class SourceEstimate:
     mean_tokens: float
     """Mean tokens of an example; estimate."""
     epochs: float
-    """Epochs over its samples in the whole run; estimate."""
+    """Epochs over its samples; estimate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,9 +138,8 @@ class Estimate:
     tokens: int
     """Positions of the run."""
     batch_size_per_rank: int
-    """Sequences of a step on each rank."""
     micro_batches: int
-    """Parts in which it computes them."""
+    """Number of micro-batches of a rank in a step."""
     machine: Machine
     memory: Memory
     memory_total: int
@@ -148,9 +147,7 @@ class Estimate:
     fits: bool
     """Whether that is at most `USABLE` of its memory."""
     flops_per_token: float
-    """Operations of training per position; estimate."""
     flops: float
-    """Operations of the run; estimate."""
     peak_tflops: float
     peak_of: str
     """The GPU with that peak."""
@@ -214,8 +211,8 @@ def estimate_data(
     """Estimate what a token stream yields; its position does not change.
 
     Args:
-        stream: The opened sources.
-        sources: The same sources.
+        stream: The opened ``sources``.
+        sources: The training data.
         packing: How sequences are packed.
         tokens: Positions of the whole run, padding included.
 
@@ -289,33 +286,37 @@ def estimate_memory(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Mem
         weights=0 if offload else weights,
         gradients=unsharded if offload else max(unsharded, gradients),
         optimizer=0 if offload else optimizer,
-        activations=_activations(model.config.get_text_config(), run, micro),
+        activations=_activations(model.config.get_text_config(), run, micro, ranks),
         cpu=weights + gradients + optimizer if offload else 0,
     )
 
 
-def block_activations(config: PreTrainedConfig) -> int:
-    """Return the numbers that a block keeps per token for its backward pass.
+def block_activations(config: PreTrainedConfig, *, autocast: bool) -> int:
+    """Return how many numbers a block keeps per token for its backward pass.
 
-    8 times the hidden size (inputs of norms and products), 4 times the query width (queries, keys,
-    values, output) and 4 times the width of the feed-forward layer; within a fifth of what PyTorch
-    keeps for a Llama.
+    4 times the query width (queries, keys, values, output), 4 times the width of the feed-forward
+    layer, and 8 times the hidden size (inputs of norms and products) or 13 times under autocast,
+    which copies them. Within a fifth of what PyTorch keeps for a Llama.
     """
     queries: int = config.num_attention_heads * head_size(config)
     experts: int = getattr(config, "num_experts_per_tok", None) or 1
-    hidden: int = config.hidden_size
-    return 8 * hidden + 4 * queries + 4 * experts * int(config.intermediate_size)
+    inputs: int = (13 if autocast else 8) * config.hidden_size
+    return inputs + 4 * queries + 4 * experts * int(config.intermediate_size)
 
 
-def _activations(config: PreTrainedConfig, run: TrainConfig, micro_batch_size: int) -> int:
+def _activations(
+    config: PreTrainedConfig, run: TrainConfig, micro_batch_size: int, ranks: int
+) -> int:
+    size = _precision(run).itemsize
     positions = micro_batch_size * run.data.seq_len
     layers: int = config.num_hidden_layers
-    kept = layers * block_activations(config)
+    block = block_activations(config, autocast=ranks == 1 and size < 4)
+    kept = layers * block
     if run.model.activation_checkpointing:
-        kept = layers * config.hidden_size + block_activations(config)
+        kept = layers * config.hidden_size + block
     device = torch.device(run.device or "cuda")
     chunk = min(positions, LossConfig().positions(config.vocab_size, device)) * config.vocab_size
-    return _precision(run).itemsize * positions * kept + 2 * 4 * int(chunk)  # logits and gradient
+    return size * positions * kept + 2 * 4 * int(chunk)  # and logits with their gradient
 
 
 def utilization(

@@ -264,13 +264,12 @@ def _with_sizes(
     """Record the image sizes of the training data, if the checkpoint has none."""
     if processor.sizes or image_tokenizer is None:
         return processor
+    factor = image_tokenizer.downsample_factor
     counts: Counter[tuple[int, int]] = Counter()
     for source in run.data.sources:
         if source.task == "text_to_image":
             for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = (
-                    int(side) * image_tokenizer.downsample_factor for side in size.split(" x ")
-                )
-                counts[width, height] += count
+                width, height = map(int, size.split(" x "))
+                counts[width * factor, height * factor] += count
     sizes = tuple(size for size, _ in counts.most_common())
     return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.resize)

@@ -39,9 +39,9 @@ from liquidmm.train.optim import build_optimizers, clip_gradients, learning_rate
 from liquidmm.train.setup import Setup, checkpoint_to_resume, open_setup
 
 OnSample = Callable[[Checkpoint, int], None]
-"""Called on the first rank with the model in evaluation mode and the number of steps done."""
+"""Called on the first rank with the model in evaluation mode and the number of finished steps."""
 OnStep = Callable[[int, int], None]
-"""Called before each step on every rank, with the number of steps done and the rank."""
+"""Called before each step on every rank, with the number of finished steps and the rank."""
 
 _LOG = get_logger(__name__)
 
@@ -105,13 +105,9 @@ def forward_backward(
     micro_batch_size: int = 0,
     grad_accumulation: Literal["full", "sharded"] = "full",
 ) -> None:
-    """Compute the gradients of a step and add its loss to ``meter``.
+    """Compute the gradients of a step, and add its loss to ``meter``.
 
-    Args:
-        batch: The sequences of this rank.
-        num_targets: Number of targets of the step, on all ranks.
-        micro_batch_size: See `LoopConfig`.
-        grad_accumulation: See `ParallelConfig`.
+    ``batch`` contains the sequences of this rank, ``num_targets`` counts those of all ranks.
     """
     parts = list(batch.split(micro_batch_size))
     for part in parts:
@@ -183,7 +179,7 @@ class _Trainer:
                     meter = LossMeter(TASKS)
                 with log.pause():
                     self.run_callbacks(log)
-            if self.step == loop.steps:
+            if self.step >= loop.steps:
                 return self.finish(log)
             folder = self.save()
             self.checkpointer.finish()
@@ -244,7 +240,6 @@ class _Trainer:
         return sequences, batch, int(num_targets)
 
     def data_metrics(self) -> dict[str, float]:
-        """Return the largest number of epochs over a source, and the number of dropped records."""
         metrics: dict[str, float] = {"epochs": round(max(self.stream.passes), 4)}
         if self.run.data.overlong == "drop":
             dropped = torch.tensor(self.stream.left_out, dtype=torch.float64)
