@@ -98,7 +98,7 @@ def test_what_follows_a_break_in_an_array_is_one_refusal(tmp_path, read):
     path.write_text('[{"text": "one"}, {"text": "two"}, {"text": "thr')
     first, second, last = read(path)
     assert (first.record.text, second.record.text) == ("one", "two")
-    assert (last.broken, last.line, last.record) == (True, 2, None)
+    assert (last.rest_lost, last.line, last.record) == (True, 2, None)
     assert last.problem == (
         f"{path}[2]: the file ends before the array does. From here on the file can't be read; "
         "mend it or download it again."
@@ -331,8 +331,8 @@ GROWING = {
 
 @pytest.mark.parametrize("name", GROWING)
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(jsonl, "_CHUNK", 2**14)
-    monkeypatch.setattr(json_array, "CHUNK", 2**14)
+    monkeypatch.setattr(jsonl, "READ_BYTES", 2**14)
+    monkeypatch.setattr(json_array, "READ_BYTES", 2**14)
     path = tmp_path / name
     config = SourceConfig(path=str(path))
     peaks = []
