@@ -17,7 +17,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tokenizer", type=_PATH, help="Folder or file of an image tokenizer.")
 @click.option("--checkpoint", type=_PATH, help="Liquid model whose image tokenizer to use.")
 @click.option(
-    "--resolution", type=click.IntRange(1), help="Side in pixels.  [default: the tokenizer's resolution]"
+    "--resolution",
+    type=click.IntRange(1),
+    help="Side in pixels.  [default: the tokenizer's resolution]",
 )
 def command(
     image: Path, out: Path, tokenizer: Path | None, checkpoint: Path | None, resolution: int | None
@@ -45,7 +47,7 @@ def command(
     factor = loaded.downsample_factor
     if resolution % factor:
         raise ConfigError(
-            f"--resolution: expected a multiple of the tokenizer's downsampling factor {factor}, got "
+            f"--resolution: expected a multiple of the downsampling factor {factor}, got "
             f"{resolution}. Use {max(1, round(resolution / factor)) * factor}."
         )
     pixels = to_tensor(center_crop(original, resolution, resolution))
