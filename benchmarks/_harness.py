@@ -1,9 +1,9 @@
 """Measurements in separate processes.
 
-Each candidate of a comparison runs in a fresh process, so that memory, caches and settings of one do
-not affect another, and is paused while another one is measured. A candidate is a function of a
-`Pacer`: it sets itself up and then does one step per `pacer.wait()`. A round is timed from its start
-to the end of its last step, everything between the steps included; setup is not.
+Each candidate of a comparison runs in a fresh process, so that memory, caches and settings of one
+do not affect another, and is paused while another one is measured. A candidate is a function of a
+`Pacer`: it sets itself up and then does one step per `pacer.wait()`. A round is timed from its
+start to the end of its last step, everything between the steps included; setup is not.
 """
 
 from __future__ import annotations

@@ -32,92 +32,14 @@ from liquidmm.model.processor import LiquidProcessor
 
 CODEBOOK = 2048
 """Codes of the included model's image tokenizer."""
-WORDS = tuple(
-    [
-        "the",
-        "a",
-        "of",
-        "and",
-        "in",
-        "to",
-        "is",
-        "it",
-        "that",
-        "on",
-        "with",
-        "for",
-        "as",
-        "was",
-        "at",
-        "by",
-        "from",
-        "this",
-        "be",
-        "are",
-        "an",
-        "or",
-        "has",
-        "its",
-        "not",
-        "one",
-        "light",
-        "water",
-        "house",
-        "tree",
-        "river",
-        "mountain",
-        "city",
-        "street",
-        "table",
-        "window",
-        "garden",
-        "horse",
-        "bird",
-        "cloud",
-        "stone",
-        "small",
-        "large",
-        "old",
-        "young",
-        "red",
-        "green",
-        "blue",
-        "yellow",
-        "white",
-        "black",
-        "bright",
-        "dark",
-        "quiet",
-        "round",
-        "narrow",
-        "wooden",
-        "standing",
-        "running",
-        "sitting",
-        "falling",
-        "shining",
-        "growing",
-        "holding",
-        "showing",
-        "under",
-        "over",
-        "behind",
-        "between",
-        "morning",
-        "evening",
-        "summer",
-        "winter",
-        "people",
-        "children",
-        "hands",
-        "face",
-        "color",
-        "paper",
-        "glass",
-        "metal",
-        "painting",
-    ]
-)
+_TEXT = """
+the a of and in to is it that on with for as was at by from this be are an or has its not one light
+water house tree river mountain city street table window garden horse bird cloud stone small large
+old young red green blue yellow white black bright dark quiet round narrow wooden standing running
+sitting falling shining growing holding showing under over behind between morning evening summer
+winter people children hands face color paper glass metal painting
+"""
+WORDS = tuple(_TEXT.split())
 _MIB = 2**20
 _LANES = 4
 _TOKEN_BYTES = 16
@@ -170,11 +92,11 @@ def measure_loading(
         progress("loading the paper's mixture")
         paper = (
             Source(path=texts, task="text"),
-            Source(path=large, task="text_to_image", swap_ratio=0.2),
+            Source(path=large, task="text_to_image", reverse=0.2),
         )
         _measure_speed(result, "load", paper, 2048, sizes, checkpoint)
         progress("loading small images")
-        icons = (Source(path=small, task="text_to_image", swap_ratio=0.2),)
+        icons = (Source(path=small, task="text_to_image", reverse=0.2),)
         _measure_speed(result, "load_small", icons, 512, sizes, checkpoint)
         for count in sizes.samples:
             progress(f"memory with {count:,} records")
@@ -232,7 +154,7 @@ def write_synthetic(folder: Path, records: Sequence[Row], copies: int = 1) -> Pa
     origin = Provenance(
         fingerprint="synthetic",
         codebook_size=CODEBOOK,
-        factor=8,
+        downsample_factor=8,
         source="synthetic",
         source_digest="synthetic",
         settings={},
@@ -242,8 +164,8 @@ def write_synthetic(folder: Path, records: Sequence[Row], copies: int = 1) -> Pa
     needed, free = first.stat().st_size * copies + _DISK_MARGIN, shutil.disk_usage(folder).free
     if needed > free:
         raise LiquidError(
-            f"{folder}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free. Choose another "
-            "folder with --scratch."
+            f"{folder}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free. Choose "
+            "another folder with --scratch."
         )
     for number in range(1, copies):
         shutil.copyfile(first, folder / shard_name(number))

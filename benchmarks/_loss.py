@@ -1,8 +1,8 @@
 """The loss over a large vocabulary: ours, full logits, and PyTorch's own operator.
 
-All methods compute the same number from the same inputs, float32 hidden states and a head, both with
-gradients: the mean negative log-likelihood plus max-z. A step is forward and backward. Memory is the
-peak above a process that has the inputs, so gradients count.
+All methods compute the same number from the same inputs, float32 hidden states and a head, both
+with gradients: the mean negative log-likelihood plus max-z. A step is forward and backward. Memory
+is the peak above a process that has the inputs, so gradients count.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def naive(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
 def fused(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
     """Compute the same with `torch.nn.functional.linear_cross_entropy` (PyTorch 2.13).
 
-    The operator does not return the largest logit. Its row is found in chunks without gradients; the
-    product of the hidden state and that row of the head has the gradient.
+    The operator does not return the largest logit. Its row is found in chunks without gradients;
+    the product of the hidden state and that row of the head has the gradient.
     """
     operator: Any = getattr(functional, "linear_cross_entropy")  # noqa: B009 - not in every PyTorch
     options = getattr(nn, "LinearCrossEntropyOptions")(batch_chunk_size=CHUNK)  # noqa: B009

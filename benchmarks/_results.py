@@ -1,7 +1,7 @@
 """The result of a benchmark, and the command line of its script.
 
-The JSON form is one object: ``bench``, ``figures`` (name -> value and unit), ``notes`` (name -> how a
-figure was measured, where that is not obvious), ``missing`` (name -> why there is no figure) and
+The JSON form is one object: ``bench``, ``figures`` (name -> value and unit), ``notes`` (name -> how
+a figure was measured, where that is not obvious), ``missing`` (name -> why there is no figure) and
 ``settings`` (machine, versions and sizes). A figure is measured or missing, never guessed.
 """
 

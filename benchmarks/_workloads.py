@@ -164,7 +164,7 @@ class TrainingTask:
         return cast("torch.dtype", getattr(torch, self.loop.precision))
 
     def language_model(self, attn_implementation: str | None = None) -> PreTrainedModel:
-        """Build the stock model in float32: of a checkpoint on the CPU, of a shape on the device."""
+        """Build the stock model in float32; a shape's on the device, a checkpoint's on the CPU."""
         options = {"attn_implementation": attn_implementation} if attn_implementation else {}
         if isinstance(self.source, Shape):
             return self.source.model(self.device, torch.float32, **options)
@@ -181,9 +181,10 @@ class TrainingTask:
 class RandomSequences:
     """Packed sequences of random tokens, in documents as long as those of the paper.
 
-    Half of the documents are images of 1,024 codes with a caption of 16 to 80 tokens, trained on the
-    codes; half are texts of 64 tokens plus 2,000 on average (exponential). If a sequence is too
-    short for that, an image is half of it, a caption at most an eighth, and the mean text all of it.
+    Half of the documents are images of 1,024 codes with a caption of 16 to 80 tokens, trained on
+    the codes; half are texts of 64 tokens plus 2,000 on average (exponential). If a sequence is too
+    short for that, an image is half of it, a caption at most an eighth, and the mean text all of
+    it.
     """
 
     def __init__(self, vocab_size: int, seq_len: int, seed: int = 0) -> None:

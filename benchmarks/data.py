@@ -1,9 +1,9 @@
 """Data: images to codes against the reference, and the speed and memory of loading.
 
 Encoding compares `liquid encode` (its start excluded) with one image at a time in one process, as
-the reference implementation does: the same files, the same weights, in interleaved rounds. The large
-tokenizer is Chameleon's at 512 pixels with random weights; the small one is the checkpoint's own.
-Loading reads synthetic shards.
+the reference implementation does: the same files, the same weights, in interleaved rounds. The
+large tokenizer is Chameleon's at 512 pixels with random weights; the small one is the checkpoint's
+own. Loading reads synthetic shards.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ class _EncodingBenchmark:
         self._report(compared)
 
     def _with_precision(self, precision: str) -> EncodingTask:
-        tokenizer: TokenizerFile = replace(self.task.tokenizer, precision=precision)  # type: ignore[arg-type]
+        changes: dict[str, Any] = {"precision": precision}
+        tokenizer = replace(self.task.tokenizer, **changes)
         return replace(self.task, tokenizer=tokenizer, out=self.task.out / precision)
 
     def _compare_codes(self) -> None:
@@ -261,7 +262,7 @@ def encode_ours(task: EncodingTask, pacer: Pacer) -> None:
     with ExitStack() as stack:
         run: Callable[..., Any] = map
         if task.workers > 1:
-            context: Any = get_context("forkserver")
+            context: Any = get_context("fork")  # nothing has started a thread here
             run = stack.enter_context(ProcessPoolExecutor(task.workers, context)).map
         for step in count():
             if not pacer.wait():
@@ -288,7 +289,7 @@ def _open_encoder(task: EncodingTask) -> tuple[VQGANTokenizer, PartEncoder]:
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
     config = EncodeConfig(size=task.size)
-    preparation = Preparation(config, tokenizer.factor)
+    preparation = Preparation(config, tokenizer.downsample_factor)
     return tokenizer, PartEncoder(tokenizer, preparation, config.batch_size, task.decode_threads)
 
 

@@ -5,8 +5,8 @@ longest sequence. Both train the same weights on the same documents with AdamW, 
 rounds; a step has as many tokens as whole batches allow, and includes the loading of its data.
 
 Parts: efficiency and speed (the checkpoint on the run file's shards), loss (a large vocabulary),
-sizes (shapes with random weights on a GPU). Before a GPU is timed, the fast path (bfloat16, compiled
-blocks, flex_attention) must agree with float32 and sdpa.
+sizes (shapes with random weights on a GPU). Before a GPU is timed, the fast path (bfloat16,
+compiled blocks, flex_attention) must agree with float32 and sdpa.
 """
 
 from __future__ import annotations

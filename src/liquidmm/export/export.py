@@ -30,7 +30,7 @@ from liquidmm.model.checkpoint import (
     load_parts,
     local_folder,
 )
-from liquidmm.model.expand import check_decoder, check_free
+from liquidmm.model.expand import check_decoder, check_output_folder
 from liquidmm.model.processor import read_config
 from liquidmm.runtime import DTYPES
 
@@ -85,7 +85,7 @@ def export_checkpoint(
             f"{suggest(dtype, dtypes)}"
         )
     out = Path(out)
-    check_free(out)
+    check_output_folder(out)
     loaded, own = _load(local_folder(checkpoint))
     with atomic_folder(out) as temporary:
         if target == "vllm":
@@ -108,7 +108,7 @@ def _load(folder: Path) -> tuple[Checkpoint, str]:
             f"Save the checkpoint as one of: {', '.join(known)}."
         )
     model = load_language_model(folder, getattr(torch, own))
-    return Checkpoint(model=model, processor=processor, images=images), own
+    return Checkpoint(model=model, processor=processor, image_tokenizer=images), own
 
 
 def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
@@ -140,5 +140,5 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     write_gguf(checkpoint, folder / GGUF_FILE, dtype)
     checkpoint.model.config.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    if checkpoint.images is not None:
-        checkpoint.images.save(folder / IMAGE_TOKENIZER_FOLDER)
+    if checkpoint.image_tokenizer is not None:
+        checkpoint.image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)

@@ -64,7 +64,7 @@ class VLLMClient:
         path = local_folder(folder)
         processor, images = load_parts(path, resolve_device(None), image_tokenizer)
         model = empty_language_model(path)
-        return cls(Checkpoint(model=model, processor=processor, images=images), backend)
+        return cls(Checkpoint(model=model, processor=processor, image_tokenizer=images), backend)
 
     def generate_image(
         self,
