@@ -188,7 +188,7 @@ class ExampleBuilder:
                         return self._chat(sample, caption, rng)
                     prompt = self._prompt(sample, caption, rng)
                 # the prompt already ends with the token that begins the image
-                answer = self.sequences.picture(sample.image_codes[0])[1:]
+                answer = self.sequences.image(sample.image_codes[0])[1:]
         if self.sequences.eos is not None:
             answer = [*answer, self.sequences.eos]
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)

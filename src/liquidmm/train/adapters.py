@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from liquidmm.errors import ConfigError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 from liquidmm.vocabulary import Vocabulary
 
 
@@ -62,7 +62,7 @@ def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraCon
         ConfigError: No linear layer has one of the target names.
         MissingExtraError: PEFT isn't installed.
     """
-    peft: Any = require("peft", "lora")
+    peft: Any = require_extra("peft", "lora")
     layers = {
         name.rpartition(".")[2]
         for block in blocks_of(model)
@@ -118,7 +118,7 @@ def four_bits(compute: torch.dtype) -> Any:
     Raises:
         MissingExtraError: bitsandbytes isn't installed.
     """
-    require("bitsandbytes", "qlora")
+    require_extra("bitsandbytes", "qlora")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
