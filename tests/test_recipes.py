@@ -100,8 +100,8 @@ def test_constants_of_the_paper(name):
     assert run.optim.matrices == "adamw"
     assert (run.optim.min_lr_ratio, run.optim.z_loss) == (0.0, 0.0)
     assert run.data.length == 2048
-    assert run.data.render.guidance_dropout == 0.1
-    assert (run.data.render.draw_in_chat_share, run.data.render.opening_share) == (0.0, 0.0)
+    assert run.data.render.caption_dropout == 0.1
+    assert (run.data.render.chat_format_prob, run.data.render.first_row_only_prob) == (0.0, 0.0)
     assert run.train.batch_rows == batch
     assert run.train.steps == steps
     assert run.train.precision == "bfloat16"
@@ -110,7 +110,7 @@ def test_constants_of_the_paper(name):
     assert run.model.freeze == ()
     sources: dict[tuple[str, str], float] = {}
     for source in run.data.sources:
-        turned = source.weight * source.reverse
+        turned = source.weight * source.swap_ratio
         sources[source.path.name, source.task] = source.weight - turned
         if turned:
             sources[source.path.name, "image_to_text"] = turned

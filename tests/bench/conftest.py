@@ -7,7 +7,7 @@ import pytest
 
 from liquidmm.bench.train import TrainBench
 from liquidmm.data.records import Message
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
 
@@ -23,12 +23,12 @@ def shards(tmp_path_factory, checkpoint, write_folder) -> Path:
         Message(role="assistant", content="a cup of tea"),
     )
     drawn = [
-        Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(picture,))
+        Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(picture,))
         for word, picture in zip(WORDS, pictures, strict=True)
     ]
     told = [
-        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
-        Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
+        *[Sample(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Sample(kind="chat", key="chat", messages=asked, image_codes=(pictures[0],)),
     ]
     for name, rows in (("drawn", drawn), ("told", told)):
         write_folder(folder / name, rows, fingerprint=checkpoint.image_tokenizer.fingerprint)

@@ -10,7 +10,7 @@ from liquidmm.bench.data import DataBench, bench_data
 from liquidmm.bench.loading import LoadingSizes
 from liquidmm.bench.synthetic import pictures, texts, write_synthetic
 from liquidmm.cli import main
-from liquidmm.data.shards import read_shards, validate
+from liquidmm.data.shards import read_shards, verify
 from liquidmm.errors import ConfigError, LiquidError
 
 SMALL = LoadingSizes(
@@ -62,10 +62,12 @@ def test_made_up_shards(tmp_path):
     shards = read_shards(folder)
     assert len(shards) == 120
     assert [row.key for row in shards.of_kind("text")] == [f"{n:08d}" for n in range(10)] * 3
-    assert all(not problem for _, problem in validate(folder))
-    assert shards.of_kind("image_text")[0].pictures[0].shape == (8, 8)
+    assert all(not problem for _, problem in verify(folder))
+    assert shards.of_kind("image_text")[0].image_codes[0].shape == (8, 8)
     again = pictures(30, 8, 4)
-    assert all(np.array_equal(a.pictures, b.pictures) for a, b in zip(rows, again, strict=False))
+    assert all(
+        np.array_equal(a.image_codes, b.image_codes) for a, b in zip(rows, again, strict=False)
+    )
     lengths = [len(row.text.split()) for row in texts(3000, 100)]
     assert np.mean(lengths) == pytest.approx(100, rel=0.1)
 

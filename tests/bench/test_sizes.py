@@ -69,12 +69,12 @@ def test_shapes_have_their_size(name, millions):
 
 
 def test_random_rows_are_like_the_papers():
-    rows = RandomRows(100, 2048).take(range(32))
+    rows = RandomRows(100, 2048).next(range(32))
     counts = counts_of(rows)
     assert counts["tokens"] / counts["positions"] > 0.9
     assert 700 < counts["tokens"] / counts["documents"] < 1600
     assert max(int(row.input_ids.max()) for row in rows) < 100
-    again = RandomRows(100, 2048).take(range(32))
+    again = RandomRows(100, 2048).next(range(32))
     assert all(np.array_equal(a.labels, b.labels) for a, b in zip(rows, again, strict=True))
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, hidden_states
@@ -133,7 +133,7 @@ def test_what_is_too_long_is_left_out_and_counted(plan, caplog):
     assert counts[0] > 0
     assert "ids do not fit a row" in caplog.text
     plan["data"]["too_long"] = "error"
-    with pytest.raises(DataError, match=r"ids, rows have 32.*data\.too_long"):
+    with pytest.raises(DataError, match=r"tokens, at most 32 fit.*data\.overlong"):
         train(build(plan, out=run.out / "again"))
 
 
@@ -357,11 +357,11 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
     rng = np.random.default_rng(1)
     names = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
     pairs = [
-        Row(
+        Sample(
             kind="image_text",
             key=name,
             captions=(f"a {name}",),
-            pictures=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
+            image_codes=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
         )
         for name in names
     ]
@@ -370,7 +370,7 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
     plan["data"] |= {
         "sources": [{"path": folder, "task": task} for task in tasks],
         "validation": [{"path": folder, "task": task} for task in tasks],
-        "render": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
+        "render": {"caption_dropout": 0.0, "chat_format_prob": 0.0, "first_caption_prob": 1.0},
     }
     plan["optim"] = {"lr": 5e-3, "warmup": 10, "matrices": "muon"}
     plan["train"] = {"steps": 500, "batch_rows": 8, "validate_rows": 16, "save_every": 0}

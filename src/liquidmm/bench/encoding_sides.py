@@ -25,7 +25,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from liquidmm.bench.worker import Pacer
 from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
-from liquidmm.data.shard_file import write_shard
+from liquidmm.data.shard_writer import write_shard
 from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
 from liquidmm.encode.part import PartEncoder, Seen
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor

@@ -19,7 +19,8 @@ from array_record.python import array_record_module as array_record
 
 from liquidmm.bench.report import Result
 from liquidmm.bench.synthetic import CODEBOOK, pictures
-from liquidmm.data.shard_file import ShardFile, write_shard
+from liquidmm.data.shard_writer import write_shard
+from liquidmm.data.shards import ShardFile
 
 _GROUPS = (16, 128)
 """Rows of a Parquet row group."""
@@ -67,8 +68,8 @@ def _open_shard(path: Path) -> Read:
     file = ShardFile(path)
 
     def read(index: int) -> tuple[Any, str]:
-        row = file.row(index)
-        return row.pictures[0], row.captions[0]
+        row = file[index]
+        return row.image_codes[0], row.captions[0]
 
     return read
 
@@ -77,9 +78,9 @@ def _open_parquet(path: Path, group: int) -> Read:
     file = pq.ParquetFile(path)
 
     def read(index: int) -> tuple[Any, str]:
-        rows = file.read_row_group(index // group, columns=["captions", "pictures"])
+        rows = file.read_row_group(index // group, columns=["captions", "image_codes"])
         row = rows.slice(index % group, 1).combine_chunks()
-        codes = row["pictures"].chunk(0).flatten().field("codes").flatten().to_numpy()
+        codes = row["image_codes"].chunk(0).flatten().field("codes").flatten().to_numpy()
         return codes, row["captions"][0].as_py()[0]
 
     return read

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from liquidmm.data.examples import IGNORE, Example, Task
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.examples import IGNORE_INDEX, Example, Task
 from liquidmm.data.packing import PackedSequence, PackingConfig, pack
+from liquidmm.data.stream import TokenStream
 from liquidmm.model.checkpoint import load_language_model, local_folder
 from liquidmm.train.config import LoopRun, TrainRun
 from liquidmm.train.model import ModelConfig
@@ -77,8 +77,8 @@ class Shape:
 class Rows(Protocol):
     """An endless stream of packed rows."""
 
-    def take(self, lanes: range) -> list[PackedSequence]:
-        """Take the next row of some lanes; see `TokenStream`."""
+    def next(self, streams: range) -> list[PackedSequence]:
+        """Return the next sequence of some streams; see `TokenStream`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,14 +161,14 @@ class RandomRows:
         self._rng = np.random.default_rng(seed)
         self._rows = self._packed()
 
-    def take(self, lanes: range) -> list[PackedSequence]:
-        """Take as many rows as there are lanes; they all come from one stream."""
-        return [next(self._rows) for _ in lanes]
+    def next(self, streams: range) -> list[PackedSequence]:
+        """Return as many sequences as there are streams."""
+        return [next(self._rows) for _ in streams]
 
     def _packed(self) -> Iterator[PackedSequence]:
-        config, examples = PackingConfig(length=self._length), self._examples()
+        config, examples = PackingConfig(seq_len=self._length), self._examples()
         while True:
-            yield from pack(islice(examples, config.window), config)
+            yield from pack(islice(examples, config.packing_buffer), config)
 
     def _examples(self) -> Iterator[Example]:
         codes = min(_PICTURE, self._length // 2)
@@ -181,6 +181,6 @@ class RandomRows:
     def _example(self, given: int, learnt: int) -> Example:
         ids = self._rng.integers(0, self._vocabulary, given + learnt).astype(np.int32)
         labels = ids.copy()
-        labels[:given] = IGNORE
+        labels[:given] = IGNORE_INDEX
         task: Task = "text_to_image" if given else "text"
-        return Example(input_ids=ids, labels=labels, task=task, splittable=not given)
+        return Example(input_ids=ids, labels=labels, task=task, can_split=not given)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from liquidmm.bench.synthetic import pictures, texts, write_synthetic
-from liquidmm.data.draws import Source
 from liquidmm.data.examples import ExampleBuilder
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence, PackingConfig
 from liquidmm.data.shards import read_shards
+from liquidmm.data.stream import TokenStream
 from liquidmm.errors import ConfigError
 from liquidmm.model.processor import LiquidProcessor
 
@@ -101,11 +101,11 @@ def measure_loading(
         progress("loading the paper's mixture")
         paper = (
             Source(path=told, task="text"),
-            Source(path=large, task="text_to_image", reverse=0.2),
+            Source(path=large, task="text_to_image", swap_ratio=0.2),
         )
         _measure_speed(result, "load", paper, 2048, sizes, checkpoint)
         progress("loading small pictures")
-        icons = (Source(path=small, task="text_to_image", reverse=0.2),)
+        icons = (Source(path=small, task="text_to_image", swap_ratio=0.2),)
         _measure_speed(result, "load_small", icons, 512, sizes, checkpoint)
         for count in sizes.samples:
             progress(f"memory with {count:,} records")
@@ -148,7 +148,7 @@ def _measure_speed(
     # not for the process whose memory is looked at
     from liquidmm.bench.padded import padded_share
 
-    packing = PackingConfig(length=length, window=sizes.window)
+    packing = PackingConfig(seq_len=length, packing_buffer=sizes.window)
     stream = _open(checkpoint, sources, packing, sizes.workers)
     try:
         rows, rounds = _take_until(stream, 1), 1
@@ -157,7 +157,7 @@ def _measure_speed(
             rounds += 1
             rows = _take_until(stream, rounds)
             count += len(rows)
-            filled += sum(row.filled for row in rows)
+            filled += sum(row.num_tokens for row in rows)
     finally:
         stream.close()
     result.number(f"{name}_tokens_per_s", filled / taken, "ids/s")
@@ -171,8 +171,8 @@ def _measure_speed(
 def _take_until(stream: TokenStream, rounds: int) -> list[PackedSequence]:
     """Take rows until the lanes have gone through so many windows each."""
     taken: list[PackedSequence] = []
-    while sum(lane["window"] for lane in stream.state()["lanes"].values()) < rounds * _LANES:
-        taken += stream.take(range(_LANES))
+    while sum(each["buffer"] for each in stream.state_dict()["streams"].values()) < rounds * _LANES:
+        taken += stream.next(range(_LANES))
     return taken
 
 
@@ -193,10 +193,12 @@ def _measure_memory(
 def _memory(checkpoint: Path, folder: Path, sizes: LoadingSizes) -> tuple[int, int]:
     """Load some rows and give the anonymous and the file-backed bytes that this process holds."""
     source = Source(path=folder, task="text_to_image")
-    stream = _open(checkpoint, (source,), PackingConfig(length=256, window=sizes.window), 0)
+    stream = _open(
+        checkpoint, (source,), PackingConfig(seq_len=256, packing_buffer=sizes.window), 0
+    )
     records = read_manifest(folder).totals.records
-    while stream.passes[0] * records < sizes.draws:
-        stream.take(range(_LANES))
+    while stream.epochs[0] * records < sizes.draws:
+        stream.next(range(_LANES))
     status = Path("/proc/self/status").read_text(encoding="ascii")
     anonymous, mapped = (
         int(found[1]) * 1024 if (found := re.search(rf"{name}:\s+(\d+)", status)) else 0
@@ -209,4 +211,4 @@ def _open(
     checkpoint: Path, sources: Sequence[Source], packing: PackingConfig, workers: int
 ) -> TokenStream:
     renderer = ExampleBuilder(LiquidProcessor.from_pretrained(checkpoint).sequences)
-    return TokenStream(sources, renderer, packing, 0, lanes=_LANES, workers=workers)
+    return TokenStream(sources, renderer, packing, 0, num_streams=_LANES, num_workers=workers)

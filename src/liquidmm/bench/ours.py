@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from liquidmm.bench.job import Job
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.examples import IGNORE, TASKS
+from liquidmm.data.examples import IGNORE_INDEX, TASKS
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
 from liquidmm.runtime import resolve_device, tune_cpu_allocator
@@ -45,7 +45,7 @@ def train_packed(pacer: Pacer, job: Job) -> None:
     stream = job.rows()
     while pacer.go():
         began = time.perf_counter()
-        rows = stream.take(job.lanes)
+        rows = stream.next(job.lanes)
         batch = Batch.of(rows, pacer.device)
         drawing = time.perf_counter() - began
         tally = Tally(TASKS)
@@ -69,9 +69,9 @@ def counts_of(rows: Sequence[PackedSequence]) -> dict[str, float]:
     real = [row.task_ids != PADDING_TASK for row in rows]
     pairs = list(zip(rows, real, strict=True))
     return {
-        "tokens": sum(row.filled for row in rows),
+        "tokens": sum(row.num_tokens for row in rows),
         "positions": sum(len(row.input_ids) for row in rows),
-        "labels": sum(int(np.sum(row.labels != IGNORE)) for row in rows),
+        "labels": sum(int(np.sum(row.labels != IGNORE_INDEX)) for row in rows),
         "documents": sum(int(np.sum(row.position_ids[mask] == 0)) for row, mask in pairs),
         "seen": sum(int(row.position_ids[mask].sum()) for row, mask in pairs),
     }

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from liquidmm.bench.job import Job
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.examples import IGNORE, Ids
+from liquidmm.data.examples import IGNORE_INDEX, TokenIds
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 
 _ENDLESS = 1 << 30
@@ -33,7 +33,7 @@ _POOL = 2048
 """Documents that are brought into a random order at a time: in our rows, long ones stand beside
 short ones that fill the gap, and a batch padded to its longest would profit from that."""
 
-Document = tuple[Ids, Ids]
+Document = tuple[TokenIds, TokenIds]
 """Ids and unshifted labels of one sequence."""
 
 
@@ -48,7 +48,7 @@ def documents(rows: Iterable[PackedSequence]) -> Iterator[Document]:
     """
     for row in rows:
         starts = np.flatnonzero((row.position_ids == 0) & (row.task_ids != PADDING_TASK))
-        for start, end in zip(starts, [*starts[1:], row.filled], strict=True):
+        for start, end in zip(starts, [*starts[1:], row.num_tokens], strict=True):
             yield row.input_ids[start:end], row.labels[start:end]
 
 
@@ -59,12 +59,12 @@ def padded(batch: Sequence[Document]) -> dict[str, Tensor]:
         batch: Sequences.
 
     Returns:
-        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE` there), all (B, T)
+        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE_INDEX` there), all (B, T)
         int64.
     """
     shape = (len(batch), max(len(ids) for ids, _ in batch))
     input_ids = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORE, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
     for place, (ids, learnt) in enumerate(batch):
         input_ids[place, : len(ids)] = ids
@@ -128,7 +128,7 @@ class _Batches(IterableDataset[Document]):
             began = time.perf_counter()
             pool: list[Document] = []
             while len(pool) < _POOL:
-                pool += documents(stream.take(self._job.lanes))
+                pool += documents(stream.next(self._job.lanes))
             order = rng.permutation(len(pool))
             self._drawing += time.perf_counter() - began
             yield from (pool[place] for place in order)

@@ -178,7 +178,7 @@ def check_side(pacer: Pacer, job: Job) -> None:
         pacer: Says when.
         job: What is trained how.
     """
-    rows = job.rows().take(range(_CHECKED_ROWS))
+    rows = job.rows().next(range(_CHECKED_ROWS))
     batch = Batch.of(rows, pacer.device)
     plain = replace(job.model, attention="sdpa", compile=False)
     while pacer.go():

@@ -1,4 +1,4 @@
-"""PackedSequence rows beside padded batches: how many positions carry ids, and how many ids a second.
+"""Packed rows beside padded batches: how many positions carry ids, and how many ids a second.
 
 Contract: both sides train the same weights on the same documents in the same order and type, with
 AdamW and as many ids in an optimizer step as whole batches allow; each is timed from one step's end
@@ -35,7 +35,7 @@ def measure_efficiency(result: Result, job: Job, steps: int, size: int, prefix: 
         Padded batches in an optimizer step of about as many ids as ours, at least 1.
     """
     stream = job.rows()
-    rows = [row for _ in range(steps) for row in stream.take(job.lanes)]
+    rows = [row for _ in range(steps) for row in stream.next(job.lanes)]
     counts = counts_of(rows)
     packed = counts["tokens"] / counts["positions"]
     result.number(f"{prefix}packing_efficiency", 100 * packed, "%")

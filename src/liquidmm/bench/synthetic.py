@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from liquidmm.data.manifest import Provenance
-from liquidmm.data.shard_file import Row, shard_name, write_shard
-from liquidmm.data.shard_folder import begin, finish
+from liquidmm.data.samples import Sample
+from liquidmm.data.shard_writer import begin, finish, shard_name, write_shard
 from liquidmm.errors import LiquidError
 
 CODEBOOK = 2048
@@ -33,7 +33,7 @@ _MARGIN = 2**30
 """Bytes that are left free on the disk."""
 
 
-def pictures(count: int, side: int, words: int, seed: int = 0) -> list[Row]:
+def pictures(count: int, side: int, words: int, seed: int = 0) -> list[Sample]:
     """Make pictures with captions.
 
     Args:
@@ -49,19 +49,19 @@ def pictures(count: int, side: int, words: int, seed: int = 0) -> list[Row]:
     codes = rng.integers(0, CODEBOOK, (count, side, side), dtype=np.uint16)
     chosen = rng.integers(0, len(WORDS), (count, words)).tolist()
     return [
-        Row(
+        Sample(
             kind="image_text",
             key=f"{number:08d}",
             source="synthetic",
             license="CC0-1.0",
             captions=(" ".join(WORDS[place] for place in places),),
-            pictures=(grid,),
+            image_codes=(grid,),
         )
         for number, (grid, places) in enumerate(zip(codes, chosen, strict=True))
     ]
 
 
-def texts(count: int, words: int, seed: int = 0) -> list[Row]:
+def texts(count: int, words: int, seed: int = 0) -> list[Sample]:
     """Make documents whose lengths are log-normal.
 
     Args:
@@ -75,7 +75,7 @@ def texts(count: int, words: int, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(words) - 0.5, 1.0, count).astype(int) + 1
     return [
-        Row(
+        Sample(
             kind="text",
             key=f"{number:08d}",
             source="synthetic",
@@ -86,7 +86,7 @@ def texts(count: int, words: int, seed: int = 0) -> list[Row]:
     ]
 
 
-def write_synthetic(folder: Path, rows: Sequence[Row], copies: int = 1) -> Path:
+def write_synthetic(folder: Path, rows: Sequence[Sample], copies: int = 1) -> Path:
     """Write a folder of shards that all hold the same rows.
 
     Args:
@@ -100,15 +100,15 @@ def write_synthetic(folder: Path, rows: Sequence[Row], copies: int = 1) -> Path:
     Raises:
         LiquidError: The disk has no room for it, with 1 GiB to spare.
     """
-    origin = Provenance(
+    provenance = Provenance(
         fingerprint="synthetic",
         codebook_size=CODEBOOK,
-        factor=8,
+        downsample_factor=8,
         source="synthetic",
         source_digest="synthetic",
         settings={},
     )
-    begin(folder, origin, copies)
+    begin(folder, provenance, copies)
     first = write_shard(folder, 0, "made up", rows, [], CODEBOOK)
     needed, free = first.stat().st_size * copies + _MARGIN, shutil.disk_usage(folder).free
     if needed > free:
@@ -118,5 +118,5 @@ def write_synthetic(folder: Path, rows: Sequence[Row], copies: int = 1) -> Path:
         )
     for number in range(1, copies):
         shutil.copyfile(first, folder / shard_name(number))
-    finish(folder, origin, copies)
+    finish(folder, provenance, copies)
     return folder

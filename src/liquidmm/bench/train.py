@@ -155,7 +155,9 @@ def icon_job(config: TrainBench, device: str) -> Job:
     if config.length:
         rows = max(1, run.train.batch_rows * data.length // config.length)
         loop = replace(loop, batch_rows=rows, micro_batch_rows=0)
-        data = replace(data, length=config.length, context=min(data.packing.longest, config.length))
+        data = replace(
+            data, length=config.length, context=min(data.packing.document_limit, config.length)
+        )
     run = replace(
         run,
         checkpoint=config.checkpoint,

@@ -49,6 +49,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.encode:command",
         "Turn pictures and their texts into shards of codes.",
     ),
+    "inspect": (
+        "liquidmm.cli.inspect:command",
+        "Show what a folder of encoded shards contains.",
+    ),
+    "verify": (
+        "liquidmm.cli.verify:command",
+        "Check the shards of a folder against their checksums.",
+    ),
     "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
     "export": (
         "liquidmm.cli.export:command",

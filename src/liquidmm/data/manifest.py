@@ -177,7 +177,9 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def add_stats(stats: Sequence[ShardStats]) -> ShardStats:
     """Return the sum of the statistics of several shards."""
-    values = {item.name: [getattr(each, item.name) for each in stats] for item in fields(ShardStats)}
+    values = {
+        item.name: [getattr(each, item.name) for each in stats] for item in fields(ShardStats)
+    }
     counts = ("records", "rejected", "images")
     return ShardStats(
         **{name: sum(each) if name in counts else _merge(each) for name, each in values.items()}

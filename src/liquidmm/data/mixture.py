@@ -149,7 +149,8 @@ def open_sources(
         sources: What to sample from.
         builder: Builds the examples.
         seed: Decides order and random choices, 0 or more.
-        tokenizer_fingerprint: Fingerprint of the checkpoint's image tokenizer; None skips the check.
+        tokenizer_fingerprint: Fingerprint of the checkpoint's image tokenizer; None skips the
+            check.
 
     Raises:
         DataError: A folder cannot be read, was encoded with another image tokenizer, or has no

@@ -1,4 +1,4 @@
-"""Packing: examples of any length into sequences of one fixed length, a buffer of examples at a time.
+"""Packing: a buffer of examples of any length into sequences of one fixed length.
 
 The sequences of a buffer depend on its examples and the seed alone. They are filled by best fit,
 longest example first. Images are never split; text is split where that fills the end of a

@@ -134,7 +134,7 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
         DataError: A key is missing, or its value has the wrong type or is empty.
     """
     if not isinstance(obj, Mapping):
-        raise DataError(f"{where}: expected a JSON object, got {describe(obj)}. Correct the file.")
+        raise DataError(f"{where}: not a JSON object (got {describe(obj)}). Write an object there.")
     common = metadata(obj, where)
     common["key"] = string(obj, "key", where, empty=True) or where
     if "messages" in obj:

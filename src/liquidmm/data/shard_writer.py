@@ -214,7 +214,12 @@ def _describe(path: Path) -> Shard:
 
 
 def _write_manifest(
-    folder: Path, provenance: Provenance, num_chunks: int, *, shards: Sequence[Shard], complete: bool
+    folder: Path,
+    provenance: Provenance,
+    num_chunks: int,
+    *,
+    shards: Sequence[Shard],
+    complete: bool,
 ) -> Manifest:
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -233,8 +238,9 @@ def _write_manifest(
 
 def _to_batch(samples: Sequence[Sample]) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {
-        name: pa.array([getattr(sample, name) for sample in samples], pa.string())
-        .dictionary_encode()
+        name: pa.array(
+            [getattr(sample, name) for sample in samples], pa.string()
+        ).dictionary_encode()
         for name in ("kind", "source", "license")
     }
     for name in ("key", "text", "captions"):

@@ -129,7 +129,7 @@ class TokenStream:
         return sum(stream.dropped for stream in self._streams.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fingerprint and the position of the streams read, as JSON-compatible values."""
+        """Return fingerprint and position of the streams read, as JSON-compatible values."""
         streams = {str(number): each.state_dict() for number, each in sorted(self._streams.items())}
         return {**self.fingerprint(), "streams": streams}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from liquidmm.config import to_dict
-from liquidmm.data.draws import Source, check_sources
 from liquidmm.data.examples import ExampleConfig
+from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.model import ModelConfig
@@ -58,7 +58,10 @@ class DataRun:
     def packing(self) -> PackingConfig:
         """How rows are filled."""
         return PackingConfig(
-            length=self.length, context=self.context, window=self.window, too_long=self.too_long
+            seq_len=self.length,
+            max_document_tokens=self.context,
+            packing_buffer=self.window,
+            overlong="drop" if self.too_long == "leave_out" else "error",
         )
 
 
