@@ -121,7 +121,7 @@ def test_pictures_may_lie_in_another_folder(llava, tokenizer, tmp_path):
     manifest = run(moved, tokenizer, tmp_path / "out", image_root=str(tmp_path))
     assert (manifest.totals.images, manifest.totals.rejected) == (3, 2)
     assert manifest.provenance.settings["image_root"] == str(tmp_path)
-    with pytest.raises(DataError, match=r"settings\.image_root '.*', now it is None"):
+    with pytest.raises(DataError, match=r"settings\.image_root '.*None"):
         run(moved, tokenizer, tmp_path / "out")
     with pytest.raises(ConfigError, match="image_root: no such folder"):
         run(moved, tokenizer, tmp_path / "new", image_root=str(tmp_path / "x"))
@@ -141,7 +141,7 @@ def test_the_rest_of_a_broken_array_is_one_refusal(llava, tokenizer, tmp_path):
 def test_a_changed_array_is_another_source(llava, tokenizer, tmp_path):
     run(llava, tokenizer, tmp_path / "out")
     llava.write_text(llava.read_text().replace("a red cat", "a cat"))
-    with pytest.raises(DataError, match="was encoded with source_digest"):
+    with pytest.raises(DataError, match="encoded with source_digest"):
         run(llava, tokenizer, tmp_path / "out")
 
 
@@ -196,7 +196,7 @@ def test_too_many_failures_stop_the_run(source, tokenizer, tmp_path):
         with pytest.raises(DataError, match=words):
             run(source, tokenizer, tmp_path / "out", config)
     assert len(refused(tmp_path / "out")) == 4
-    with pytest.raises(DataError, match="encoding was not finished"):
+    with pytest.raises(DataError, match="encoding is not finished"):
         read_shards(tmp_path / "out")
     assert run(source, tokenizer, tmp_path / "out", LENIENT_ONE_SHARD).complete
 
@@ -217,7 +217,7 @@ def test_too_many_failures_stop_it_early(source, tokenizer, tmp_path):
 def test_another_tokenizer_is_refused(source, tokenizer, tmp_path):
     run(source, tokenizer, tmp_path / "out")
     tokenizer.fingerprint = "other"
-    with pytest.raises(DataError, match="fingerprint 'patches', now it is 'other'"):
+    with pytest.raises(DataError, match="fingerprint 'patches'.*'other'"):
         run(source, tokenizer, tmp_path / "out")
 
 

@@ -201,14 +201,14 @@ BAD = [
         {"conversations": [human("Hi."), {"from": "gtp", "value": "Hello."}]},
         "conversations[1]: unknown speaker 'gtp'. Did you mean 'gpt'?",
     ),
-    (llava("Hi.", ""), "conversations[1]: 'value' is empty. Fill it in or leave the record out."),
+    (llava("Hi.", ""), "conversations[1]: 'value' is empty. Fill it in or drop the record."),
     (
         llava("Hi.", None),
         "conversations[1]: 'value' must be a string (got nothing). Correct the record.",
     ),
     (
         llava("Hi.", "\ud83d"),
-        "conversations[1]: 'value' holds half a character ('\\ud83d' at 0). Correct the record.",
+        "conversations[1]: 'value' contains half of a surrogate pair ('\\ud83d' at 0). Correct the record.",
     ),
     (
         {"conversations": [gpt("Hello."), human("Hi."), gpt("Well.")]},
@@ -268,7 +268,7 @@ BAD = [
     ),
     (
         llava("<image>", "A cat.", image=""),
-        "'image' is empty. Fill it in or leave the record out.",
+        "'image' is empty. Fill it in or drop the record.",
     ),
     (
         llava("<image>", "A cat.", image=[3]),

@@ -24,7 +24,7 @@ def test_lines_of_every_kind(tmp_path, read):
     assert [entry.problem.removeprefix(f"{path}:") for entry in found if not entry.record] == [
         "3: not UTF-8 (invalid start byte at byte 12). Save it as UTF-8.",
         "6: 'text' must be a string (got float nan). Correct the record.",
-        "7: 'text' holds half a character ('\\ud83d' at 0). Correct the record.",
+        "7: 'text' contains half of a surrogate pair ('\\ud83d' at 0). Correct the record.",
         "8: not a JSON object (got str 'text'). Write an object there.",
         "9: not valid JSON (Expecting value: line 1 column 2 (char 1)). Correct the line.",
     ]

@@ -50,7 +50,7 @@ def test_pictures_as_hugging_face_stores_them(tmp_path, read):
     pq.write_table(pa.table({"image": [b"PNG", b""], "text": ["a cat", "nothing"]}), path)
     first, second = read(path)
     assert (first.record.image, first.record.captions) == (b"PNG", ("a cat",))
-    assert second.problem == f"{path}[1]: 'image' is empty (0 bytes). Leave the record out."
+    assert second.problem == f"{path}[1]: 'image' is empty (0 bytes). Drop the record."
     turns = [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "."}]
     pq.write_table(pa.table({"messages": [turns], "images": [[b"A", b"B"]]}), path)
     assert read(path)[0].record.images == (b"A", b"B")

@@ -137,8 +137,8 @@ def test_bad_samples_are_refused_and_others_go_on(write, read):
         "captions: two captions (txt, caption). Name one in fields.captions.",
         "json: 'json' is not valid JSON (Expecting value: line 1 column 1 (char 0)). Correct it.",
         "bytes: 'txt' is not UTF-8 (unexpected end of data at byte 3). Save it as UTF-8.",
-        "blank: 'captions' is empty. Fill it in or leave the record out.",
-        "empty: 'image' is empty (0 bytes). Leave the record out.",
+        "blank: 'captions' is empty. Fill it in or drop the record.",
+        "empty: 'image' is empty (0 bytes). Drop the record.",
         "phone: pictures of this kind ('heic') are not read. Convert it.",
     ]
     assert [entry.line for entry in found] == list(range(11))
