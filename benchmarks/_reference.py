@@ -70,7 +70,7 @@ def pad(batch: Sequence[Document]) -> dict[str, Tensor]:
     """Pad documents on the right to the longest one.
 
     Returns:
-        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE_INDEX` on padding), (B, T)
+        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE_INDEX` there), (B, T)
         int64.
     """
     shape = (len(batch), max(len(ids) for ids, _ in batch))
