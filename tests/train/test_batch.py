@@ -5,20 +5,22 @@ import json
 import torch
 from safetensors import safe_open
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.train.batch import Batch, shift_labels
 
 
 def batch() -> Batch:
     ids = torch.arange(12).reshape(3, 4)
-    targets = ids.masked_fill(ids % 3 == 0, IGNORE)
+    targets = ids.masked_fill(ids % 3 == 0, IGNORE_INDEX)
     return Batch(input_ids=ids, position_ids=ids % 4, targets=targets, task_ids=ids * 0)
 
 
 def test_targets_end_with_their_document():
-    labels = torch.tensor([[1, 2, 3, IGNORE, 5, 6]])
+    labels = torch.tensor([[1, 2, 3, IGNORE_INDEX, 5, 6]])
     position_ids = torch.tensor([[0, 1, 0, 1, 2, 3]])
-    assert shift_labels(labels, position_ids).tolist() == [[2, IGNORE, IGNORE, 5, 6, IGNORE]]
+    assert shift_labels(labels, position_ids).tolist() == [
+        [2, IGNORE_INDEX, IGNORE_INDEX, 5, 6, IGNORE_INDEX]
+    ]
 
 
 def test_split_keeps_every_sequence():

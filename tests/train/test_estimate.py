@@ -165,10 +165,10 @@ def test_epochs_are_those_of_the_stream(plan):
     run = run_of(plan, train={"steps": 200})
     stream = open_setup(run, 1, torch.device("cpu")).stream
     for _ in range(run.train.steps):
-        stream.take(range(run.train.global_batch_size))
+        stream.next(range(run.train.global_batch_size))
     found = estimate(run, Machine()).data
-    assert [each.epochs for each in found.sources] == pytest.approx(stream.passes, rel=0.05)
-    assert found.packing_efficiency == pytest.approx(stream.fill, abs=0.02)
+    assert [each.epochs for each in found.sources] == pytest.approx(stream.epochs, rel=0.05)
+    assert found.packing_efficiency == pytest.approx(stream.packing_efficiency, abs=0.02)
 
 
 def test_adapters_counted_as_added(plan, checkpoint_folder, checkpoint):

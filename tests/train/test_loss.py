@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.errors import ConfigError
 from liquidmm.train.loss import Head, LossConfig, next_token_loss
 
@@ -13,8 +13,8 @@ def naive(hidden, head, target, max_z_loss, z_loss):
     logits = functional.linear(hidden, head.weight) * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
-    kept = logits[target != IGNORE]
-    loss = functional.cross_entropy(kept, target[target != IGNORE])
+    kept = logits[target != IGNORE_INDEX]
+    loss = functional.cross_entropy(kept, target[target != IGNORE_INDEX])
     loss = loss + max_z_loss * kept.amax(-1).square().mean()
     return loss + z_loss * kept.logsumexp(-1).square().mean()
 
@@ -24,7 +24,7 @@ def problem(dtype=torch.float64):
     hidden = torch.randn(3, 7, 5, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
     target = torch.randint(0, 11, (3, 7), generator=generator)
-    target[torch.rand(3, 7, generator=generator) < 0.4] = IGNORE
+    target[torch.rand(3, 7, generator=generator) < 0.4] = IGNORE_INDEX
     task_ids = torch.randint(0, 2, (3, 7), generator=generator)
     return hidden, weight, target, task_ids
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients_equal_full_logits(softcap, scale, max_z_loss, z_loss
 def test_losses_of_micro_batches_add_up():
     hidden, weight, target, task_ids = problem()
     head, config = Head(weight=weight), LossConfig(max_z_loss=0.1)
-    num_targets = int((target != IGNORE).sum())
+    num_targets = int((target != IGNORE_INDEX).sum())
     complete = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
     parts = [
         next_token_loss(
@@ -67,7 +67,7 @@ def test_counts_per_task_equal_full_logits():
     result = next_token_loss(hidden, Head(weight=weight), target, task_ids, config, tasks=3)
     logits = functional.linear(hidden, weight).detach()
     for task in range(3):
-        chosen = (target != IGNORE) & (task_ids == task)
+        chosen = (target != IGNORE_INDEX) & (task_ids == task)
         assert result.counts[task] == chosen.sum()
         assert result.correct[task] == (logits.argmax(-1) == target)[chosen].sum()
         nll = functional.cross_entropy(logits[chosen], target[chosen], reduction="sum")
@@ -76,7 +76,7 @@ def test_counts_per_task_equal_full_logits():
 
 def test_loss_without_targets_is_zero():
     hidden, weight, target, task_ids = problem()
-    target.fill_(IGNORE)
+    target.fill_(IGNORE_INDEX)
     result = next_token_loss(
         hidden, Head(weight=weight), target, task_ids, LossConfig(max_z_loss=1), tasks=2
     )

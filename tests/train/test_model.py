@@ -22,7 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.errors import CheckpointError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, shift_labels
@@ -76,7 +76,7 @@ def test_loss_equals_that_of_the_stock_model(build):
     model = build()
     ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(2))
     labels = ids.clone()
-    labels[:, :4] = IGNORE
+    labels[:, :4] = IGNORE_INDEX
     position_ids = torch.arange(9).expand(2, 9)
     hidden = model.base_model(
         input_ids=ids, position_ids=position_ids, use_cache=False

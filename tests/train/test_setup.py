@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig
 
 from liquidmm.config import from_dict
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.train.config import TrainConfig
 from liquidmm.train.setup import check_image_sizes, check_length, open_setup
@@ -27,7 +27,7 @@ def run_of(plan, **tables) -> TrainConfig:
 def images(tmp_path_factory, write_shards) -> Path:
     """Shards that contain a single image with a caption."""
     codes = np.zeros((4, 4), dtype=np.uint16)
-    row = Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))
+    row = Sample(kind="image_text", key="a", captions=("a",), image_codes=(codes,))
     return write_shards(tmp_path_factory.mktemp("images"), [row])
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.config import TrainConfig
@@ -269,11 +269,11 @@ def test_twenty_pairs_memorized(plan, tmp_path, write_shards):
     rng = np.random.default_rng(1)
     names = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
     pairs = [
-        Row(
+        Sample(
             kind="image_text",
             key=name,
             captions=(f"a {name}",),
-            pictures=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
+            image_codes=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
         )
         for name in names
     ]
@@ -282,7 +282,7 @@ def test_twenty_pairs_memorized(plan, tmp_path, write_shards):
     plan["data"] |= {
         "sources": [{"path": folder, "task": task} for task in tasks],
         "eval": [{"path": folder, "task": task} for task in tasks],
-        "format": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
+        "format": {"caption_dropout": 0.0, "chat_format_prob": 0.0, "first_caption_prob": 1.0},
     }
     plan["optim"] = {"lr": 5e-3, "warmup_steps": 10, "optimizer": "muon"}
     plan["train"] = {"steps": 500, "global_batch_size": 8, "eval_samples": 16, "save_every": 0}

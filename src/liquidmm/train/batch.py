@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.data.packing import PackedSequence
 from liquidmm.files import atomic_file
 
@@ -25,7 +25,7 @@ class Batch:
     position_ids: Tensor
     """Positions; they start at 0 with every document of a sequence."""
     targets: Tensor
-    """The next token of each position; `IGNORE` where no loss is computed."""
+    """The next token of each position; `IGNORE_INDEX` where no loss is computed."""
     task_ids: Tensor
 
     @classmethod
@@ -47,7 +47,7 @@ class Batch:
     @property
     def num_targets(self) -> Tensor:
         """Number of positions with a target, a scalar."""
-        return (self.targets != IGNORE).sum()
+        return (self.targets != IGNORE_INDEX).sum()
 
     def split(self, size: int) -> Iterator[Batch]:
         """Split into micro-batches of ``size`` sequences; 0 yields the whole batch."""
@@ -73,12 +73,12 @@ def shift_labels(labels: Tensor, position_ids: Tensor) -> Tensor:
     """Shift labels so that each position contains the next token of its document.
 
     Args:
-        labels: Unshifted labels, (B, T); `IGNORE` where no loss is computed.
+        labels: Unshifted labels, (B, T); `IGNORE_INDEX` where no loss is computed.
         position_ids: Positions, (B, T); they start at 0 with every document of a sequence.
 
     Returns:
-        Targets, (B, T), int64; `IGNORE` at the last position of every document.
+        Targets, (B, T), int64; `IGNORE_INDEX` at the last position of every document.
     """
-    shifted = torch.full_like(labels, IGNORE, dtype=torch.int64)
-    shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE)
+    shifted = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
+    shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE_INDEX)
     return shifted

@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 
 from liquidmm.config import check_ranges, to_dict
-from liquidmm.data.draws import Source, check_sources
 from liquidmm.data.examples import ExampleConfig
+from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.distributed import ParallelConfig
@@ -66,10 +66,10 @@ class DataConfig:
     def packing(self) -> PackingConfig:
         """Settings for packing documents into sequences."""
         return PackingConfig(
-            length=self.seq_len,
-            context=self.max_document_tokens,
-            window=self.packing_buffer,
-            too_long="leave_out" if self.overlong == "drop" else "error",
+            seq_len=self.seq_len,
+            max_document_tokens=self.max_document_tokens,
+            packing_buffer=self.packing_buffer,
+            overlong=self.overlong,
         )
 
 

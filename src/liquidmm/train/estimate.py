@@ -22,10 +22,10 @@ from annotated_types import Ge, Gt, Le
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from liquidmm.config import check_ranges
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import IGNORE
-from liquidmm.data.mixture import TokenStream
-from liquidmm.data.packing import PackedSequence, PackingConfig, cut
+from liquidmm.data.examples import IGNORE_INDEX
+from liquidmm.data.mixture import Source
+from liquidmm.data.packing import PackedSequence, PackingConfig, split
+from liquidmm.data.stream import TokenStream
 from liquidmm.model.checkpoint import empty_language_model
 from liquidmm.runtime import resolve_device
 from liquidmm.train.config import TrainConfig
@@ -219,22 +219,22 @@ def estimate_data(
     Raises:
         DataError: An example of the sample contains an image and is too long.
     """
-    identity = stream.identity()
+    identity = stream.fingerprint()
     sizes: list[int] = identity["sizes"]
     shares: list[float] = identity["weights"]
     means = []
     for number, size in enumerate(sizes):
         lengths = []
         for index in range(min(size, _EXAMPLES)):
-            pieces = cut(stream.example(number, index), packing)
+            pieces = split(stream.example(number, index), packing)
             if pieces:
                 lengths.append(sum(len(piece.input_ids) for piece in pieces))
         means.append(float(np.mean(lengths)) if lengths else 0.0)
     packed: list[PackedSequence] = []
     for number in range(_SEQUENCES):  # a buffer has at least one sequence
         if len(packed) < _SEQUENCES:
-            packed += stream.window(number)
-    efficiency = float(np.mean([each.filled for each in packed])) / packing.length
+            packed += stream.buffer(number)
+    efficiency = float(np.mean([each.num_tokens for each in packed])) / packing.seq_len
     mean = sum(share * each for share, each in zip(shares, means, strict=True))
     examples = tokens * efficiency / mean
     return DataEstimate(
@@ -251,7 +251,7 @@ def estimate_data(
             for source, size, share, each in zip(sources, sizes, shares, means, strict=True)
         ),
         packing_efficiency=efficiency,
-        targets=float(np.mean([each.labels != IGNORE for each in packed])),
+        targets=float(np.mean([each.labels != IGNORE_INDEX for each in packed])),
         document_tokens=float(2 * np.mean([each.position_ids for each in packed]) + 1),
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from liquidmm.config import check_ranges
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ def next_token_loss(
         num_targets: Number of targets to average over, if this batch is a part of a step; None for
             those of this batch. Without any target the loss is 0.
     """
-    places = (targets != IGNORE).flatten().nonzero().squeeze(1)  # (N,)
+    places = (targets != IGNORE_INDEX).flatten().nonzero().squeeze(1)  # (N,)
     target = targets.flatten()[places]
     task = task_ids.flatten()[places].long()
     states = hidden.flatten(0, 1)[places]  # (N, D)

@@ -18,11 +18,11 @@ import torch
 from transformers import AutoConfig
 
 from liquidmm.config import to_dict
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import KINDS, ExampleBuilder, ExampleConfig
+from liquidmm.data.examples import TASK_KINDS, ExampleBuilder, ExampleConfig
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence
+from liquidmm.data.stream import TokenStream
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
@@ -63,9 +63,9 @@ class Setup:
         parts = {
             "vocabulary": self.processor.vocabulary.to_dict(),
             "image_tokenizer": None if tokenizer is None else tokenizer.fingerprint,
-            "stream": self.stream.identity(),
+            "stream": self.stream.fingerprint(),
             "shards": [
-                (manifest.origin.source_digest, to_dict(manifest.totals))
+                (manifest.provenance.source_digest, to_dict(manifest.totals))
                 for manifest in (read_manifest(source.path) for source in self.run.data.sources)
             ],
         }
@@ -87,7 +87,7 @@ class Setup:
         names = Counter(path.name for path in folders)
         for source in self.run.data.eval:
             stream = _open_eval(self.run, self.processor, self.image_tokenizer, source)
-            sequences = [stream.take()[0] for _ in range(self.run.train.eval_samples)]
+            sequences = [stream.next()[0] for _ in range(self.run.train.eval_samples)]
             # Folders of the same name must not share a metric.
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", sequences
@@ -150,9 +150,9 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
         _builder(run.data.format, processor, image_tokenizer),
         run.data.packing,
         run.seed,
-        lanes=run.train.global_batch_size,
-        fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
-        workers=run.data.num_workers,
+        num_streams=run.train.global_batch_size,
+        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
+        num_workers=run.data.num_workers,
     )
     for source in run.data.eval:
         _open_eval(run, processor, image_tokenizer, source)
@@ -173,7 +173,7 @@ def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
         ConfigError: They do not.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = run.data.packing.longest
+    longest = run.data.packing.document_limit
     if context is not None and longest > context:
         name = "max_document_tokens" if run.data.max_document_tokens else "seq_len"
         raise ConfigError(
@@ -201,7 +201,7 @@ def check_image_sizes(run: TrainConfig) -> None:
     Raises:
         DataError: One does not, or a source is not a folder of shards.
     """
-    longest = run.data.packing.longest
+    longest = run.data.packing.document_limit
     drop = run.data.overlong == "drop"
     for table, sources in (("sources", run.data.sources), ("eval", run.data.eval)):
         for number, source in enumerate(sources):
@@ -221,7 +221,7 @@ def check_image_sizes(run: TrainConfig) -> None:
 def _tokens_of_sizes(source: Source) -> dict[str, int]:
     """Return the tokens that an image of each size needs; sizes are "width x height"."""
     totals = read_manifest(source.path).totals
-    kind = KINDS[source.task]
+    kind = TASK_KINDS[source.task]
     others = {name for name, count in totals.kinds.items() if count} - {"text", kind}
     if kind == "text" or others:
         return {}  # the manifest does not tell which kind of sample an image belongs to
@@ -238,16 +238,16 @@ def _open_eval(
     image_tokenizer: ImageTokenizer | None,
     source: Source,
 ) -> TokenStream:
-    config = replace(run.data.format, guidance_dropout=0.0, opening_share=0.0)
-    samples = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
+    config = replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0)
+    samples = read_manifest(source.path).totals.kinds.get(TASK_KINDS[source.task], 0)
     # A buffer that contains a sample twice would cover fewer of them.
-    buffer = max(1, min(run.data.packing_buffer, source.count or samples))
+    buffer = max(1, min(run.data.packing_buffer, source.max_samples or samples))
     return TokenStream(
         (replace(source, weight=1.0),),
         _builder(config, processor, image_tokenizer),
-        replace(run.data.packing, window=buffer),
+        replace(run.data.packing, packing_buffer=buffer),
         run.seed,
-        fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
+        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
     )
 
 

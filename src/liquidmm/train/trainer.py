@@ -151,9 +151,9 @@ class _Trainer:
         with self.world.raise_together():
             state = checkpoints.read_state(checkpoint)
             checkpoints.restore(checkpoint, self.model.trainable(), self.optimizers, self.world)
-            lanes = state.data["lanes"].items()
-            mine = {number: lane for number, lane in lanes if int(number) in self.streams}
-            self.stream.restore(state.data | {"lanes": mine})
+            streams = state.data["streams"].items()
+            mine = {number: each for number, each in streams if int(number) in self.streams}
+            self.stream.load_state_dict(state.data | {"streams": mine})
         self.spikes.load_state_dict(state.loss_spikes)
         self.step = state.step
         if self.world.is_main:
@@ -226,7 +226,7 @@ class _Trainer:
         failure: LiquidError | None = None
         count = torch.zeros((), dtype=torch.float64)
         try:
-            sequences = self.stream.take(self.streams)
+            sequences = self.stream.next(self.streams)
             batch = Batch.from_sequences(sequences, self.world.device)
             count += batch.num_targets.cpu()
         except LiquidError as error:
@@ -240,9 +240,9 @@ class _Trainer:
         return sequences, batch, int(num_targets)
 
     def data_metrics(self) -> dict[str, float]:
-        metrics: dict[str, float] = {"epochs": round(max(self.stream.passes), 4)}
+        metrics: dict[str, float] = {"epochs": round(max(self.stream.epochs), 4)}
         if self.run.data.overlong == "drop":
-            dropped = torch.tensor(self.stream.left_out, dtype=torch.float64)
+            dropped = torch.tensor(self.stream.dropped, dtype=torch.float64)
             metrics["dropped"] = int(self.world.all_reduce(dropped))
         return metrics
 
@@ -301,11 +301,11 @@ class _Trainer:
         return out / "final"
 
     def save(self) -> Path:
-        states = self.world.gather(self.stream.state())
-        lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
+        states = self.world.gather(self.stream.state_dict())
+        streams = {number: each for state in states for number, each in state["streams"].items()}
         state = checkpoints.TrainState(
             step=self.step,
-            data=states[0] | {"lanes": lanes},
+            data=states[0] | {"streams": streams},
             config=to_dict(self.run),
             loss_spikes=self.spikes.state_dict(),
         )
