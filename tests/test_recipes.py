@@ -8,7 +8,7 @@ import pytest
 
 from liquidmm.cli.init_base import BaseRun
 from liquidmm.config import load_run
-from liquidmm.encode import EncodeRun
+from liquidmm.encode import EncodeConfig
 from liquidmm.image_tokenizer.training.config import TokenizerRun
 from liquidmm.train.config import TrainRun
 
@@ -64,7 +64,7 @@ def schema_of(path: Path) -> Any:
         return TrainRun
     return next(
         schema
-        for key, schema in (("vqgan", TokenizerRun), ("base", BaseRun), ("source", EncodeRun))
+        for key, schema in (("vqgan", TokenizerRun), ("base", BaseRun), ("source", EncodeConfig))
         if key in keys
     )
 
@@ -76,7 +76,7 @@ def test_every_recipe_is_valid(path):
 
 def test_all_kinds_are_there():
     names = [schema_of(path).__name__ for path in FILES]
-    assert {"TrainRun", "TokenizerRun", "BaseRun", "EncodeRun"} == set(names)
+    assert {"TrainRun", "TokenizerRun", "BaseRun", "EncodeConfig"} == set(names)
     assert len(PARTS) == 4
 
 
