@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from liquidmm.bench.encoding_sides import Task, our_side, release_side, stock_encoder
 from liquidmm.bench.report import Result
 from liquidmm.bench.worker import Lap, Worker, alternate, median_rate
-from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, list_chunks
 from liquidmm.encode import TokenizerFile
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
@@ -134,7 +134,7 @@ class _Encoding:
         self.task = Task(
             tokenizer=TokenizerFile(path=path, device=self.device),
             source=source,
-            parts=tuple(parts(source, records)),
+            parts=tuple(list_chunks(source, records)),
             files=files,
             size=side,
             out=self.folder / "shards",
