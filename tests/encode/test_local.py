@@ -48,6 +48,7 @@ def test_two_workers_write_the_same_bytes_as_one(whole, tmp_path):
     whole.assert_same(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_run_killed_ten_times_is_resumed(whole, tmp_path, context):
     chance = random.Random(0)
     out = tmp_path / "out"
@@ -65,6 +66,7 @@ def test_run_killed_ten_times_is_resumed(whole, tmp_path, context):
     whole.assert_same(out)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(whole, tmp_path, context):
     out = tmp_path / "out"
     run = context.Process(target=encode, args=whole.arguments(out, num=2))
@@ -80,6 +82,7 @@ def test_workers_end_with_their_parent(whole, tmp_path, context):
     whole.assert_same(out)
 
 
+@pytest.mark.slow
 def test_run_continues_when_a_worker_is_killed(whole, tmp_path, caplog):
     out = tmp_path / "out"
     killed = []

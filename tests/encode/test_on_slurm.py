@@ -10,7 +10,7 @@ import pytest
 from liquidmm.data.manifest import read_manifest
 from liquidmm.encode import EncodeConfig, SlurmConfig, WorkerConfig
 from liquidmm.encode.on_slurm import submit
-from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.errors import ConfigError, LiquidError
 
 COMMANDS = {
     "sbatch": 'cp "${@: -1}" "$CLUSTER/job"; echo 7',

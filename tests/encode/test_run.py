@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from liquidmm.data.manifest import read_manifest
 from liquidmm.data.readers import SourceConfig
 from liquidmm.data.shards import read_shards
-from liquidmm.data.manifest import read_manifest
 from liquidmm.encode import (
     BucketConfig,
     EncoderConfig,
@@ -84,7 +84,7 @@ def llava(tmp_path):
     return path
 
 
-def test_encode_reads_a_published_llava_file(llava, tmp_path, image_tokenizer_folder, sequences):
+def test_encode_reads_a_published_llava_file(llava, tmp_path, image_tokenizer_folder, checkpoint):
     config = EncoderConfig(resolution=SIZE[0], samples_per_shard=4, max_error_rate=0.5)
     tokenizer = TokenizerFile(path=image_tokenizer_folder, device="cpu")
     source = SourceConfig(path=str(llava))
@@ -105,9 +105,10 @@ def test_encode_reads_a_published_llava_file(llava, tmp_path, image_tokenizer_fo
     assert (red == again).all()
     assert (red != blue).any()
     # an image without a placeholder is laid out as one before the question
-    ids = [sequences.chat(row.messages, row.image_codes)[0] for row in rows]
-    assert ids[2] == ids[0]
-    assert [sequence.count(sequences.vocabulary.boi) for sequence in ids] == [1, 1, 1, 0]
+    sequences = checkpoint.processor.sequences
+    token_ids = [sequences.chat(row.messages, row.image_codes)[0] for row in rows]
+    assert token_ids[2] == token_ids[0]
+    assert [sequence.count(sequences.vocabulary.boi) for sequence in token_ids] == [1, 1, 1, 0]
     first, second = rejected(tmp_path / "out")
     assert first.pop("reason").startswith(f"{llava}[4]: ")
     assert first == {"source": str(llava), "line": 4, "where": f"{llava}[4]"}

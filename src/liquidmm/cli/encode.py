@@ -50,8 +50,8 @@ def command(
     """Encode images and their texts into shards of image codes.
 
     SOURCE is a run file (.toml), or anything that `[source] path` in a run file accepts: a file of
-    records, a published dataset, a folder of images with captions in .txt files, a pattern or a URL.
-    Without a run file, --tokenizer and --out are required.
+    records, a published dataset, a folder of images with captions in .txt files, a pattern or a
+    URL. Without a run file, --tokenizer and --out are required.
 
     Re-running the same command resumes an interrupted run. To divide a run among machines, start N
     commands with --task 0 to N-1 and the same --num-tasks N.
@@ -85,9 +85,7 @@ def _encode(
 
     tokenizer = TokenizerFile(path=run.tokenizer, device=run.device)
     if task is not None and num_tasks is not None:
-        return encode_task(
-            run.source, tokenizer, run.out, task, num_tasks, run.encode, run.workers
-        )
+        return encode_task(run.source, tokenizer, run.out, task, num_tasks, run.encode, run.workers)
     if run.slurm is None:
         return encode(run.source, tokenizer, run.out, run.encode, run.workers, run.ray)
     from liquidmm.encode.on_slurm import submit

@@ -1,8 +1,8 @@
 """Records and images to shards of codes, once, before training.
 
-`encode` runs on this machine or a Ray cluster; `encode_task` writes the share of one of several tasks,
-so that any launcher can start them. Records that cannot be encoded go to `rejected.jsonl` with the
-reason; a run with too many of them stops.
+`encode` runs on this machine or a Ray cluster; `encode_task` writes the share of one of several
+tasks, so that any launcher can start them. Records that cannot be encoded go to `rejected.jsonl`
+with the reason; a run with too many of them stops.
 """
 
 from liquidmm.encode.config import (

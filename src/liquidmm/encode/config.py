@@ -1,7 +1,7 @@
 """Configuration of `liquid encode`.
 
-Ranges and contradictions are errors here, before any file is opened. `ImageTransform` checks whether
-sizes fit the image tokenizer.
+Ranges and contradictions are errors here, before any file is opened. `ImageTransform` checks
+whether sizes fit the image tokenizer.
 """
 
 from __future__ import annotations
