@@ -3,7 +3,7 @@
 Contract: both open, prepare and encode the files of a `Task`, in its order and again from the
 beginning, and count pictures. The release's way is one picture at a time in float32, everything in
 one process with all cores. Ours is `liquid encode` without its start: parts of the source through
-`PartEncoder` in as many processes as it would take, each part written as a shard.
+`ChunkEncoder` in as many processes as it would take, each part written as a shard.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from liquidmm.bench.worker import Pacer
 from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
 from liquidmm.data.shard_file import write_shard
-from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
-from liquidmm.encode.part import PartEncoder, Seen
+from liquidmm.encode import EncoderConfig, ImageTransform, TokenizerFile
+from liquidmm.encode.chunk_encoder import ChunkEncoder
+from liquidmm.encode.progress import Counts
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.runtime import tune_cpu_allocator
@@ -135,15 +136,15 @@ def _encode(task: Task, number: int) -> int:
 
 
 @cache
-def _opened(task: Task) -> tuple[VQGANTokenizer, PartEncoder]:
+def _opened(task: Task) -> tuple[VQGANTokenizer, ChunkEncoder]:
     """Make a process ready; its threads end with it."""
     tune_cpu_allocator()
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
-    config = EncodeConfig(size=task.size)
-    preparation = Preparation(config, tokenizer.downsample_factor)
-    return tokenizer, PartEncoder(tokenizer, preparation, config.batch_size, task.decoders)
+    config = EncoderConfig(resolution=task.size)
+    preparation = ImageTransform(config, tokenizer.downsample_factor)
+    return tokenizer, ChunkEncoder(tokenizer, preparation, config.batch_size, task.decoders)
 
 
-def _say_nothing(seen: Seen) -> None:
+def _say_nothing(counts: Counts) -> None:
     """Progress is the benchmark's."""

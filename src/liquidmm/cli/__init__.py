@@ -44,7 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.reconstruct:command",
         "Compare an image with its reconstruction.",
     ),
-    "data": ("liquidmm.cli.data:command", "Make the built-in data sets: icons, scenes and text."),
+    "icons": ("liquidmm.cli.icons:command", "Build the built-in dataset: icons, scenes and text."),
+    "data": ("liquidmm.cli.data:command", "Inspect and validate encoded shards."),
     "encode": (
         "liquidmm.cli.encode:command",
         "Turn pictures and their texts into shards of codes.",
