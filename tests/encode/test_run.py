@@ -17,7 +17,8 @@ from liquidmm.encode import (
     encode_task,
 )
 from liquidmm.encode import run as run_module
-from liquidmm.encode.run import num_decode_threads, num_workers, open_task
+from liquidmm.encode.run import num_decode_threads, num_workers
+from liquidmm.encode.setup import open_task
 from liquidmm.errors import ConfigError, DataError
 
 SIZE = (16, 16)
@@ -371,6 +372,7 @@ def test_tasks_share_one_error_budget(source, tokenizer, tmp_path):
     with pytest.raises(DataError, match="600 of 1200 records") as caught:
         encode_task(*given, 1, 3, replace(config, max_error_rate=0.4))
     assert "max_error_rate = 0.4" in str(caught.value)
+    assert (tmp_path / "out/rejected.jsonl").exists()
     lenient = replace(config, max_error_rate=1.0)
     assert not encode_task(*given, 1, 3, lenient).complete  # the error is not remembered
     with pytest.raises(DataError, match="1200 of 1800 records"):

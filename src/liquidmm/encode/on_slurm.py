@@ -15,7 +15,8 @@ from liquidmm.data.manifest import Manifest, read_manifest
 from liquidmm.data.shard_writer import begin, count_records
 from liquidmm.encode.config import EncodeConfig, SlurmConfig
 from liquidmm.encode.progress import Counts
-from liquidmm.encode.run import WORK_FOLDER, finish_folder, open_task
+from liquidmm.encode.run import check_budget, finish_folder
+from liquidmm.encode.setup import WORK_FOLDER, open_task
 from liquidmm.encode.worker import TokenizerFile
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.files import atomic_file
@@ -50,7 +51,7 @@ def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> 
         return finish_folder(task)
     folder = config.out / WORK_FOLDER
     _check_ended(folder)
-    task.budget.check(Counts.of(count_records(config.out)))
+    check_budget(task, Counts.of(count_records(config.out)), task.budget.min_records)
     indices = sorted({number % slurm.num_tasks for number in missing})
     limit = f"%{config.workers.num}" if config.workers.num else ""
     options = {

@@ -9,40 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from liquidmm.data.manifest import MANIFEST, REJECTED, Manifest, Provenance, read_manifest
-from liquidmm.data.readers import Chunk, SourceConfig, digest, list_chunks, read_chunk
-from liquidmm.data.records import images_of
+from liquidmm.data.manifest import MANIFEST, Manifest, read_manifest
+from liquidmm.data.readers import SourceConfig
 from liquidmm.data.shard_writer import begin, count_records, finish, shard_name, write_rejected
-from liquidmm.encode.config import EncoderConfig, RayConfig, WorkerConfig, settings
-from liquidmm.encode.images import ImageTransform, Pixels
+from liquidmm.encode.config import EncoderConfig, RayConfig, WorkerConfig
 from liquidmm.encode.local import run_processes
 from liquidmm.encode.on_ray import run_on_ray
-from liquidmm.encode.progress import Counts, ErrorBudget, Progress, progress_bar
+from liquidmm.encode.progress import Counts, Progress, progress_bar
+from liquidmm.encode.setup import WORK_FOLDER, num_records, open_task
 from liquidmm.encode.worker import EncodeTask, TokenizerFile, WorkerKilledError, run_task
-from liquidmm.errors import ConfigError, DataError
+from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 from liquidmm.runtime import cpu_count, get_logger
 
-WORK_FOLDER = ".encode"
-"""Folder inside the output folder for counters and log files; deleted when all shards exist."""
-
-_MIN_RECORDS = 1000
-"""Records before which the error rate is not checked."""
 _MAX_DECODE_THREADS = 16
 _GPU_DECODE_THREADS = 8
 """Threads of a Ray worker with a GPU; the CPU cores of its machine are not known here."""
-_CHECKED_IMAGES = 8
-"""Images that are encoded in two dtypes to compare their codes."""
-_CHECKED_RECORDS = 64
-"""Records among which images for the comparison are sought."""
 
 
 def encode(
@@ -127,79 +115,16 @@ def encode_task(
     )
     num_shards = len(task.shards)
     if begin(out, task.provenance, num_shards):
-        with progress_bar(Progress(task.progress), Counts(), _num_records(task.shards), num_shards):
-            run_task(task, index, num_tasks)
+        progress, total = Progress(task.progress), num_records(task.shards)
+        try:
+            with progress_bar(progress, Counts(), total, num_shards):
+                run_task(task, index, num_tasks)
+        except LiquidError:
+            write_rejected(out)
+            raise
         if not all((out / shard_name(number)).exists() for number in range(num_shards)):
             return read_manifest(out)
     return finish_folder(task)
-
-
-def open_task(
-    source: SourceConfig,
-    tokenizer: Callable[[], ImageTokenizer],
-    out: Path,
-    config: EncoderConfig,
-    workers: WorkerConfig,
-    *,
-    elsewhere: bool = False,
-) -> tuple[EncodeTask, torch.device]:
-    """Open the source and the image tokenizer, and check that they fit the configuration.
-
-    Args:
-        source: The source of the records.
-        tokenizer: Returns the image tokenizer.
-        out: Output folder.
-        config: Images and shards.
-        workers: Threads.
-        elsewhere: Whether other machines will encode. This one may have no GPU.
-
-    Returns:
-        A task with all shards of the folder, and the device of the image tokenizer.
-    """
-    here = tokenizer
-    if isinstance(here, TokenizerFile) and elsewhere:
-        here = replace(here, device="cpu")
-    opened = here()
-    transform = ImageTransform(config, opened.downsample_factor)
-    if opened.codebook_size > 2**16:
-        raise ConfigError(
-            f"tokenizer: expected at most 65536 codes (16 bits), got {opened.codebook_size}."
-        )
-    chunks = list_chunks(source, config.samples_per_shard)
-    if isinstance(tokenizer, TokenizerFile) and isinstance(here, TokenizerFile):
-        tokenizer = replace(tokenizer, precision=config.precision)
-        if not (config.precision == "float32" or (config.precision == "tf32" and elsewhere)):
-            images = islice(_first_images(source, chunks, transform), _CHECKED_IMAGES)
-            _check_precision(replace(here, precision=config.precision), config, images)
-    else:
-        config = replace(config, precision="float32")
-    shards = tuple(enumerate(chunks))
-    num_records = _num_records(shards)
-    task = EncodeTask(
-        source=source,
-        shards=shards,
-        provenance=Provenance(
-            fingerprint=opened.fingerprint,
-            codebook_size=opened.codebook_size,
-            downsample_factor=opened.downsample_factor,
-            source=", ".join(source.paths),
-            source_digest=digest(source),
-            settings=settings(source, config),
-        ),
-        out=out,
-        tokenizer=tokenizer,
-        config=config,
-        budget=ErrorBudget(
-            max_rate=config.max_error_rate,
-            min_records=min(_MIN_RECORDS, num_records or _MIN_RECORDS),
-            rejected_file=out / REJECTED,
-        ),
-        before=Counts(),
-        threads=workers.threads,
-        decode_threads=max(1, workers.decode_threads),
-        progress=out / WORK_FOLDER / "counts",
-    )
-    return task, opened.device
 
 
 def finish_folder(task: EncodeTask) -> Manifest:
@@ -213,6 +138,19 @@ def finish_folder(task: EncodeTask) -> Manifest:
     manifest = finish(task.out, task.provenance, len(task.shards))
     shutil.rmtree(task.out / WORK_FOLDER, ignore_errors=True)
     return manifest
+
+
+def check_budget(task: EncodeTask, counts: Counts, min_records: int) -> None:
+    """Check the share of rejected records, and list them if it is too large.
+
+    Raises:
+        DataError: The share is too large.
+    """
+    try:
+        replace(task.budget, min_records=min_records).check(counts)
+    except DataError:
+        write_rejected(task.out)
+        raise
 
 
 def _write_shards(
@@ -242,7 +180,7 @@ def _write_shards(
     progress.clear()
     killed: WorkerKilledError | None = None
     try:
-        with progress_bar(progress, before, _num_records(task.shards), num_shards):
+        with progress_bar(progress, before, num_records(task.shards), num_shards):
             if ray is not None:
                 run_on_ray(attempt, ray, count)
             else:
@@ -278,12 +216,6 @@ def num_decode_threads(workers: WorkerConfig, device: torch.device, num_workers:
     return max(1, min(_MAX_DECODE_THREADS, cpu_count() // num_workers))
 
 
-def _num_records(shards: Sequence[tuple[int, Chunk]]) -> int | None:
-    """Return the number of records of the source; None if only reading it can tell."""
-    counts = [chunk.count for _, chunk in shards]
-    return None if None in counts else sum(count for count in counts if count)
-
-
 def _check_totals(task: EncodeTask) -> None:
     counts = Counts.of(count_records(task.out), Progress(task.progress).counts().problem)
     if not counts.records:
@@ -296,35 +228,4 @@ def _check_totals(task: EncodeTask) -> None:
         splits = ", ".join(task.source.splits)
         what = f"no records of the splits {splits}" if splits else "no records"
         raise DataError(f"{task.provenance.source}: {what}. Check the source.")
-    try:
-        replace(task.budget, min_records=0).check(counts)
-    except DataError:
-        write_rejected(task.out)
-        raise
-
-
-def _check_precision(
-    tokenizer: TokenizerFile, config: EncoderConfig, images: Iterator[Pixels]
-) -> None:
-    """Compare the codes of some images with those in float32."""
-    opened = tokenizer()
-    shares = [
-        opened.agreement(torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2))
-        for pixels in images
-    ]
-    share = sum(shares) / len(shares) if shares else 1.0
-    if share < config.min_code_match:
-        raise ConfigError(
-            f"precision: {share:.2%} of the codes in {config.precision} equal those of float32, "
-            f"less than min_code_match = {config.min_code_match:g}. Use float32 or lower it."
-        )
-
-
-def _first_images(
-    source: SourceConfig, chunks: Sequence[Chunk], transform: ImageTransform
-) -> Iterator[Pixels]:
-    records = (parsed for chunk in chunks for parsed in read_chunk(source, chunk))
-    for parsed in islice(records, _CHECKED_RECORDS):
-        for image in images_of(parsed.record) if parsed.record is not None else ():
-            with contextlib.suppress(DataError):
-                yield transform.open(image, parsed.where)
+    check_budget(task, counts, min_records=0)
