@@ -42,7 +42,7 @@ def examples(lengths):
 @pytest.mark.slow
 def test_train_script_json_has_every_figure(run_script, run_file, shards, checkpoint_folder):
     found = run_script(
-        "train.py",
+        "train",
         *("--run", run_file, "--data", shards, "--checkpoint", checkpoint_folder),
         *("--seconds", 0.3, "--steps", 2, "--sequences", 2, "--device", "cpu"),
         *("--tokens", 16, "--vocabulary", 40, "--hidden", 4),
