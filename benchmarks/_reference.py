@@ -123,7 +123,7 @@ class _PaddedBatches(IterableDataset[Document]):
             start = time.perf_counter()
             buffer: list[Document] = []
             while len(buffer) < _SHUFFLE_BUFFER:
-                buffer += documents(stream.next(self._task.lanes))
+                buffer += documents(stream.next(self._task.streams))
             order = rng.permutation(len(buffer))
             self._loading += time.perf_counter() - start
             yield from (buffer[index] for index in order)

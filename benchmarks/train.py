@@ -153,7 +153,7 @@ def checkpoint_task(
     if length:
         size = max(1, run.train.global_batch_size * config.seq_len // length)
         loop = replace(loop, global_batch_size=size, micro_batch_size=0)
-        longest = min(config.packing.longest, length)
+        longest = min(config.packing.document_limit, length)
         config = replace(config, seq_len=length, max_document_tokens=longest)
     optim = OptimConfig(lr=1e-5)
     run = replace(run, checkpoint=checkpoint, data=config, train=loop, optim=optim)
@@ -222,7 +222,7 @@ class TrainingBenchmark:
             Padded batches in an optimizer step of about as many tokens, at least 1.
         """
         stream = task.open_stream()
-        sequences = [one for _ in range(steps) for one in stream.next(task.lanes)]
+        sequences = [one for _ in range(steps) for one in stream.next(task.streams)]
         counts, size = count(sequences), self.padded_batch_size
         packed = counts["tokens"] / sum(len(one.input_ids) for one in sequences)
         self.result.add(f"{prefix}packing_efficiency", 100 * packed, "%")
