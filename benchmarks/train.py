@@ -311,7 +311,7 @@ class TrainingBenchmark:
         flops = flops_per_token(
             shape.config,
             2 * compared.total(name, "context") / tokens + 1,
-            labelled_share=compared.total(name, "labels") / tokens,
+            target_fraction=compared.total(name, "labels") / tokens,
         )
         peak = peak_flops(resolve_device(task.device), task.precision)
         if peak is None:
