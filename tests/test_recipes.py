@@ -20,13 +20,9 @@ RECIPES = ROOT / "recipes"
 PAPER = RECIPES / "paper"
 FILES = sorted(RECIPES.rglob("*.toml"))
 README = (PAPER / "README.md").read_text(encoding="utf-8")
+TABLE_ROW = re.compile(r"^\| `([^`]+)` .*\| `liquid train ([^`]+)` \|$", re.M)
 # Run -> arguments of `liquid train`, from the table of the README.
-COMMANDS = {
-    name: shlex.split(arguments)
-    for name, arguments in re.findall(
-        r"^\| `([^`]+)` .*\| `liquid train ([^`]+)` \|$", README, re.M
-    )
-}
+COMMANDS = {name: shlex.split(arguments) for name, arguments in TABLE_ROW.findall(README)}
 # The commands in its code blocks.
 VARIANTS = [shlex.split(line) for line in re.findall(r"^liquid train (.+)$", README, re.M)]
 
