@@ -392,7 +392,7 @@ def test_files_in_a_folder(made, tmp_path):
             name = os.fsdecode(b"\xe9%d.png" % number)
             (folder / name).write_bytes(grids[0][0])
             (folder / f"{number:02d}.txt").rename((folder / name).with_suffix(".txt"))
-            place, words = str(folder / f"\\udce9{number}.png"), "the name is not UTF-8"
+            place, words = str(folder / f"\\udce9{number}.png"), "name is not UTF-8"
         elif kind == 1:
             path.mkdir()
             words = "is a folder"
