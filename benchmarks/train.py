@@ -152,7 +152,7 @@ def checkpoint_task(
     if length:
         size = max(1, run.train.global_batch_size * config.seq_len // length)
         loop = replace(loop, global_batch_size=size, micro_batch_size=0)
-        longest = min(config.packing.longest, length)
+        longest = min(config.packing.document_limit, length)
         config = replace(config, seq_len=length, max_document_tokens=longest)
     optim = OptimConfig(lr=1e-5)
     run = replace(run, checkpoint=checkpoint, data=config, train=loop, optim=optim)
@@ -310,7 +310,7 @@ class TrainingBenchmark:
         flops = flops_per_token(
             shape.config,
             2 * compared.total(name, "context") / tokens + 1,
-            labelled_share=compared.total(name, "labels") / tokens,
+            target_fraction=compared.total(name, "labels") / tokens,
         )
         peak = peak_flops(resolve_device(task.device), task.precision)
         if peak is None:

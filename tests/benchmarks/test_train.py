@@ -185,7 +185,7 @@ def test_padded_and_packed_loss_equal(task):
                 total += float(model(**batch).loss) * found
             labels += found
     trainee = prepare_model(task, ModelConfig(), torch.float32)
-    ours = trainee(Batch.of(sequences, torch.device("cpu")), len(TASKS))
+    ours = trainee(Batch.from_sequences(sequences, torch.device("cpu")), len(TASKS))
     assert int(ours.counts.sum()) == labels
     assert float(ours.nll.sum()) / labels == pytest.approx(total / labels, abs=1e-5)
 
