@@ -106,7 +106,7 @@ def test_help_lists_every_command(run) -> None:
         ("/drw a cat", "'/drw' is unknown. Did you mean '/draw'?"),
         ("/image", "/image needs the path of a picture"),
         ("/image nowhere.png", "nowhere.png: no such file"),
-        ("/draw", "prompt: the text is empty"),
+        ("/draw", "prompt: is empty"),
         ("what is this <image>", "'<image>' stands for a picture and can't be said"),
     ],
 )

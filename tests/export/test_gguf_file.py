@@ -150,7 +150,7 @@ def test_missing_parts(checkpoint, tmp_path, monkeypatch):
     def missing(module, extra):
         raise MissingExtraError(f"{module} {extra}")
 
-    monkeypatch.setattr(gguf_file, "require", missing)
+    monkeypatch.setattr(gguf_file, "require_extra", missing)
     with pytest.raises(MissingExtraError, match="gguf gguf"):
         write_gguf(checkpoint, tmp_path / "model.gguf", "float32")
 

@@ -211,5 +211,5 @@ def test_pictures_equal_those_of_this_package(checkpoint, vocabulary, engine, sa
     assert engine.messages == []
     assert len(written.ids) == 20
     for number, codes in enumerate(expected):
-        ids = (*vocabulary.to_ids(codes).flatten().tolist(), vocabulary.eoi)
+        ids = (*vocabulary.to_token_ids(codes).flatten().tolist(), vocabulary.eoi)
         assert [answer.ids for answer in answers[2 * number : 2 * number + 2]] == [ids, ids]

@@ -84,7 +84,7 @@ def test_ids_that_are_no_picture(checkpoint, change):
 
 
 def test_bad_input(client, base_folder, engine):
-    with pytest.raises(DataError, match="prompt: the text is empty"):
+    with pytest.raises(DataError, match="prompt: is empty"):
         client.draw(" ")
     with pytest.raises(ConfigError, match="size: this checkpoint was not trained on 32x32"):
         client.draw("a cat", size=(32, 32))

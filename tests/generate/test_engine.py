@@ -378,7 +378,7 @@ def test_text_and_pictures_alternate(llama: Any, vocabulary: Vocabulary) -> None
     assert steps[-1] == End(finish="stop")
     first, second = (step.codes for step in steps if isinstance(step, ImageStep))
     assert first.shape == second.shape == (2, 2)
-    drawn = [vocabulary.to_ids(codes.flatten()).tolist() for codes in (first, second)]
+    drawn = [vocabulary.to_token_ids(codes.flatten()).tolist() for codes in (first, second)]
     whole = [1, 6, 8, 9, 3, *drawn[0], 4, 10, 3, *drawn[1], 4, 11]
     assert decoder.row(1)[: len(whole)] == whole
     # The other half began anew for the second picture; its last code is fed to nobody. While text

@@ -106,7 +106,7 @@ def test_a_size_is_hinted_where_several_were_trained(two_sizes: Liquid) -> None:
         ({"prompt": "a", "preview_rows": -1}, r"^preview_rows: must be at least 0"),
         ({"prompt": "a", "size": (9, 9)}, r"^size: .* not trained on 9x9\. .* 16x16\."),
         ({"prompt": "a " * 300}, r"^prompt: \d+ ids and 16 codes don't fit .* 256 ids"),
-        ({"prompt": " "}, r"^prompt: the text is empty"),
+        ({"prompt": " "}, r"^prompt: is empty"),
         ({"mode": "text"}, r"^prompt: is empty"),
         ({"mode": "text", "prompt": "a", "max_tokens": 0}, r"^max_tokens: must be at least 1"),
         ({"mode": "text", "prompt": "a", "top_k": 9999}, r"^sampling\.top_k: 9999 is above the"),

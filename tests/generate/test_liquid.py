@@ -183,7 +183,7 @@ def test_a_picture_in_an_answer_is_shown_where_it_stands(
         liquid.engine, "stream", lambda request: prompts.append(list(request.prompt)) or answer(0)
     )
     list(conversation.say("and now?"))
-    drawn = liquid.checkpoint.processor.sequences.picture(codes)
+    drawn = liquid.checkpoint.processor.sequences.image(codes)
     joined = ",".join(map(str, prompts[0]))
     assert ",".join(map(str, drawn)) in joined
 

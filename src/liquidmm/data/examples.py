@@ -181,7 +181,7 @@ class ExampleBuilder:
                         return self._drawn_in_chat(row, caption, rng)
                     prompt = self._prompt(row, caption, rng)
                 # the prompt already ends with the marker that begins the picture
-                answer = self.sequences.picture(row.pictures[0])[1:]
+                answer = self.sequences.image(row.pictures[0])[1:]
         if self.sequences.eos is not None:
             answer = [*answer, self.sequences.eos]
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)

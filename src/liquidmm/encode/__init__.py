@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from liquidmm.data.manifest import MANIFEST, REJECTED, Manifest, Provenance, read_manifest
-from liquidmm.data.readers import SourceConfig, digest, parts
+from liquidmm.data.readers import SourceConfig, digest, list_chunks
 from liquidmm.data.shard_file import shard_name
 from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
 from liquidmm.encode import engine as engines
@@ -112,7 +112,7 @@ class _Encoding:
                 f"tokenizer: {opened.codebook_size} codes do not fit 16 bits. Use at most 65536."
             )
         self.source, self.out, self.config, self.engine = source, out, config, engine
-        self.parts = parts(source, config.shard_records)
+        self.parts = list_chunks(source, config.shard_records)
         counts = [part.count for part in self.parts]
         self.entries = None if None in counts else sum(count for count in counts if count)
         self.progress = Progress(out / _WORK / "counts")

@@ -21,7 +21,7 @@ from liquidmm.export.gguf_model import ModelFile
 from liquidmm.export.gguf_tokens import TokenTable, token_table
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.processor import LiquidProcessor
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """Number types of the weights -> their names in the format."""
@@ -46,7 +46,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
     """
     if dtype not in TYPES:
         raise ConfigError(f"dtype: '{dtype}' is unknown.{suggest(dtype, TYPES)}")
-    gguf = require("gguf", "gguf")
+    gguf = require_extra("gguf", "gguf")
     model = ModelFile(checkpoint.model)
     processor = checkpoint.processor
     tokens = token_table(processor.tokenizer, checkpoint.vocabulary, model.config.vocab_size)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from liquidmm.errors import CheckpointError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 _TANH = "gelu_pytorch_tanh"
 
@@ -71,7 +71,7 @@ class ModelFile:
         self.config = model.config
         self.family = check_family(self.config)
         self._weights: dict[str, tuple[str, Tensor]] = {}
-        gguf = require("gguf", "gguf")
+        gguf = require_extra("gguf", "gguf")
         architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[
             self.family.architecture
         ]
@@ -114,7 +114,7 @@ class ModelFile:
         full, window = _ropes(config)
         writer.add_rope_freq_base(full["rope_theta"])
         if full["rope_type"] == "linear":
-            writer.add_rope_scaling_type(require("gguf", "gguf").RopeScalingType.LINEAR)
+            writer.add_rope_scaling_type(require_extra("gguf", "gguf").RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(full["factor"])
         if self.family.full_every > 1:
             writer.add_sliding_window(config.sliding_window)

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 _NEVER = -100.0
 """Logit bias of a marker in text, the least that the API takes."""
@@ -85,8 +85,8 @@ class InProcess:
             MissingExtraError: vLLM isn't installed.
         """
         self._llm = llm
-        self._parameters = require("vllm", "vllm").SamplingParams
-        self._refusals = (ValueError, require("vllm.exceptions", "vllm").VLLMError)
+        self._parameters = require_extra("vllm", "vllm").SamplingParams
+        self._refusals = (ValueError, require_extra("vllm.exceptions", "vllm").VLLMError)
 
     def complete(self, requests: Sequence[Completion]) -> list[Answer]:
         """Continue several prompts at once."""

@@ -40,7 +40,7 @@ from liquidmm.model.checkpoint import (
 )
 from liquidmm.model.markers import add_special_tokens_to
 from liquidmm.model.processor import PROCESSOR_FILE, LiquidProcessor, load_tokenizer, read_config
-from liquidmm.runtime import generator, require
+from liquidmm.runtime import generator, require_extra
 from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
     for module in ("gguf", "accelerate"):
-        require(module, "gguf")
+        require_extra(module, "gguf")
     from transformers import AutoTokenizer
 
     model = load_language_model(path.parent, torch.float32, gguf_file=path.name)
