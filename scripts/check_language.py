@@ -1,19 +1,29 @@
 """Look for words this project avoids in docs, help texts, messages and docstrings.
 
-Usage: python scripts/check_language.py [FILE...]. Prints `file:line: 'found': write ...` for each hit
-and exits with 1 if there is one. The words are in `scripts/wordlist.txt`. Code in Markdown is not
-checked, and neither are templates and captions that models are trained on (`DATA`).
+Usage: python scripts/check_language.py [FILE...]. Prints `file:line: 'found': write ...` for each
+hit and exits with 1 if there is one. The words are in `scripts/wordlist.txt`. Code in Markdown is
+not checked, and neither are templates and captions that models are trained on (`DATA`).
 """
 
 import ast
+import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDLIST = Path(__file__).with_name("wordlist.txt")
+FILES = (
+    "*.md",
+    "docs/*.md",
+    "recipes/**/*.md",
+    "examples/*.md",
+    "benchmarks/**/*.md",
+    "benchmarks/**/*.py",
+    "scripts/*.py",
+    "src/**/*.py",
+)
 DATA = ("src/liquidmm/icons/", "src/liquidmm/prompts.py")
 """Files whose string literals are training data; only their docstrings are checked."""
 GENERATED = ("docs/chats.md",)
@@ -40,9 +50,8 @@ def prose_of_markdown(text: str) -> Iterator[tuple[int, str]]:
 def prose_of_python(text: str, *, docstrings_only: bool) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of the strings of a module that read like a sentence."""
     tree = ast.parse(text)
-    alone = {
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)
-    }  # docstrings and attribute docstrings
+    # Docstrings of modules, functions and attributes are expressions of their own.
+    alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             if docstrings_only and node not in alone:
@@ -53,7 +62,7 @@ def prose_of_python(text: str, *, docstrings_only: bool) -> Iterator[tuple[int, 
 
 def check(path: Path, words: list[tuple[re.Pattern[str], str]]) -> Iterator[str]:
     """Yield a line for each hit in a file."""
-    name = path.resolve().relative_to(ROOT).as_posix()
+    name = Path(os.path.relpath(path, ROOT)).as_posix()
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         prose = prose_of_markdown(text)
@@ -66,20 +75,15 @@ def check(path: Path, words: list[tuple[re.Pattern[str], str]]) -> Iterator[str]
 
 
 def main(names: list[str]) -> int:
-    """Check the given files, or all that are tracked."""
-    if not names:
-        patterns = ["*.md", "src/*.py", "benchmarks/*.py", "scripts/*.py", "examples/*.py"]
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        names = [name for name in listed.stdout.splitlines() if name not in GENERATED]
+    """Check the given files, or all of `FILES`."""
+    paths = [Path(name) for name in names] or [
+        path
+        for pattern in FILES
+        for path in sorted(ROOT.glob(pattern))
+        if path.relative_to(ROOT).as_posix() not in GENERATED
+    ]
     words = read_words()
-    paths = [ROOT / name for name in names]
-    hits = [hit for path in paths if path.is_file() for hit in check(path, words)]
+    hits = [hit for path in paths for hit in check(path, words)]
     sys.stdout.writelines(f"{hit}\n" for hit in hits)
     return 1 if hits else 0
 
