@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from liquidmm.cli.init_base import BaseRun
+from liquidmm.cli.init import InitRunConfig
 from liquidmm.config import load_run
 from liquidmm.encode import EncodeRun
-from liquidmm.image_tokenizer.training.config import TokenizerRun
+from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 from liquidmm.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,11 @@ def schema_of(path: Path) -> Any:
         return TrainConfig
     return next(
         schema
-        for key, schema in (("vqgan", TokenizerRun), ("base", BaseRun), ("source", EncodeRun))
+        for key, schema in (
+            ("vqgan", TrainTokenizerConfig),
+            ("texts", InitRunConfig),
+            ("source", EncodeRun),
+        )
         if key in keys
     )
 
@@ -76,7 +80,7 @@ def test_every_recipe_is_valid(path):
 
 def test_all_kinds_are_there():
     names = [schema_of(path).__name__ for path in FILES]
-    assert {"TrainConfig", "TokenizerRun", "BaseRun", "EncodeRun"} == set(names)
+    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeRun"} == set(names)
     assert len(PARTS) == 4
 
 

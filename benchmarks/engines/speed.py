@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from liquidmm.export.folder import export
+from liquidmm.export.export import export_checkpoint
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.requests import TextRequest, TextStep
 from liquidmm.generate.sampling import SamplingConfig
@@ -77,7 +77,7 @@ def main(out: Path, checkpoint: Path) -> None:
     files = {dtype: out / dtype for dtype in ("float32", "q8_0")}
     for dtype, folder in files.items():
         if not folder.exists():
-            export(checkpoint, folder, "gguf", dtype)
+            export_checkpoint(checkpoint, folder, "gguf", dtype)
     model = load_language_model(checkpoint, torch.float32).eval()
     processor = LiquidProcessor.from_pretrained(checkpoint)
     engines = {

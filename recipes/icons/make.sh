@@ -11,7 +11,7 @@ encode() { # SOURCE NAME [SPLITS]
         --out "data/shards/$2" --set "source.splits=${3:-[\"train\"]}"
 }
 
-liquid data all data -o data
+liquid icons build data -o data
 
 # The tokenizer's folder is there from the first checkpoint on; the expanded base needs the last one.
 if [ ! -d runs/icons/base-liquid ]; then
@@ -21,7 +21,7 @@ if [ ! -d runs/icons/base-liquid ]; then
         liquid train-tokenizer recipes/icons/tokenizer.toml
     fi
 fi
-[ -d runs/icons/base ] || liquid init-base recipes/icons/base.toml
+[ -d runs/icons/base ] || liquid init recipes/icons/base.toml
 [ -d runs/icons/base-liquid ] || liquid expand runs/icons/base runs/icons/base-liquid \
     --init codebook --image-tokenizer runs/icons/tokenizer/tokenizer --codebook-size 2048
 

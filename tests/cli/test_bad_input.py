@@ -48,7 +48,7 @@ CASES = {
         command=f"describe {{tmp}}/empty.png {MODEL}", words=("empty.png", "empty")
     ),
     "text instead of an image": Case(
-        command=f"describe {{tmp}}/text.png {MODEL}", words=("text.png", "not a picture")
+        command=f"describe {{tmp}}/text.png {MODEL}", words=("text.png", "not an image")
     ),
     "folder instead of an image": Case(
         command=f"describe {{tmp}} {MODEL}", words=("is a folder", "Give a")
@@ -116,7 +116,7 @@ CASES = {
     ),
     "folder that is no checkpoint": Case(
         command=f"generate apple {OUT} --checkpoint {{tmp}}/folder",
-        words=("folder", "no model folder", "Check"),
+        words=("folder", "no config.json", "Check"),
     ),
     "language model without pictures": Case(
         command="describe {tmp}/good.png --checkpoint {tmp}/../base",

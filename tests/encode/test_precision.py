@@ -21,7 +21,7 @@ class Gpu:
     def __call__(self):
         share = self.shares.get(self.precision, 1.0)
         return SimpleNamespace(
-            device=torch.device("cuda"), factor=8, agreement=lambda pixels: share
+            device=torch.device("cuda"), downsample_factor=8, agreement=lambda pixels: share
         )
 
 

@@ -107,7 +107,7 @@ def test_encode_and_decode_fit_each_other(liquid: Liquid, tmp_path: Path) -> Non
     image = Image.new("RGB", (50, 70), "red")
     codes = liquid.encode(image)
     height, width = codes.shape
-    factor = liquid.checkpoint.image_tokenizer.factor
+    factor = liquid.checkpoint.image_tokenizer.downsample_factor
     assert (width * factor, height * factor) == liquid.sizes[0]
     assert liquid.decode(codes).size == liquid.sizes[0]
     assert liquid.encode(codes) is codes

@@ -141,7 +141,7 @@ def _opened(task: Task) -> tuple[VQGANTokenizer, PartEncoder]:
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
     config = EncodeConfig(size=task.size)
-    preparation = Preparation(config, tokenizer.factor)
+    preparation = Preparation(config, tokenizer.downsample_factor)
     return tokenizer, PartEncoder(tokenizer, preparation, config.batch_size, task.decoders)
 
 

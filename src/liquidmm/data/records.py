@@ -16,7 +16,7 @@ from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
 ImageSource: TypeAlias = Path | str | bytes
-"""A file, the URL of one, or its content; `vision.pixels.open_image` opens all three."""
+"""A file, the URL of one, or its content; `image_tokenizer.images.open_image` opens all three."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 

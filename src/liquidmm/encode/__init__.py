@@ -106,7 +106,7 @@ class _Encoding:
         if isinstance(here, TokenizerFile) and engine.kind != "local":
             here = replace(here, device="cpu")  # the machine that submits may have no GPU
         opened = here()
-        Preparation(config, opened.factor)
+        Preparation(config, opened.downsample_factor)
         if opened.codebook_size > 2**16:
             raise ConfigError(
                 f"tokenizer: {opened.codebook_size} codes do not fit 16 bits. Use at most 65536."
@@ -128,7 +128,7 @@ class _Encoding:
         self.origin = Provenance(
             fingerprint=opened.fingerprint,
             codebook_size=opened.codebook_size,
-            factor=opened.factor,
+            downsample_factor=opened.downsample_factor,
             source=", ".join(source.paths),
             source_digest=digest(source),
             settings=settings(source, config, precision),

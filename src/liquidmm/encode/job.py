@@ -131,7 +131,7 @@ def _finish(job: Job, progress: Progress) -> None:
 def _work(job: Job, counts: TaskProgress, places: Sequence[int]) -> None:
     tune_cpu_allocator()
     tokenizer = job.tokenizer()
-    preparation = Preparation(job.config, tokenizer.factor)
+    preparation = Preparation(job.config, tokenizer.downsample_factor)
     source = ", ".join(job.source.paths)
     with PartEncoder(tokenizer, preparation, job.config.batch_size, job.decoders) as encoder:
         for place in places:

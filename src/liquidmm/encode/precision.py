@@ -59,7 +59,9 @@ def choose_precision(
         return wanted
     if wanted == "auto" and (elsewhere or exact.device.type != "cuda"):
         return "float32"
-    found = list(islice(_pictures(source, parts, Preparation(config, exact.factor)), PICTURES))
+    found = list(
+        islice(_pictures(source, parts, Preparation(config, exact.downsample_factor)), PICTURES)
+    )
     if wanted != "auto":
         share = _agreement(replace(tokenizer, precision=wanted), found)
         if share < config.agreement:

@@ -41,7 +41,7 @@ class Pictures:
     @property
     def possible(self) -> bool:
         """Whether the checkpoint has what pictures need."""
-        return bool(self.sizes) and self._checkpoint.images is not None
+        return bool(self.sizes) and self._checkpoint.image_tokenizer is not None
 
     def size(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
         """Check a size to draw; None takes the first.
@@ -61,7 +61,7 @@ class Pictures:
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return rows and columns of codes of a size in pixels."""
-        factor = self._checkpoint.image_tokenizer.factor
+        factor = self._checkpoint.require_image_tokenizer().downsample_factor
         return size[1] // factor, size[0] // factor
 
     def encode(self, image: ImageLike) -> Tensor:
@@ -77,15 +77,15 @@ class Pictures:
         picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
         aspect = picture.width / picture.height
         width, height = min(self.sizes, key=lambda size: abs(size[0] / size[1] - aspect))
-        if self._checkpoint.processor.prepare == "pad" and width == height:
+        if self._checkpoint.processor.resize == "pad" and width == height:
             picture = pad_square(picture, width)
         else:
             picture = center_crop(picture, width, height)
-        return self._checkpoint.image_tokenizer.encode(to_tensor(picture)[None])[0].cpu()
+        return self._checkpoint.require_image_tokenizer().encode(to_tensor(picture)[None])[0].cpu()
 
     def decode(self, codes: Tensor) -> Image.Image:
         """Turn codes into a picture, RGB."""
-        return to_image(self._checkpoint.image_tokenizer.decode(codes[None])[0])
+        return to_image(self._checkpoint.require_image_tokenizer().decode(codes[None])[0])
 
     def preview(self, codes: Tensor, grid: tuple[int, int]) -> Image.Image:
         """Turn the first rows of a picture's codes, (r, w), into it; what is missing is grey.
@@ -97,7 +97,7 @@ class Pictures:
         Returns:
             The picture, RGB. Its last rows may still change a little with those that follow.
         """
-        factor = self._checkpoint.image_tokenizer.factor
+        factor = self._checkpoint.require_image_tokenizer().downsample_factor
         canvas = Image.new("RGB", (grid[1] * factor, grid[0] * factor), _GREY)
         canvas.paste(self.decode(codes), (0, 0))
         return canvas

@@ -70,7 +70,7 @@ class Setup:
 
     def checkpoint(self, model: PreTrainedModel) -> Checkpoint:
         """Put a language model together with the other parts."""
-        return Checkpoint(model=model, processor=self.processor, images=self.images)
+        return Checkpoint(model=model, processor=self.processor, image_tokenizer=self.images)
 
     def validation_rows(self) -> Iterator[tuple[str, list[PackedSequence]]]:
         """Make the rows to measure on, which are always the same ones.
@@ -181,7 +181,9 @@ def _open_validation(
 def _renderer(
     render: ExampleConfig, processor: LiquidProcessor, images: ImageTokenizer | None
 ) -> ExampleBuilder:
-    return ExampleBuilder(processor.sequences, render, None if images is None else images.factor)
+    return ExampleBuilder(
+        processor.sequences, render, None if images is None else images.downsample_factor
+    )
 
 
 def _with_sizes(
@@ -194,7 +196,7 @@ def _with_sizes(
     for source in run.data.sources:
         if source.task == "text_to_image":
             for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = (int(side) * images.factor for side in size.split(" x "))
+                width, height = (int(side) * images.downsample_factor for side in size.split(" x "))
                 counts[width, height] += count
     sizes = tuple(size for size, _ in counts.most_common())
-    return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.prepare)
+    return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.resize)

@@ -1,7 +1,4 @@
-"""Names of icons that need a word of explanation.
-
-Contract: data only. Keys are official labels (``emojibase-data``) or names of iconify sets.
-"""
+"""Exceptions to the official names of emoji. Data only."""
 
 from collections.abc import Mapping
 
@@ -135,7 +132,7 @@ PLAIN_NAMES: Mapping[str, str] = {
     "light rail": "light rail train",
     "metro": "metro train",
 }
-"""Plainer words for official labels that are no noun or not what people say."""
+"""Official label (`emojibase-data`) to a plainer name, where it is not a noun or not common."""
 
 SET_NAMES: Mapping[str, str] = {
     "direct-hit": "1F3AF",
@@ -172,8 +169,7 @@ SET_NAMES: Mapping[str, str] = {
     "full-moon-with-face": "1F31D",
     "left-pointing-magnifying-glass": "1F50D",
 }
-"""Names of older sets that are neither labels nor shortcodes, and the code they mean."""
-
+"""Names in older icon sets that are neither labels nor shortcodes, and their codes."""
 
 MISLEADING = frozenset({"pistol"})
-"""Set names whose drawing shows something else than the official concept does today."""
+"""Names in icon sets whose drawing does not show what the official name means today."""

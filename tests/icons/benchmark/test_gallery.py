@@ -1,5 +1,3 @@
-"""The real icons as a gallery."""
-
 from pathlib import Path
 
 import pytest
@@ -7,15 +5,15 @@ import torch
 from PIL import Image
 
 from liquidmm.errors import DataError
-from liquidmm.evaluate.gallery import Gallery, concept_names, read_icons, sample, shrink
-from liquidmm.image_tokenizer import images as pixels
+from liquidmm.icons.benchmark.gallery import Gallery, concept_names, read_icons, sample, shrink
+from liquidmm.image_tokenizer.images import open_image
 
 LINE = (
     '{"key": "a", "image": "a", "concept": "a", "style": "a", "captions": ["a"], "split": "train"}'
 )
 
 
-def test_reads_the_records(icons: Path) -> None:
+def test_read_icons_reads_all_fields(icons: Path) -> None:
     found = read_icons(icons)
     assert len(found) == 12
     first = found[0]
@@ -29,8 +27,8 @@ def test_reads_the_records(icons: Path) -> None:
     assert first.captions[0] == "a apple, noto style"
 
 
-def test_missing_data_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="liquid data icons"):
+def test_read_icons_missing_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="records.jsonl.*`liquid icons build`"):
         read_icons(tmp_path)
 
 
@@ -38,20 +36,20 @@ def test_missing_data_names_the_command(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "records.jsonl:1: "),
-        ("[]", "no icon record"),
+        ("[]", "records.jsonl:1.*object"),
         ('{"key": "a"}', "'image'"),
         (LINE.replace("train", "x"), "split 'x'"),
         (LINE.replace('["a"]', "[]"), "0 captions"),
-        ("\n", "no icons in it"),
+        ("\n", "contains no icons"),
     ],
 )
-def test_bad_records(tmp_path: Path, line: str, message: str) -> None:
+def test_read_icons_bad_record_rejected(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "records.jsonl").write_text(line)
     with pytest.raises(DataError, match=message):
         read_icons(tmp_path)
 
 
-def test_sample_is_seeded_without_repeats(icons: Path) -> None:
+def test_sample_is_seeded_without_repetition(icons: Path) -> None:
     found = read_icons(icons)
     first = sample(found, "train", 5, seed=3)
     assert first == sample(found, "train", 5, seed=3)
@@ -63,30 +61,30 @@ def test_sample_is_seeded_without_repeats(icons: Path) -> None:
     ]
 
 
-def test_sample_of_an_empty_split(icons: Path) -> None:
-    with pytest.raises(DataError, match="none with split 'held_out_pairs'"):
+def test_sample_of_empty_split_rejected(icons: Path) -> None:
+    with pytest.raises(DataError, match="split 'held_out_pairs'"):
         sample(read_icons(icons)[:2], "held_out_pairs", 1, seed=0)
 
 
-def test_every_real_icon_is_nearest_to_itself(icons: Path) -> None:
+def test_nearest_concept_of_each_icon_is_its_own(icons: Path) -> None:
     found = read_icons(icons)
     gallery = Gallery(found)
-    images = [pixels.open_image(icon.image) for icon in found]
+    images = [open_image(icon.image) for icon in found]
     assert gallery.nearest_concepts(images, [i.style for i in found]) == [i.concept for i in found]
     assert gallery.chance("noto") == pytest.approx(1 / 6)
 
 
-def test_only_the_wanted_style_is_searched(icons: Path) -> None:
+def test_nearest_concept_searches_the_requested_style(icons: Path) -> None:
     found = read_icons(icons)
     gallery = Gallery(found, ["noto"])
     other = [icon for icon in found if icon.style == "fluent-emoji"]
-    hits = gallery.nearest_concepts([pixels.open_image(i.image) for i in other], ["noto"] * 6)
-    # Another colour, the same pattern.
+    hits = gallery.nearest_concepts([open_image(i.image) for i in other], ["noto"] * 6)
+    # Another color, the same pattern.
     assert hits == [icon.concept for icon in other]
     assert {icon.style for icon in gallery.icons} == {"noto"}
 
 
-def test_features_may_replace_the_pixels(icons: Path) -> None:
+def test_nearest_concept_by_features(icons: Path) -> None:
     gallery = Gallery(read_icons(icons), ["noto"])
     white = [Image.new("RGB", (8, 8), "white")]
     assert gallery.nearest_concepts(white, ["noto"], lambda small: torch.zeros(len(small), 1)) == [
@@ -94,15 +92,15 @@ def test_features_may_replace_the_pixels(icons: Path) -> None:
     ]
 
 
-def test_shrink() -> None:
-    grey = shrink([Image.new("RGB", (64, 64), (255, 255, 255)), Image.new("RGB", (16, 16))])
-    assert grey.shape == (2, 3, 32, 32)
-    assert grey[0].eq(1).all()
-    assert grey[1].eq(-1).all()
+def test_shrink_resizes_and_scales() -> None:
+    small = shrink([Image.new("RGB", (64, 64), (255, 255, 255)), Image.new("RGB", (16, 16))])
+    assert small.shape == (2, 3, 32, 32)
+    assert small[0].eq(1).all()
+    assert small[1].eq(-1).all()
     assert shrink([]).shape == (0, 3, 32, 32)
 
 
-def test_concept_names(icons: Path) -> None:
+def test_concept_names_are_split_into_words(icons: Path) -> None:
     names = concept_names(read_icons(icons))
     assert names["green-apple"] == ("green", "apple")
     assert names["cup-of-tea"] == ("cup", "of", "tea")

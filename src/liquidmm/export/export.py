@@ -1,14 +1,13 @@
-"""`export`: a checkpoint in the form that another engine loads.
+"""Exporting a checkpoint to the format of another engine.
 
-Contract: what is written was checked: the weights are all there, and the engine knows the
-architecture and the tokenizer. The folder appears whole or not at all. In both forms it keeps the
-processor and the image tokenizer, with which the ids of any engine become pictures; it differs in
-where the language model stands:
+The weights must be complete, and the engine must support the architecture and the tokenizer. The
+folder is written completely or not at all. Both formats keep the processor and the image tokenizer,
+which turn the token ids of any engine into images. They differ in the language model:
 
-* vllm: safetensors, a stock transformers folder. `generation_config.json` names every id that ends
-  a text and how text is sampled, since vLLM takes its defaults there; a tokenizer without a chat
-  template gets the one that belongs to its turn markers.
-* gguf: one file, `model.gguf` (`gguf_file`), for llama.cpp and what is built on it.
+* vllm: a stock transformers folder with safetensors. `generation_config.json` lists the tokens that
+  end a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
+  chat template gets the one that matches its turn markers.
+* gguf: one file, `model.gguf` (`gguf_file`), for llama.cpp and engines based on it.
 """
 
 from __future__ import annotations
@@ -31,16 +30,15 @@ from liquidmm.model.checkpoint import (
     load_parts,
     local_folder,
 )
-from liquidmm.model.expand import check_decoder, check_free
+from liquidmm.model.expand import check_decoder, check_output_folder
 from liquidmm.model.processor import read_config
 from liquidmm.runtime import DTYPES
 
-TARGETS = ("vllm", "gguf")
-"""The forms there are."""
+FORMATS = ("vllm", "gguf")
 
 GGUF_FILE = "model.gguf"
 
-_VLLM_OWN = (
+VLLM_MODELS = (
     "BloomForCausalLM",
     "FalconForCausalLM",
     "FalconH1ForCausalLM",
@@ -52,38 +50,45 @@ _VLLM_OWN = (
     "Qwen3_5ForCausalLM",
     "StableLmForCausalLM",
 )
-"""Decoders that vLLM has written itself and could not run through transformers."""
+"""Models that vLLM implements itself and that its transformers backend cannot run."""
 
 
-def export(checkpoint: str | Path, out: str | Path, to: str, dtype: str | None = None) -> Path:
-    """Write a checkpoint in the form that another engine loads.
+def export_checkpoint(
+    checkpoint: str | Path, out: str | Path, target: str, dtype: str | None = None
+) -> Path:
+    """Write a checkpoint in the format of another engine.
 
     Args:
         checkpoint: A checkpoint folder, or owner/name on the Hugging Face hub.
         out: Folder to write; must be missing or empty.
-        to: One of `TARGETS`.
-        dtype: Number type of the weights: float32, bfloat16, float16, or for gguf also q8_0; None
-            keeps the checkpoint's.
+        target: One of `FORMATS`.
+        dtype: dtype of the weights: float32, bfloat16, float16, or for gguf also q8_0; None keeps
+            the checkpoint's.
 
     Returns:
         ``out``.
 
     Raises:
-        CheckpointError: The checkpoint is broken, or the engine can't take it.
-        ConfigError: The form or the type is unknown.
-        LiquidError: ``out`` exists already or can't be written.
-        MissingExtraError: The package `gguf` isn't installed.
+        CheckpointError: The checkpoint is broken, or the engine does not support it.
+        ConfigError: The format or the dtype is unknown.
+        LiquidError: ``out`` exists already or cannot be written.
+        MissingExtraError: The package `gguf` is not installed.
     """
-    if to not in TARGETS:
-        raise ConfigError(f"--to: '{to}' is unknown.{suggest(to, TARGETS)}")
-    types = [name for name in (TYPES if to == "gguf" else DTYPES) if name != "auto"]
-    if dtype is not None and dtype not in types:
-        raise ConfigError(f"--dtype: '{dtype}' is unknown to {to}.{suggest(dtype, types)}")
+    if target not in FORMATS:
+        raise ConfigError(
+            f"--format: expected {' or '.join(FORMATS)}, got '{target}'.{suggest(target, FORMATS)}"
+        )
+    dtypes = [name for name in (TYPES if target == "gguf" else DTYPES) if name != "auto"]
+    if dtype is not None and dtype not in dtypes:
+        raise ConfigError(
+            f"--dtype: expected one of {', '.join(dtypes)} for {target}, got '{dtype}'."
+            f"{suggest(dtype, dtypes)}"
+        )
     out = Path(out)
-    check_free(out)
+    check_output_folder(out)
     loaded, own = _load(local_folder(checkpoint))
     with atomic_folder(out) as temporary:
-        if to == "vllm":
+        if target == "vllm":
             _write_vllm(loaded, temporary, dtype or own)
         else:
             _write_gguf(loaded, temporary, dtype or own)
@@ -91,7 +96,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str, dtype: str | None =
 
 
 def _load(folder: Path) -> tuple[Checkpoint, str]:
-    """Load a checkpoint in its own number type, and name that type."""
+    """Load a checkpoint in its own dtype, and return that too."""
     processor, images = load_parts(folder, torch.device("cpu"))
     check_decoder(folder)
     config = read_config(folder)
@@ -99,22 +104,23 @@ def _load(folder: Path) -> tuple[Checkpoint, str]:
     if own not in DTYPES:
         known = [name for name in DTYPES if name != "auto"]
         raise CheckpointError(
-            f"{folder}: config.json names the dtype {own!r}. Save it as one of: {', '.join(known)}."
+            f"{folder}: unsupported dtype {own!r} in config.json. "
+            f"Save the checkpoint as one of: {', '.join(known)}."
         )
     model = load_language_model(folder, getattr(torch, own))
-    return Checkpoint(model=model, processor=processor, images=images), own
+    return Checkpoint(model=model, processor=processor, image_tokenizer=images), own
 
 
 def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     model, sequences = checkpoint.model, checkpoint.processor.sequences
     kind: Any = type(model)
     name = kind.__name__
-    if name not in _VLLM_OWN and not kind.is_backend_compatible():
+    if name not in VLLM_MODELS and not kind.is_backend_compatible():
         raise CheckpointError(
-            f"model: vLLM runs no {name}, neither its own nor that of transformers. "
+            f"model: vLLM supports {name} neither itself nor through transformers. "
             "Use it with liquidmm."
         )
-    # Without a template it can't chat, but it still draws and describes.
+    # Without a template the model cannot chat, but it still generates and describes images.
     with contextlib.suppress(CheckpointError):
         checkpoint.processor.tokenizer.chat_template = sequences.chat_template
     generation: Any = model.generation_config
@@ -134,5 +140,5 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     write_gguf(checkpoint, folder / GGUF_FILE, dtype)
     checkpoint.model.config.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
-    if checkpoint.images is not None:
-        checkpoint.images.save(folder / IMAGE_TOKENIZER_FOLDER)
+    if checkpoint.image_tokenizer is not None:
+        checkpoint.image_tokenizer.save(folder / IMAGE_TOKENIZER_FOLDER)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from liquidmm.errors import DataError
-from liquidmm.evaluate.classifier import ClassifierConfig, augment, load_classifier
-from liquidmm.evaluate.gallery import read_icons
+from liquidmm.icons.benchmark.classifier import ClassifierConfig, augment, load_classifier
+from liquidmm.icons.benchmark.gallery import read_icons
 
 TINY = ClassifierConfig(width=8, features=16, steps=80, batch=16, learning_rate=1e-2)
 
 
-def test_learns_and_is_cached(icons: Path) -> None:
+def test_load_classifier_learns_and_caches(icons: Path) -> None:
     found = read_icons(icons)
     steps: list[int] = []
     network, scores = load_classifier(found, icons, TINY, lambda done, of: steps.append(done))
@@ -29,7 +29,7 @@ def test_learns_and_is_cached(icons: Path) -> None:
     assert torch.allclose(again.features(images).norm(dim=1), torch.ones(3))
 
 
-def test_other_settings_or_icons_are_another_cache(icons: Path) -> None:
+def test_load_classifier_caches_by_settings_and_icons(icons: Path) -> None:
     found = read_icons(icons)
     quick = ClassifierConfig(width=4, features=4, steps=1, batch=2)
     load_classifier(found, icons, quick)
@@ -37,13 +37,13 @@ def test_other_settings_or_icons_are_another_cache(icons: Path) -> None:
     assert len(list(icons.glob("concept-classifier-*.safetensors"))) == 2
 
 
-def test_nothing_to_train_on(icons: Path) -> None:
+def test_load_classifier_without_trained_icons_rejected(icons: Path) -> None:
     held_out = [icon for icon in read_icons(icons) if icon.split != "train"]
-    with pytest.raises(DataError, match="none with split 'train'"):
+    with pytest.raises(DataError, match="split 'train'"):
         load_classifier(held_out, icons, TINY)
 
 
-def test_augment_keeps_white_ground_and_range() -> None:
+def test_augment_keeps_white_background_and_range() -> None:
     white = torch.ones(4, 3, 32, 32)
     assert augment(white, torch.Generator().manual_seed(0)).eq(1).all()
     images = torch.rand(4, 3, 32, 32) * 2 - 1

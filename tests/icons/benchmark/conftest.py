@@ -1,14 +1,22 @@
-"""A tiny folder of real icons and a model that knows them by heart."""
+"""A tiny folder of icons, a checkpoint, and a model that knows the icons by heart."""
 
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageDraw
 
+from liquidmm.cli.evaluate import tasks
+from liquidmm.evaluate.report import Report
+from liquidmm.evaluate.runner import EvaluateConfig, run
 from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.icons.benchmark import classifier
+from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
+from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 CONCEPTS = ("apple", "green apple", "tree", "blue whale", "star", "cup of tea")
 STYLES = {"noto": (200, 40, 40), "fluent-emoji": (30, 60, 200)}
@@ -16,7 +24,7 @@ PHRASES = {"noto": "noto", "fluent-emoji": "fluent 3d"}
 
 
 def draw_icon(concept: str, style: str) -> Image.Image:
-    """A pattern of its own for each concept, in the colour of the style."""
+    """Draw one pattern per concept, in the color of the style."""
     chance = random.Random(concept)
     image = Image.new("RGB", (32, 32), "white")
     brush = ImageDraw.Draw(image)
@@ -58,18 +66,20 @@ def icons(tmp_path: Path) -> Path:
 
 
 class KnowsByHeart:
-    """Draws and names the icons of ``icons`` without fault; unguided it draws a blank."""
+    """Generates and names the icons of ``icons`` perfectly; without guidance, blank images."""
 
     sampling = SamplingConfig(guidance=3.0)
 
     def __init__(self) -> None:
-        self.drawn: list[tuple[str, int, float]] = []
+        self.generated: list[tuple[str, int, float]] = []
         self.described = 0
 
     def generate_images(
         self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: SamplingConfig
     ) -> list[Image.Image]:
-        self.drawn += [(p, seed, sampling.guidance) for p, seed in zip(prompts, seeds, strict=True)]
+        self.generated += [
+            (p, seed, sampling.guidance) for p, seed in zip(prompts, seeds, strict=True)
+        ]
         known = {caption_of(c, s): (c, s) for c in CONCEPTS for s in STYLES}
         if sampling.guidance == 1:
             return [Image.new("RGB", (32, 32), "white") for _ in prompts]
@@ -93,3 +103,43 @@ class KnowsByHeart:
 @pytest.fixture
 def model() -> KnowsByHeart:
     return KnowsByHeart()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Folder with a random image tokenizer and nothing else."""
+    config = VQGANConfig(
+        resolution=32,
+        base_channels=8,
+        channel_multipliers=(1, 1, 2, 2),
+        num_res_blocks=1,
+        latent_channels=8,
+        code_dim=4,
+        codebook_size=16,
+    )
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        VQGANTokenizer(VQGAN(config)).save(folder / "image_tokenizer")
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that is trained in a second."""
+    config = classifier.ClassifierConfig(
+        width=8, features=16, steps=80, batch=16, learning_rate=1e-2
+    )
+    monkeypatch.setattr(classifier, "ClassifierConfig", lambda: config)
+
+
+@pytest.fixture
+def evaluate(quick: None, checkpoint: Path, icons: Path, model: Any) -> Any:
+    """Run a task on the tiny icons."""
+
+    def call(name: str, **options: Any) -> Report:
+        options = {"data": icons, "checkpoint": checkpoint, "batch_size": 4, **options}
+        return run(name, tasks(), EvaluateConfig(**options), lambda folder, device: model)
+
+    return call

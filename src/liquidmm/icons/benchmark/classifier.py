@@ -1,8 +1,8 @@
-"""A small network that knows the concepts of the real icons: a second way to compare pictures.
+"""A small concept classifier: a judge of images that does not depend on pixels.
 
-Trained on real icons of the train split only, with augmentation; the label is the concept, the same
-across styles. Cached in the data folder under a name that carries the hash of its configuration and
-of the icons it saw, with its own accuracy. Legend: N pictures, K concepts, F features.
+It is trained on real icons of the train split with augmentation; the label is the concept, the same
+in all styles. It is cached in the data folder with its own accuracy; the file name contains a hash
+of its configuration and the icons. Legend: N images, K concepts, F features.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liquidmm import files
 from liquidmm.errors import DataError
-from liquidmm.evaluate.gallery import Icon, shrink
-from liquidmm.evaluate.metrics import Tally
-from liquidmm.image_tokenizer import images as pixels
+from liquidmm.evaluate.metrics import Accuracy
+from liquidmm.files import atomic_file
+from liquidmm.icons.benchmark.gallery import Icon, shrink
+from liquidmm.icons.io import REBUILD
+from liquidmm.image_tokenizer.images import open_image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,41 +30,36 @@ class ClassifierConfig:
     """Size and training of the concept classifier."""
 
     width: int = 32
-    """Channels of the first layer; doubled at each of three halvings."""
+    """Channels of the first layer; doubled at each of the three downsampling layers."""
     features: int = 128
     """Width of the feature vector, F."""
     steps: int = 1200
     """Training steps."""
     batch: int = 96
-    """Pictures in a step."""
+    """Images per step."""
     learning_rate: float = 3e-3
-    """Highest rate of the one-cycle schedule (AdamW)."""
+    """Peak learning rate of the one-cycle schedule (AdamW)."""
     scale: float = 16.0
     """Factor on the cosines before the softmax."""
     seed: int = 0
-    """Seed of the start, the order and the augmentation."""
+    """Seed of the initialization, the order and the augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """How well the classifier names real icons itself."""
+    """Accuracy of the classifier on real icons."""
 
-    train: Tally
-    """On the icons that it was trained on."""
-    held_out_pairs: Tally
-    """On icons of unseen concept-style pairs; only those whose concept it knows."""
+    train: Accuracy
+    """On its training data."""
+    held_out_pairs: Accuracy
+    """On unseen (concept, style) pairs of concepts that it knows."""
 
 
 class ConceptNet(nn.Module):
-    """Four convolution levels, their mean as a unit vector, cosine to one vector per concept."""
+    """Four convolutions, global pooling, and the cosine similarity to one vector per concept."""
 
     def __init__(self, config: ClassifierConfig, concepts: Sequence[str]) -> None:
-        """Build it with the current random state.
-
-        Args:
-            config: Its size.
-            concepts: The K labels.
-        """
+        """Initialize it with the global random state; `concepts` are the K labels."""
         super().__init__()
         self.concepts = tuple(concepts)
         self.scale = config.scale
@@ -83,34 +79,34 @@ class ConceptNet(nn.Module):
         self.vectors = nn.Parameter(torch.randn(len(self.concepts), config.features))
 
     def features(self, images: Tensor) -> Tensor:
-        """Unit vectors, (N, F), of pictures (N, 3, 32, 32) in [-1, 1]."""
+        """Return unit vectors, (N, F), of images (N, 3, 32, 32) in [-1, 1]."""
         pooled = self.trunk(images).mean((2, 3))  # (N, 8 * width)
         return functional.normalize(self.project(pooled), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scaled cosine to each concept, (N, K)."""
+        """Return the scaled cosine to each concept, (N, K)."""
         return self.scale * self.features(images) @ functional.normalize(self.vectors, dim=1).T
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, scale, shift and tint pictures a little, each in its own way.
+    """Slightly rotate, scale, shift and tint each image.
 
     Args:
-        images: (N, 3, H, W) float32 in [-1, 1]; white is the ground that moves in at the edges.
+        images: (N, 3, H, W) float32 in [-1, 1]; the background is white.
         generator: Random state on the CPU.
 
     Returns:
         The same shape and range.
     """
     n = len(images)
-    draw = (torch.rand(n, 6, generator=generator) * 2 - 1).to(images.device)  # each in [-1, 1]
-    angle, scale = 0.2 * draw[:, 0], 1 + 0.15 * draw[:, 1]
+    noise = (torch.rand(n, 6, generator=generator) * 2 - 1).to(images.device)  # each in [-1, 1]
+    angle, scale = 0.2 * noise[:, 0], 1 + 0.15 * noise[:, 1]
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = torch.stack([cos, -sin, 0.12 * draw[:, 2], sin, cos, 0.12 * draw[:, 3]], dim=1)
+    rows = torch.stack([cos, -sin, 0.12 * noise[:, 2], sin, cos, 0.12 * noise[:, 3]], dim=1)
     grid = functional.affine_grid(rows.view(n, 2, 3), list(images.shape), align_corners=False)
-    # Moved to where white is 0, because grid_sample fills the edge with 0.
+    # White is mapped to 0, because grid_sample pads with 0.
     moved = functional.grid_sample(images - 1, grid, align_corners=False)
-    contrast = 1 + 0.2 * draw[:, 4].view(n, 1, 1, 1)
+    contrast = 1 + 0.2 * noise[:, 4].view(n, 1, 1, 1)
     tint = 0.15 * (torch.rand(n, 3, 1, 1, generator=generator).to(images.device) * 2 - 1)
     return ((moved * (contrast + tint)) + 1).clamp(-1, 1)
 
@@ -121,19 +117,19 @@ def load_classifier(
     config: ClassifierConfig | None = None,
     on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[ConceptNet, Scores]:
-    """The classifier of a data folder: from its cache if it is there, else trained and cached.
+    """Load the classifier of a data folder, or train and cache it.
 
     Args:
         icons: All icons of the folder.
-        folder: Where the cache file stands.
-        config: Size and training; None for the default.
-        on_step: Told the finished and all training steps.
+        folder: Folder of the cache file.
+        config: Size and training; None uses the default.
+        on_step: Receives the number of finished steps and of all steps.
 
     Returns:
-        The network in evaluation mode on the CPU, and its own accuracy.
+        The network in evaluation mode on the CPU, and its accuracy.
 
     Raises:
-        DataError: There is no icon to train on.
+        DataError: No icon is in the train split.
         LiquidError: The cache cannot be written.
     """
     config = config or ClassifierConfig()
@@ -146,7 +142,7 @@ def load_classifier(
         "scores": json.dumps(asdict(scores)),
         "config": json.dumps(asdict(config)),
     }
-    with files.atomic_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
             temporary,
@@ -156,19 +152,18 @@ def load_classifier(
 
 
 def _fingerprint(icons: Sequence[Icon], config: ClassifierConfig) -> str:
-    """Twelve hex digits that change with the configuration and with the icons and labels."""
+    """Hash the configuration, the icons and the labels; twelve hexadecimal digits."""
     facts = [asdict(config), [(icon.key, icon.concept, icon.split) for icon in icons]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _read(path: Path, config: ClassifierConfig) -> tuple[ConceptNet, Scores]:
-    """Load a cache file."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         network = ConceptNet(config, json.loads(metadata["concepts"]))
         network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     scores = Scores(
-        **{name: Tally(**tally) for name, tally in json.loads(metadata["scores"]).items()}
+        **{name: Accuracy(**counts) for name, counts in json.loads(metadata["scores"]).items()}
     )
     return network.eval(), scores
 
@@ -176,12 +171,10 @@ def _read(path: Path, config: ClassifierConfig) -> tuple[ConceptNet, Scores]:
 def _train(
     icons: Sequence[Icon], config: ClassifierConfig, on_step: Callable[[int, int], None]
 ) -> tuple[ConceptNet, Scores]:
-    """Train on the train split; measure on it and on the held-out pairs."""
     seen = [icon for icon in icons if icon.split == "train"]
     if not seen:
         raise DataError(
-            "icons: none with split 'train', so no classifier. "
-            "Make the data again with `liquid data icons`."
+            f"icons: no icon has split 'train', so no classifier can be trained. {REBUILD}"
         )
     concepts = sorted({icon.concept for icon in seen})
     unseen = [
@@ -207,24 +200,23 @@ def _train(
         on_step(step + 1, config.steps)
     network.eval()
     return network, Scores(
-        train=_score(network, images, labels),
-        held_out_pairs=_score(network, *_load(unseen, concepts)),
+        train=_accuracy(network, images, labels),
+        held_out_pairs=_accuracy(network, *_load(unseen, concepts)),
     )
 
 
 def _load(icons: Sequence[Icon], concepts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Small pictures (N, 3, 32, 32) and labels (N,) int64."""
+    """Return small images (N, 3, 32, 32) and labels (N,) int64."""
     index = {concept: i for i, concept in enumerate(concepts)}
-    return shrink(pixels.open_image(icon.image) for icon in icons), torch.tensor(
+    return shrink(open_image(icon.image) for icon in icons), torch.tensor(
         [index[icon.concept] for icon in icons]
     )
 
 
 @torch.no_grad()
-def _score(network: ConceptNet, images: Tensor, labels: Tensor) -> Tally:
-    """Top-1 accuracy."""
+def _accuracy(network: ConceptNet, images: Tensor, labels: Tensor) -> Accuracy:
     hits = [
         network(part).argmax(1) == wanted
         for part, wanted in zip(torch.split(images, 512), torch.split(labels, 512), strict=True)
     ]
-    return Tally.of(torch.cat(hits).tolist() if len(labels) else [])
+    return Accuracy.of(torch.cat(hits).tolist() if len(labels) else [])
