@@ -322,7 +322,7 @@ LINES = {
     "number for a caption": ('{"image": "0.png", "caption": 5}', "must be"),
     "number for a path": ('{"image": 7, "caption": "a"}', "must be"),
     "half a character": ('{"image": "0.png", "caption": "\\ud83d"}', "half a character"),
-    "nothing known": ('{"picture": "0.png"}', "fits no layout"),
+    "nothing known": ('{"picture": "0.png"}', "matches no known layout"),
     "folder": ('{"image": "folder.png", "caption": "a"}', "is a folder"),
     "link to nothing": ('{"image": "link.png", "caption": "a"}', "is a broken link"),
     "missing": ('{"image": "none.png", "caption": "a"}', "no such file"),
@@ -402,7 +402,7 @@ def test_files_in_a_folder(made, tmp_path):
         elif kind == 3:
             path.write_bytes(grids[0][0])
             (folder / f"{number:02d}.txt").unlink()
-            words = f"no readable {number}.txt"
+            words = f"cannot read {number}.txt"
         else:
             path.write_bytes(b"")
             words = "is empty (0 bytes)"

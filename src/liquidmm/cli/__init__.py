@@ -53,14 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
     "export": (
         "liquidmm.cli.export:command",
-        "Write a checkpoint in the form that vLLM or llama.cpp loads.",
+        "Export a checkpoint to vLLM or llama.cpp.",
     ),
     # judge one
     "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
-    "bench": (
-        "liquidmm.cli.bench:command",
-        "Compare with the alternatives, in one run on this machine.",
-    ),
     "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
 }
 
