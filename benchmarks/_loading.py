@@ -19,14 +19,14 @@ import numpy as np
 
 from _harness import kernel_bytes
 from _results import Result, progress
-from liquidmm.data.draws import Source
 from liquidmm.data.examples import ExampleBuilder
 from liquidmm.data.manifest import Provenance, read_manifest
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence, PackingConfig
-from liquidmm.data.shard_file import Row, shard_name, write_shard
-from liquidmm.data.shard_folder import begin, finish
+from liquidmm.data.samples import Sample
+from liquidmm.data.shard_writer import begin, finish, shard_name, write_shard
 from liquidmm.data.shards import read_shards
+from liquidmm.data.stream import TokenStream
 from liquidmm.errors import LiquidError
 from liquidmm.model.processor import LiquidProcessor
 
@@ -41,7 +41,7 @@ winter people children hands face color paper glass metal painting
 """
 WORDS = tuple(_TEXT.split())
 _MIB = 2**20
-_LANES = 4
+_STREAMS = 4
 _TOKEN_BYTES = 16
 """Bytes of a token in a packed sequence: id, label, position and task."""
 _DISK_MARGIN = 2**30
@@ -92,11 +92,11 @@ def measure_loading(
         progress("loading the paper's mixture")
         paper = (
             Source(path=texts, task="text"),
-            Source(path=large, task="text_to_image", reverse=0.2),
+            Source(path=large, task="text_to_image", swap_ratio=0.2),
         )
         _measure_speed(result, "load", paper, 2048, sizes, checkpoint)
         progress("loading small images")
-        icons = (Source(path=small, task="text_to_image", reverse=0.2),)
+        icons = (Source(path=small, task="text_to_image", swap_ratio=0.2),)
         _measure_speed(result, "load_small", icons, 512, sizes, checkpoint)
         for count in sizes.samples:
             progress(f"memory with {count:,} records")
@@ -106,35 +106,35 @@ def measure_loading(
             _measure_memory(result, many, count, sizes, checkpoint)
     result.settings["loading"] = {
         "workers": sizes.workers,
-        "lanes": _LANES,
+        "lanes": _STREAMS,
         "packing_buffer": sizes.packing_buffer,
     }
 
 
-def image_records(count: int, side: int, words: int) -> list[Row]:
+def image_records(count: int, side: int, words: int) -> list[Sample]:
     """Make images of side x side random codes, with captions of random words."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODEBOOK, (count, side, side), dtype=np.uint16)
     chosen = rng.integers(0, len(WORDS), (count, words)).tolist()
     return [
-        Row(
+        Sample(
             kind="image_text",
             key=f"{number:08d}",
             source="synthetic",
             license="CC0-1.0",
             captions=(" ".join(WORDS[index] for index in indices),),
-            pictures=(grid,),
+            image_codes=(grid,),
         )
         for number, (grid, indices) in enumerate(zip(codes, chosen, strict=True))
     ]
 
 
-def text_records(count: int, words: int) -> list[Row]:
+def text_records(count: int, words: int) -> list[Sample]:
     """Make documents of random words with log-normal lengths of the given mean."""
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(np.log(words) - 0.5, 1.0, count).astype(int) + 1
     return [
-        Row(
+        Sample(
             kind="text",
             key=f"{number:08d}",
             source="synthetic",
@@ -145,13 +145,13 @@ def text_records(count: int, words: int) -> list[Row]:
     ]
 
 
-def write_synthetic(folder: Path, records: Sequence[Row], copies: int = 1) -> Path:
+def write_synthetic(folder: Path, records: Sequence[Sample], copies: int = 1) -> Path:
     """Write a folder of equal shards, which needs as much disk and as many files as real data.
 
     Raises:
         LiquidError: The disk has less room than that and 1 GiB.
     """
-    origin = Provenance(
+    provenance = Provenance(
         fingerprint="synthetic",
         codebook_size=CODEBOOK,
         downsample_factor=8,
@@ -159,7 +159,7 @@ def write_synthetic(folder: Path, records: Sequence[Row], copies: int = 1) -> Pa
         source_digest="synthetic",
         settings={},
     )
-    begin(folder, origin, copies)
+    begin(folder, provenance, copies)
     first = write_shard(folder, 0, "synthetic", records, [], CODEBOOK)
     needed, free = first.stat().st_size * copies + _DISK_MARGIN, shutil.disk_usage(folder).free
     if needed > free:
@@ -169,7 +169,7 @@ def write_synthetic(folder: Path, records: Sequence[Row], copies: int = 1) -> Pa
         )
     for number in range(1, copies):
         shutil.copyfile(first, folder / shard_name(number))
-    finish(folder, origin, copies)
+    finish(folder, provenance, copies)
     return folder
 
 
@@ -201,7 +201,7 @@ def _measure_speed(
     """Take sequences as fast as they come, in whole packing buffers."""
     from _reference import padded_efficiency  # imports too much for the memory measurement
 
-    packing = PackingConfig(length=seq_len, window=sizes.packing_buffer)
+    packing = PackingConfig(seq_len=seq_len, packing_buffer=sizes.packing_buffer)
     stream = _open(checkpoint, sources, packing, sizes.workers)
     try:
         sequences, rounds = _take_buffers(stream, 1), 1
@@ -210,7 +210,7 @@ def _measure_speed(
             rounds += 1
             sequences = _take_buffers(stream, rounds)
             count += len(sequences)
-            filled += sum(one.filled for one in sequences)
+            filled += sum(one.num_tokens for one in sequences)
     finally:
         stream.close()
     result.add(f"{name}_tokens_per_s", filled / elapsed, "tokens/s")
@@ -223,11 +223,15 @@ def _measure_speed(
 
 
 def _take_buffers(stream: TokenStream, rounds: int) -> list[PackedSequence]:
-    """Take sequences until each lane has completed so many packing buffers."""
+    """Take sequences until each stream has completed so many packing buffers."""
     taken: list[PackedSequence] = []
-    while sum(lane["window"] for lane in stream.state()["lanes"].values()) < rounds * _LANES:
-        taken += stream.take(range(_LANES))
+    while _buffers(stream) < rounds * _STREAMS:
+        taken += stream.next(range(_STREAMS))
     return taken
+
+
+def _buffers(stream: TokenStream) -> int:
+    return sum(position["buffer"] for position in stream.state_dict()["streams"].values())
 
 
 def _measure_memory(
@@ -246,11 +250,11 @@ def _measure_memory(
 def _load_and_measure(checkpoint: Path, folder: Path, sizes: LoadingSizes) -> tuple[int, int]:
     """Load some sequences; return the anonymous and the file-backed bytes of this process."""
     source = Source(path=folder, task="text_to_image")
-    packing = PackingConfig(length=256, window=sizes.packing_buffer)
+    packing = PackingConfig(seq_len=256, packing_buffer=sizes.packing_buffer)
     stream = _open(checkpoint, (source,), packing, 0)
     records = read_manifest(folder).totals.records
-    while stream.passes[0] * records < sizes.draws:
-        stream.take(range(_LANES))
+    while stream.epochs[0] * records < sizes.draws:
+        stream.next(range(_STREAMS))
     anonymous, mapped = (
         kernel_bytes("/proc/self/status", name) or 0 for name in ("RssAnon", "RssFile")
     )
@@ -261,4 +265,4 @@ def _open(
     checkpoint: Path, sources: Sequence[Source], packing: PackingConfig, workers: int
 ) -> TokenStream:
     builder = ExampleBuilder(LiquidProcessor.from_pretrained(checkpoint).sequences)
-    return TokenStream(sources, builder, packing, 0, lanes=_LANES, workers=workers)
+    return TokenStream(sources, builder, packing, 0, num_streams=_STREAMS, num_workers=workers)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from _harness import Pacer
 from _workloads import TrainingTask
-from liquidmm.data.examples import IGNORE, TASKS
+from liquidmm.data.examples import IGNORE_INDEX, TASKS
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
 from liquidmm.runtime import resolve_device, tune_cpu_allocator
@@ -46,7 +46,7 @@ def train_packed(task: TrainingTask, pacer: Pacer) -> None:
     stream = task.open_stream()
     while pacer.wait():
         start = time.perf_counter()
-        sequences = stream.take(task.lanes)
+        sequences = stream.next(task.lanes)
         batch = Batch.of(sequences, pacer.device)
         loading = time.perf_counter() - start
         meter = LossMeter(TASKS)
@@ -66,8 +66,8 @@ def count(sequences: Sequence[PackedSequence]) -> dict[str, float]:
     """
     real = [one.position_ids[one.task_ids != PADDING_TASK] for one in sequences]
     return {
-        "tokens": sum(one.filled for one in sequences),
-        "labels": sum(int(np.sum(one.labels != IGNORE)) for one in sequences),
+        "tokens": sum(one.num_tokens for one in sequences),
+        "labels": sum(int(np.sum(one.labels != IGNORE_INDEX)) for one in sequences),
         "documents": sum(int(np.sum(positions == 0)) for positions in real),
         "context": sum(int(positions.sum()) for positions in real),
     }
@@ -103,7 +103,7 @@ def prepare_model(
 
 def compare_paths(task: TrainingTask, pacer: Pacer) -> None:
     """Compare the fast path of a task with float32 and sdpa; counts the three differences."""
-    sequences = task.open_stream().take(range(_CHECKED_SEQUENCES))
+    sequences = task.open_stream().next(range(_CHECKED_SEQUENCES))
     batch = Batch.of(sequences, pacer.device)
     plain = replace(task.model, attn_implementation="sdpa", compile=False)
     real = batch.task_ids.cpu() >= 0

@@ -41,7 +41,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from _harness import Pacer
 from _workloads import GenerationTask, TrainingTask
-from liquidmm.data.examples import IGNORE, Ids
+from liquidmm.data.examples import IGNORE_INDEX, TokenIds
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.encode import TokenizerFile
 from liquidmm.generate.sampling import SamplingConfig
@@ -54,7 +54,7 @@ _SHUFFLE_BUFFER = 2048
 """Documents to shuffle. Packing puts short documents next to the long ones whose gap they fill, and
 batches padded to their longest document would profit from that order."""
 
-Document = tuple[Ids, Ids]
+Document = tuple[TokenIds, TokenIds]
 """Token ids and unshifted labels of one document."""
 
 
@@ -62,7 +62,7 @@ def documents(sequences: Iterable[PackedSequence]) -> Iterator[Document]:
     """Yield the ids and labels of each document, (t,) int32 each, in order."""
     for one in sequences:
         starts = np.flatnonzero((one.position_ids == 0) & (one.task_ids != PADDING_TASK))
-        for start, end in zip(starts, [*starts[1:], one.filled], strict=True):
+        for start, end in zip(starts, [*starts[1:], one.num_tokens], strict=True):
             yield one.input_ids[start:end], one.labels[start:end]
 
 
@@ -70,12 +70,12 @@ def pad(batch: Sequence[Document]) -> dict[str, Tensor]:
     """Pad documents on the right to the longest one.
 
     Returns:
-        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE` on padding), all (B, T)
+        "input_ids", "attention_mask" (0 on padding) and "labels" (`IGNORE_INDEX` there), (B, T)
         int64.
     """
     shape = (len(batch), max(len(ids) for ids, _ in batch))
     input_ids = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORE, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
     for row, (ids, targets) in enumerate(batch):
         input_ids[row, : len(ids)] = ids
@@ -126,7 +126,7 @@ class _PaddedBatches(IterableDataset[Document]):
             start = time.perf_counter()
             buffer: list[Document] = []
             while len(buffer) < _SHUFFLE_BUFFER:
-                buffer += documents(stream.take(self._task.lanes))
+                buffer += documents(stream.next(self._task.lanes))
             order = rng.permutation(len(buffer))
             self._loading += time.perf_counter() - start
             yield from (buffer[index] for index in order)

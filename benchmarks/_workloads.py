@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from liquidmm.data.examples import IGNORE, Example
+from liquidmm.data.examples import IGNORE_INDEX, Example
 from liquidmm.data.packing import PackedSequence, PackingConfig, pack
 from liquidmm.generate.sampling import SamplingConfig, reference_sampling
 from liquidmm.model.checkpoint import empty_language_model, load_language_model, local_folder
@@ -135,7 +135,7 @@ SHAPES = {
 class Stream(Protocol):
     """An endless stream of packed sequences."""
 
-    def take(self, lanes: range) -> list[PackedSequence]:
+    def next(self, streams: range) -> list[PackedSequence]:
         """Return the next sequence of some streams."""
 
 
@@ -193,14 +193,14 @@ class RandomSequences:
         self._rng = np.random.default_rng(seed)
         self._sequences = self._packed()
 
-    def take(self, lanes: range) -> list[PackedSequence]:
-        """Return as many sequences as there are lanes; all come from one stream."""
-        return [next(self._sequences) for _ in lanes]
+    def next(self, streams: range) -> list[PackedSequence]:
+        """Return as many sequences as there are streams; all come from one stream."""
+        return [next(self._sequences) for _ in streams]
 
     def _packed(self) -> Iterator[PackedSequence]:
-        config, examples = PackingConfig(length=self._seq_len), self._examples()
+        config, examples = PackingConfig(seq_len=self._seq_len), self._examples()
         while True:
-            yield from pack(islice(examples, config.window), config)
+            yield from pack(islice(examples, config.packing_buffer), config)
 
     def _examples(self) -> Iterator[Example]:
         codes = min(_IMAGE_CODES, self._seq_len // 2)
@@ -213,12 +213,12 @@ class RandomSequences:
     def _example(self, prompt: int, trained: int) -> Example:
         ids = self._rng.integers(0, self._vocab_size, prompt + trained).astype(np.int32)
         labels = ids.copy()
-        labels[:prompt] = IGNORE
+        labels[:prompt] = IGNORE_INDEX
         return Example(
             input_ids=ids,
             labels=labels,
             task="text_to_image" if prompt else "text",
-            splittable=not prompt,
+            can_split=not prompt,
         )
 
 

@@ -31,7 +31,7 @@ from _loading import LoadingSizes, measure_loading
 from _reference import encode_reference, stock_encoder
 from _results import SECONDS, Integers, Names, Result, machine, progress, script
 from liquidmm.data.readers import Chunk, SourceConfig, list_chunks, read_chunk
-from liquidmm.data.shard_file import write_shard
+from liquidmm.data.shard_writer import write_shard
 from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
 from liquidmm.encode.part import PartEncoder
 from liquidmm.errors import ConfigError

@@ -221,7 +221,7 @@ class TrainingBenchmark:
             Padded batches in an optimizer step of about as many tokens, at least 1.
         """
         stream = task.open_stream()
-        sequences = [one for _ in range(steps) for one in stream.take(task.lanes)]
+        sequences = [one for _ in range(steps) for one in stream.next(task.lanes)]
         counts, size = count(sequences), self.padded_batch_size
         packed = counts["tokens"] / sum(len(one.input_ids) for one in sequences)
         self.result.add(f"{prefix}packing_efficiency", 100 * packed, "%")

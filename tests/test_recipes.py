@@ -104,8 +104,8 @@ def test_constants_of_the_paper(name):
     assert run.optim.optimizer == "adamw"
     assert (run.optim.min_lr_ratio, run.optim.z_loss) == (0.0, 0.0)
     assert run.data.seq_len == 2048
-    assert run.data.format.guidance_dropout == 0.1
-    assert (run.data.format.draw_in_chat_share, run.data.format.opening_share) == (0.0, 0.0)
+    assert run.data.format.caption_dropout == 0.1
+    assert (run.data.format.chat_format_prob, run.data.format.first_row_only_prob) == (0.0, 0.0)
     assert run.train.global_batch_size == batch
     assert run.train.steps == steps
     assert run.train.precision == "bfloat16"
@@ -114,7 +114,7 @@ def test_constants_of_the_paper(name):
     assert run.model.freeze == ()
     sources: dict[tuple[str, str], float] = {}
     for source in run.data.sources:
-        turned = source.weight * source.reverse
+        turned = source.weight * source.swap_ratio
         sources[source.path.name, source.task] = source.weight - turned
         if turned:
             sources[source.path.name, "image_to_text"] = turned

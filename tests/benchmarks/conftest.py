@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from liquidmm.data.records import Message
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
@@ -46,12 +46,12 @@ def shards(tmp_path_factory, checkpoint, write_folder) -> Path:
         Message(role="assistant", content="a cup of tea"),
     )
     captions = [
-        Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(image,))
+        Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(image,))
         for word, image in zip(WORDS, images, strict=True)
     ]
     others = [
-        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
-        Row(kind="chat", key="chat", messages=messages, pictures=(images[0],)),
+        *[Sample(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Sample(kind="chat", key="chat", messages=messages, image_codes=(images[0],)),
     ]
     for name, samples in (("captions", captions), ("others", others)):
         write_folder(folder / name, samples, fingerprint=checkpoint.image_tokenizer.fingerprint)

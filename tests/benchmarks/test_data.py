@@ -16,7 +16,7 @@ from _loading import (
 from _reference import stock_encoder
 from _results import Result
 from data import EncodingSizes, encoder_flops, extrapolate, main, measure_encoding, write_images
-from liquidmm.data.shards import read_shards, validate
+from liquidmm.data.shards import read_shards, verify
 from liquidmm.errors import LiquidError
 from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
@@ -134,10 +134,11 @@ def test_synthetic_shards_are_valid(tmp_path):
     shards = read_shards(folder)
     assert len(shards) == 120
     assert [one.key for one in shards.of_kind("text")] == [f"{n:08d}" for n in range(10)] * 3
-    assert all(not problem for _, problem in validate(folder))
-    assert shards.of_kind("image_text")[0].pictures[0].shape == (8, 8)
+    assert all(not problem for _, problem in verify(folder))
+    assert shards.of_kind("image_text")[0].image_codes[0].shape == (8, 8)
     again = image_records(30, 8, 4)
-    assert all(np.array_equal(a.pictures, b.pictures) for a, b in zip(records, again, strict=False))
+    pairs = zip(records, again, strict=False)
+    assert all(np.array_equal(a.image_codes, b.image_codes) for a, b in pairs)
     lengths = [len(one.text.split()) for one in text_records(3000, 100)]
     assert np.mean(lengths) == pytest.approx(100, rel=0.1)
 

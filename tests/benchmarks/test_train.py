@@ -11,7 +11,7 @@ from _packed import count, prepare_model
 from _reference import documents, pad, padded_efficiency
 from _results import Result
 from _workloads import SHAPES, RandomSequences, Shape, llama
-from liquidmm.data.examples import IGNORE, TASKS, Example
+from liquidmm.data.examples import IGNORE_INDEX, TASKS, Example
 from liquidmm.data.packing import PADDING_TASK, PackingConfig, pack
 from liquidmm.train.batch import Batch
 from liquidmm.train.flops import count_matrices
@@ -123,32 +123,34 @@ def test_shape_model_equal_in_each_process():
 
 
 def test_random_sequences_resemble_paper():
-    sequences = RandomSequences(100, 2048).take(range(32))
+    sequences = RandomSequences(100, 2048).next(range(32))
     counts = count(sequences)
     assert counts["tokens"] / (32 * 2048) > 0.9
     assert 700 < counts["tokens"] / counts["documents"] < 1600
     assert max(int(one.input_ids.max()) for one in sequences) < 100
-    again = RandomSequences(100, 2048).take(range(32))
+    again = RandomSequences(100, 2048).next(range(32))
     assert all(np.array_equal(a.labels, b.labels) for a, b in zip(sequences, again, strict=True))
 
 
 def test_documents_equal_examples():
     lengths = [5, 3, 8, 1, 8, 4]
-    sequences = list(pack(examples(lengths), PackingConfig(length=8)))
+    sequences = list(pack(examples(lengths), PackingConfig(seq_len=8)))
     found = sorted((list(ids), list(labels)) for ids, labels in documents(sequences))
-    expected = [(list(one.input_ids), [IGNORE, *one.labels[1:]]) for one in examples(lengths)]
+    expected = [(list(one.input_ids), [IGNORE_INDEX, *one.labels[1:]]) for one in examples(lengths)]
     assert found == sorted(expected)
 
 
 def test_pad_fills_to_longest():
-    batch = pad([(np.array([4, 5, 6]), np.array([IGNORE, 5, 6])), (np.array([7]), np.array([7]))])
+    batch = pad(
+        [(np.array([4, 5, 6]), np.array([IGNORE_INDEX, 5, 6])), (np.array([7]), np.array([7]))]
+    )
     assert batch["input_ids"].tolist() == [[4, 5, 6], [7, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORE, 5, 6], [7, IGNORE, IGNORE]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, 5, 6], [7, IGNORE_INDEX, IGNORE_INDEX]]
 
 
 def test_padded_efficiency_counts_longest():
-    sequences = list(pack(examples([8, 6, 2, 5, 1]), PackingConfig(length=8)))
+    sequences = list(pack(examples([8, 6, 2, 5, 1]), PackingConfig(seq_len=8)))
     sequences.sort(key=lambda one: -one.input_ids[0])
     lengths = [len(ids) for ids, _ in documents(sequences)]
     assert lengths == [5, 1, 6, 2, 8]
@@ -161,7 +163,7 @@ def test_efficiency_equals_count_by_token(task):
     result, steps, size = Result(bench="train"), 3, 2
     accumulation = TrainingBenchmark(result, size, 1.0).measure_efficiency(task, steps)
     stream = task.open_stream()
-    sequences = [one for _ in range(steps) for one in stream.take(task.lanes)]
+    sequences = [one for _ in range(steps) for one in stream.next(task.lanes)]
     real = sum(int(kind != PADDING_TASK) for one in sequences for kind in one.task_ids)
     share = 100 * real / (len(sequences) * 96)
     assert result.figures["packing_efficiency"][0] == pytest.approx(share, abs=1e-4)
@@ -173,12 +175,12 @@ def test_efficiency_equals_count_by_token(task):
 
 def test_padded_and_packed_loss_equal(task):
     """The stock model's own loss of padded batches is ours of packed sequences, without max-z."""
-    sequences = task.open_stream().take(task.lanes)
+    sequences = task.open_stream().next(task.lanes)
     model = task.language_model()
     total, labels = 0.0, 0
     for document in documents(sequences):
         batch = pad([document, document])
-        if found := int((batch["labels"][:1, 1:] != IGNORE).sum()):
+        if found := int((batch["labels"][:1, 1:] != IGNORE_INDEX).sum()):
             with torch.no_grad():
                 total += float(model(**batch).loss) * found
             labels += found
@@ -189,13 +191,13 @@ def test_padded_and_packed_loss_equal(task):
 
 
 def test_stream_starts_over_for_each_candidate(task):
-    first, second = (task.open_stream().take(task.lanes) for _ in range(2))
+    first, second = (task.open_stream().next(task.lanes) for _ in range(2))
     assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(first, second, strict=True))
 
 
 def test_longer_sequences_have_same_documents(task, run_file, shards, checkpoint_folder):
     long = checkpoint_task(run_file, shards, checkpoint_folder, 192, "cpu")
     assert (len(task.lanes), len(long.lanes)) == (4, 2)
-    (one, _) = long.open_stream().take(long.lanes)
+    (one, _) = long.open_stream().next(long.lanes)
     assert len(one.input_ids) == 192
     assert one.position_ids.max() < 96

@@ -56,14 +56,14 @@ def test_run_file(place):
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{place / 'from_run'}\n"
     assert "1 records (1 image_text), 1 pictures" in result.stderr
-    assert read_shards(place / "from_run")[0].pictures[0].shape == (8, 8)
+    assert read_shards(place / "from_run")[0].image_codes[0].shape == (8, 8)
 
 
 def test_options_win_over_the_run_file(place):
     out = place / "both"
     result = run("encode", place / "run.toml", "-o", out, "--size", 8, "--set", "source.splits=[]")
     assert result.exit_code == 0, result.output
-    assert [row.pictures[0].shape for row in read_shards(out)] == [(4, 4), (4, 4)]
+    assert [row.image_codes[0].shape for row in read_shards(out)] == [(4, 4), (4, 4)]
 
 
 def test_source_with_options_and_inspect(place):
@@ -72,12 +72,12 @@ def test_source_with_options_and_inspect(place):
     result = run("encode", place / "records.jsonl", *options, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["totals"]["records"] == 2
-    found = json.loads(run("data", "inspect", out, "--json").stdout)
+    found = json.loads(run("inspect", out, "--json").stdout)
     assert found["kinds"] == {"image_text": 2}
     assert found["mean_characters"] == {"image_text": 4.0}
     assert found["sizes_in_codes"] == {"8 x 8": 2}
     assert found["licenses"] == {"": 1, "MIT": 1}
-    text = run("data", "inspect", out).stdout
+    text = run("inspect", out).stdout
     assert "records          2\n" in text
     assert "  (none)                   1\n" in text
 
@@ -98,7 +98,7 @@ RAY = ["--set", "engine.kind=ray"]
         (["encode", "run.toml", "--set", "encode.precision=tf32"], 1, "tf32 needs a CUDA device"),
         (["encode", "run.toml", "--set", "encode.size=15"], 1, "no multiple of the tokenizer's"),
         (["encode", "run.toml", "--set", "encode.buckets.areas=[]"], 1, "areas: is empty"),
-        (["data", "inspect", "."], 1, "not a folder of shards"),
+        (["inspect", "."], 1, "not a folder of shards"),
     ],
 )
 def test_bad_input(place, monkeypatch, arguments, code, words):

@@ -108,6 +108,6 @@ def whole(tmp_path_factory, image_tokenizer_folder):
         folder=folder / "out",
     )
     encode(*made.arguments(made.folder, workers=1))
-    codes = [row.pictures[0].tobytes() for row in read_shards(made.folder)]
+    codes = [row.image_codes[0].tobytes() for row in read_shards(made.folder)]
     assert len(set(codes)) == 59
     return made

@@ -47,13 +47,13 @@ def test_one_that_is_asked_for_must_agree(whole, tmp_path):
     asked = EncodeConfig(size=96, shard_records=30, precision="bfloat16", agreement=0.2)
     one = EngineConfig(workers=1)
     manifest = encode(whole.source, whole.tokenizer, tmp_path / "out", asked, one)
-    assert manifest.origin.settings["precision"] == "bfloat16"
+    assert manifest.provenance.settings["precision"] == "bfloat16"
     strict = replace(asked, agreement=1.0)
     with pytest.raises(ConfigError, match=r"precision: \d\d\.\d+% of the codes in bfloat16 are"):
         encode(whole.source, whole.tokenizer, tmp_path / "strict", strict)
     assert not (tmp_path / "strict").exists()
     exact = encode(whole.source, whole.tokenizer, tmp_path / "exact", EncodeConfig(size=96), one)
-    assert "precision" not in exact.origin.settings
+    assert "precision" not in exact.provenance.settings
 
 
 def test_tf32_needs_a_gpu_here_and_not_on_a_cluster(whole):

@@ -40,8 +40,8 @@ def test_the_limit_counts_earlier_runs(limit, before, now, exceeded):
 
 
 def test_at_the_end_all_counts_whatever_their_number(limit):
-    assert limit.broken(ShardStats(records=9, refused=1), "") is None
-    error = limit.broken(ShardStats(records=8, refused=1), "a.png: is broken")
+    assert limit.broken(ShardStats(records=9, rejected=1), "") is None
+    error = limit.broken(ShardStats(records=8, rejected=1), "a.png: is broken")
     assert str(error).startswith(f"{limit.quarantine}: 1 of 9 entries were refused")
     assert limit.broken(ShardStats(), "") is None
 

@@ -254,7 +254,7 @@ BAD = {
 
 
 def refusals(folder):
-    lines = (folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
     return {item["line"] or item["where"]: item["reason"] for item in map(json.loads, lines)}
 
 
@@ -266,7 +266,7 @@ def check(folder, good, bad):
         good: Key -> codes.
         bad: Line or place -> words of the reason.
     """
-    found = {row.key: row.pictures[0] for row in read_shards(folder)}
+    found = {row.key: row.image_codes[0] for row in read_shards(folder)}
     assert found.keys() == good.keys()
     wrong = [key for key, grid in good.items() if not np.array_equal(found[key], grid)]
     assert wrong == []
@@ -307,7 +307,7 @@ def test_content_in_a_table(made, tmp_path):
     tokenizer = Checksums()
     source = SourceConfig(path=str(tmp_path / "rows.parquet"))
     manifest = encode(source, tokenizer, tmp_path / "out", CONFIG)
-    assert (manifest.totals.records, manifest.totals.refused) == (7300, 700)
+    assert (manifest.totals.records, manifest.totals.rejected) == (7300, 700)
     check(tmp_path / "out", wanted, refused)
     # flat: what is held after an eighth is held at the end
     assert max(tokenizer.memory) - tokenizer.memory[len(tokenizer.memory) // 8] < 48 * 2**20
@@ -321,7 +321,7 @@ LINES = {
     "empty caption": ('{"image": "0.png", "caption": "  "}', "is empty"),
     "number for a caption": ('{"image": "0.png", "caption": 5}', "must be"),
     "number for a path": ('{"image": 7, "caption": "a"}', "must be"),
-    "half a character": ('{"image": "0.png", "caption": "\\ud83d"}', "half a character"),
+    "half a character": ('{"image": "0.png", "caption": "\\ud83d"}', "half of a surrogate pair"),
     "nothing known": ('{"picture": "0.png"}', "matches no known layout"),
     "folder": ('{"image": "folder.png", "caption": "a"}', "is a folder"),
     "link to nothing": ('{"image": "link.png", "caption": "a"}', "is a broken link"),
@@ -368,7 +368,7 @@ def test_paths_in_lines(made, tmp_path):
     (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines))
     source = SourceConfig(path=str(tmp_path / "records.jsonl"))
     manifest = encode(source, Checksums(), tmp_path / "out", CONFIG)
-    assert (manifest.totals.records, manifest.totals.refused) == (1650, 250)
+    assert (manifest.totals.records, manifest.totals.rejected) == (1650, 250)
     check(tmp_path / "out", wanted, refused)
 
 
@@ -409,7 +409,7 @@ def test_files_in_a_folder(made, tmp_path):
         refused[place] = words
     source = SourceConfig(path=str(folder))
     manifest = encode(source, Checksums(), tmp_path / "out", CONFIG)
-    assert (manifest.totals.records, manifest.totals.refused) == (50, 50)
+    assert (manifest.totals.records, manifest.totals.rejected) == (50, 50)
     check(tmp_path / "out", wanted, refused)
 
 

@@ -111,6 +111,6 @@ def test_what_goes_wrong_in_a_worker_ends_the_run(whole, tmp_path):
     with pytest.raises(LiquidError, match="the disk is full"):
         encode(*whole.arguments(out, workers=2))
     stopper.join()
-    assert (out / "quarantine.jsonl").exists()
+    assert (out / "rejected.jsonl").exists()
     encode(*whole.arguments(out, workers=1))
     whole.assert_same(out)

@@ -28,10 +28,10 @@ def save(path: Path, size: tuple[int, int]) -> None:
     Image.fromarray((pixels * 255).byte().numpy()).save(path)
 
 
-def figures(tokenizer: Path, data: Path, **options: Any) -> dict[str, float]:
+def measure(tokenizer: Path, data: Path, **options: Any) -> dict[str, float]:
     config = EvaluateConfig(checkpoint=tokenizer, data=data, device="cpu", **options)
     report = run("reconstruction", {"reconstruction": RECONSTRUCTION}, config)
-    return {name: figure.value for name, figure in report.figures.items()}
+    return {name: metric.value for name, metric in report.metrics.items()}
 
 
 def test_folder_of_images_of_different_sizes(tokenizer: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_folder_of_images_of_different_sizes(tokenizer: Path, tmp_path: Path) ->
     save(tmp_path / "images/below/b.jpg", (22, 17))
     save(tmp_path / "images/below/c.png", (16, 16))
     (tmp_path / "images/notes.txt").write_text("not an image")
-    found = figures(tokenizer, tmp_path / "images")
+    found = measure(tokenizer, tmp_path / "images")
     assert list(found) == [
         "psnr_mean", "psnr_median", "codebook_use", "codebook_perplexity", "n",
     ]  # fmt: skip
@@ -47,7 +47,7 @@ def test_folder_of_images_of_different_sizes(tokenizer: Path, tmp_path: Path) ->
     assert 0 < found["psnr_mean"] < 40
     assert 100 / 16 <= found["codebook_use"] <= 100
     assert 1 <= found["codebook_perplexity"] <= 16
-    assert figures(tokenizer, tmp_path / "images", limit=2)["n"] == 2
+    assert measure(tokenizer, tmp_path / "images", limit=2)["n"] == 2
 
 
 def test_records_are_measured_by_split(tokenizer: Path, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_records_are_measured_by_split(tokenizer: Path, tmp_path: Path) -> None:
         rows.append({"image": f"{number}.png", "caption": "a", "split": split})
     for name in ("records.jsonl", "other.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = figures(tokenizer, tmp_path)
+    found = measure(tokenizer, tmp_path)
     assert (found["trained_n"], found["held_out_n"]) == (2, 1)
-    assert figures(tokenizer, tmp_path / "other.jsonl") == found
+    assert measure(tokenizer, tmp_path / "other.jsonl") == found
     assert list(read_images(tmp_path)) == ["train", "held_out"]
 
 

@@ -82,7 +82,7 @@ def test_run_interrupted_asks_only_what_is_missing(
     evaluate: Any, model: Echo, tmp_path: Path
 ) -> None:
     first = evaluate("ask", out=tmp_path / "out")
-    assert evaluate("ask", out=tmp_path / "out").figures == first.figures
+    assert evaluate("ask", out=tmp_path / "out").metrics == first.metrics
     assert len(model.asked) == 3
     assert json.loads((tmp_path / "out/ask/result.json").read_text()) == first.to_dict()
 

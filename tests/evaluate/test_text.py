@@ -89,10 +89,10 @@ def test_score_reads_special_tokens_as_text(base: Path) -> None:
 def test_task_compares_checkpoint_with_baseline(base: Path, data: Path, tmp_path: Path) -> None:
     expand(base, tmp_path / "liquid", ExpandConfig(codebook_size=16, sizes=((32, 32),)))
     config = EvaluateConfig(checkpoint=tmp_path / "liquid", baseline=base, data=data, device="cpu")
-    figures = run("text", {"text": TASK}, config).figures
-    assert figures["n"].value == 3
-    assert figures["bytes"].value == len(TEXT.encode()) + PASSAGE + 1
-    assert figures["tokens"] == figures["baseline_tokens"]
+    metrics = run("text", {"text": TASK}, config).metrics
+    assert metrics["n"].value == 3
+    assert metrics["bytes"].value == len(TEXT.encode()) + PASSAGE + 1
+    assert metrics["tokens"] == metrics["baseline_tokens"]
     # The image tokens take some probability; nothing else has changed.
-    assert figures["perplexity"].value >= figures["baseline_perplexity"].value
-    assert figures["bits_per_byte"].unit == "bits/byte"
+    assert metrics["perplexity"].value >= metrics["baseline_perplexity"].value
+    assert metrics["bits_per_byte"].unit == "bits/byte"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from liquidmm.data.records import Message
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
 SCRIPT = Path(__file__).with_name("one_rank.py")
@@ -22,7 +22,7 @@ _CONTEXT.set_forkserver_preload(["liquidmm.train.trainer", "liquidmm.cli", "tran
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
+def rows() -> list[Sample]:
     """Rows of all kinds."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
@@ -32,11 +32,11 @@ def rows() -> list[Row]:
     )
     return [
         *[
-            Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(picture,))
+            Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(picture,))
             for word, picture in zip(WORDS, pictures, strict=True)
         ],
-        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
-        Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
+        *[Sample(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Sample(kind="chat", key="chat", messages=asked, image_codes=(pictures[0],)),
     ]
 
 
@@ -44,7 +44,7 @@ def rows() -> list[Row]:
 def write_shards(checkpoint, write_folder) -> Callable[..., Path]:
     """Write rows into a new folder, as encoded with the tiny checkpoint's tokenizer or another."""
 
-    def write(folder: Path, rows: list[Row], fingerprint: str | None = None) -> Path:
+    def write(folder: Path, rows: list[Sample], fingerprint: str | None = None) -> Path:
         return write_folder(
             folder, rows, fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint
         )

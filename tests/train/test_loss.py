@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.train.loss import (
     Head,
@@ -72,8 +72,8 @@ def naive(hidden, head, target, max_z_loss, z_loss):
     logits = functional.linear(hidden, head.weight) * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
-    kept = logits[target != IGNORE]
-    loss = functional.cross_entropy(kept, target[target != IGNORE])
+    kept = logits[target != IGNORE_INDEX]
+    loss = functional.cross_entropy(kept, target[target != IGNORE_INDEX])
     loss = loss + max_z_loss * kept.amax(-1).square().mean()
     return loss + z_loss * kept.logsumexp(-1).square().mean()
 
@@ -83,7 +83,7 @@ def problem(dtype=torch.float64):
     hidden = torch.randn(3, 7, 5, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
     target = torch.randint(0, 11, (3, 7), generator=generator)
-    target[torch.rand(3, 7, generator=generator) < 0.4] = IGNORE
+    target[torch.rand(3, 7, generator=generator) < 0.4] = IGNORE_INDEX
     task_ids = torch.randint(0, 2, (3, 7), generator=generator)
     return hidden, weight, target, task_ids
 
@@ -108,7 +108,7 @@ def test_equals_full_logits(softcap, scale, max_z_loss, z_loss, chunk_logits):
 def test_parts_of_a_step_add_up():
     hidden, weight, target, task_ids = problem()
     head, config = Head(weight=weight), LossConfig(max_z_loss=0.1)
-    labels = int((target != IGNORE).sum())
+    labels = int((target != IGNORE_INDEX).sum())
     whole = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
     parts = [
         next_token_loss(
@@ -126,7 +126,7 @@ def test_counts_for_each_task():
     result = next_token_loss(hidden, Head(weight=weight), target, task_ids, config, tasks=3)
     logits = functional.linear(hidden, weight).detach()
     for task in range(3):
-        chosen = (target != IGNORE) & (task_ids == task)
+        chosen = (target != IGNORE_INDEX) & (task_ids == task)
         assert result.counts[task] == chosen.sum()
         assert result.correct[task] == (logits.argmax(-1) == target)[chosen].sum()
         nll = functional.cross_entropy(logits[chosen], target[chosen], reduction="sum")
@@ -135,7 +135,7 @@ def test_counts_for_each_task():
 
 def test_no_labels_is_zero():
     hidden, weight, target, task_ids = problem()
-    target.fill_(IGNORE)
+    target.fill_(IGNORE_INDEX)
     result = next_token_loss(
         hidden, Head(weight=weight), target, task_ids, LossConfig(max_z_loss=1), tasks=2
     )
@@ -172,9 +172,11 @@ def test_autocast_is_close():
 
 
 def test_targets_end_with_their_document():
-    labels = torch.tensor([[1, 2, 3, IGNORE, 5, 6]])
+    labels = torch.tensor([[1, 2, 3, IGNORE_INDEX, 5, 6]])
     position_ids = torch.tensor([[0, 1, 0, 1, 2, 3]])
-    assert targets(labels, position_ids).tolist() == [[2, IGNORE, IGNORE, 5, 6, IGNORE]]
+    assert targets(labels, position_ids).tolist() == [
+        [2, IGNORE_INDEX, IGNORE_INDEX, 5, 6, IGNORE_INDEX]
+    ]
 
 
 @pytest.mark.parametrize("build", [llama, qwen2, gemma, gemma2, cohere])
@@ -182,7 +184,7 @@ def test_equals_the_models_own_loss(build):
     model = build()
     ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(2))
     labels = ids.clone()
-    labels[:, :4] = IGNORE
+    labels[:, :4] = IGNORE_INDEX
     position_ids = torch.arange(9).expand(2, 9)
     hidden = model.base_model(
         input_ids=ids, position_ids=position_ids, use_cache=False

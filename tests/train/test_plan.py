@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from liquidmm.cli import main
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
 from liquidmm.train.batch import Batch, hidden_states
@@ -178,11 +178,11 @@ def test_passes_are_those_of_the_stream(plan):
     run = run_of(plan, train={"steps": 200})
     stream = open_setup(run, 1, torch.device("cpu")).stream
     for _ in range(run.train.steps):
-        stream.take(range(run.train.global_batch_size))
+        stream.next(range(run.train.global_batch_size))
     found = make_plan(run).data
     passes = [source.passes for source in found.sources]
-    assert passes == pytest.approx(stream.passes, rel=0.05)
-    assert found.fill == pytest.approx(stream.fill, abs=0.02)
+    assert passes == pytest.approx(stream.epochs, rel=0.05)
+    assert found.fill == pytest.approx(stream.packing_efficiency, abs=0.02)
 
 
 def test_ranks_halve_the_shards(plan):
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_said_at_once(plan, pictures, tables, message):
 def pictures(tmp_path_factory, write_shards) -> Path:
     """Shards that hold nothing but a picture with a caption."""
     codes = np.zeros((4, 4), dtype=np.uint16)
-    row = Row(kind="image_text", key="a", captions=("a",), pictures=(codes,))
+    row = Sample(kind="image_text", key="a", captions=("a",), image_codes=(codes,))
     return write_shards(tmp_path_factory.mktemp("pictures"), [row])
 
 

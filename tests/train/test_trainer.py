@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from liquidmm.config import from_dict, to_dict
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, hidden_states
@@ -131,7 +131,7 @@ def test_what_is_too_long_is_left_out_and_counted(plan, caplog):
     counts = [line["left_out"] for line in lines if "left_out" in line]
     assert counts == sorted(counts)
     assert counts[0] > 0
-    assert "ids do not fit a row" in caplog.text
+    assert "tokens are more than 32" in caplog.text
     plan["data"]["overlong"] = "error"
     with pytest.raises(DataError, match=r"32.*data"):
         train(build(plan, out=run.out / "again"))
@@ -360,11 +360,11 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
     rng = np.random.default_rng(1)
     names = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
     pairs = [
-        Row(
+        Sample(
             kind="image_text",
             key=name,
             captions=(f"a {name}",),
-            pictures=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
+            image_codes=(rng.integers(0, 16, (4, 4)).astype(np.uint16),),
         )
         for name in names
     ]
@@ -373,7 +373,7 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
     plan["data"] |= {
         "sources": [{"path": folder, "task": task} for task in tasks],
         "eval": [{"path": folder, "task": task} for task in tasks],
-        "format": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
+        "format": {"caption_dropout": 0.0, "chat_format_prob": 0.0, "first_caption_prob": 1.0},
     }
     plan["optim"] = {"lr": 5e-3, "warmup_steps": 10, "optimizer": "muon"}
     plan["train"] = {"steps": 500, "global_batch_size": 8, "eval_samples": 16, "save_every": 0}

@@ -45,10 +45,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Compare an image with its reconstruction.",
     ),
     "icons": ("liquidmm.cli.icons:command", "Build the built-in dataset: icons, scenes and text."),
-    "data": ("liquidmm.cli.data:command", "Inspect and validate encoded shards."),
     "encode": (
         "liquidmm.cli.encode:command",
         "Turn pictures and their texts into shards of codes.",
+    ),
+    "inspect": (
+        "liquidmm.cli.inspect:command",
+        "Show what a folder of encoded shards contains.",
+    ),
+    "verify": (
+        "liquidmm.cli.verify:command",
+        "Check the shards of a folder against their checksums.",
     ),
     "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
     "export": (

@@ -57,9 +57,9 @@ def command(
     totals = manifest.totals
     if manifest.complete:
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.items())
-        click.echo(f"{totals.records} records ({kinds}), {totals.pictures} pictures", err=True)
-    if totals.refused:
-        click.echo(f"{totals.refused} entries refused, see {run.out / REJECTED}", err=True)
+        click.echo(f"{totals.records} records ({kinds}), {totals.images} pictures", err=True)
+    if totals.rejected:
+        click.echo(f"{totals.rejected} entries refused, see {run.out / REJECTED}", err=True)
     click.echo(json.dumps(to_dict(manifest), indent=2) if as_json else str(run.out))
 
 

@@ -67,7 +67,7 @@ def build(
     from liquidmm.icons.text import TextConfig
 
     seed = options["seed"]
-    names = DEFAULT_STYLES
+    names: tuple[str, ...] = DEFAULT_STYLES
     if styles is not None:
         names = tuple(name.strip() for name in styles.split(",") if name.strip())
     config = building.BuildConfig(

@@ -2,7 +2,7 @@
 
 Contract: part n of the source becomes shard n, whatever happened before and whoever does it, so a
 second run does what is missing and a finished folder stays as it is. An entry that can't be used
-goes to `quarantine.jsonl` with its reason; a run in which too many do is stopped.
+goes to `rejected.jsonl` with its reason; a run in which too many do is stopped.
 
 `prepare` brings pictures to the sizes of the tokenizer, `part` encodes a part of the source, `job`
 is the step that writes shards, `engine` runs it in processes of this machine, on Slurm or on Ray,
@@ -19,8 +19,7 @@ from pathlib import Path
 
 from liquidmm.data.manifest import MANIFEST, REJECTED, Manifest, Provenance, read_manifest
 from liquidmm.data.readers import SourceConfig, digest, list_chunks
-from liquidmm.data.shard_file import shard_name
-from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
+from liquidmm.data.shard_writer import begin, count_records, finish, shard_name, write_rejected
 from liquidmm.encode import engine as engines
 from liquidmm.encode.config import (
     BucketConfig,
@@ -125,7 +124,7 @@ class _Encoding:
             self.tokenizer = replace(tokenizer, precision=precision)
         elif engine.kind == "local" and not engine.workers:
             self.engine = replace(engine, workers=1)
-        self.origin = Provenance(
+        self.provenance = Provenance(
             fingerprint=opened.fingerprint,
             codebook_size=opened.codebook_size,
             downsample_factor=opened.downsample_factor,
@@ -136,7 +135,7 @@ class _Encoding:
 
     def run(self) -> Manifest:
         """Do what is missing, as long as it gets on."""
-        missing = begin(self.out, self.origin, len(self.parts))
+        missing = begin(self.out, self.provenance, len(self.parts))
         if not missing and read_manifest(self.out).complete:
             return self._finished()
         if missing and self.engine.kind == "slurm":
@@ -154,15 +153,15 @@ class _Encoding:
         error = self.progress.error()
         if error is not None:
             self.progress.clear()
-            write_quarantine(self.out)
+            write_rejected(self.out)
             raise error
 
     def _attempt(self, missing: list[int]) -> list[int]:
         """Run the engine once; returns the numbers of the shards that are still missing."""
-        done = tally(self.out)
+        done = count_records(self.out)
         before = Counts(
-            entries=done.records + done.refused,
-            refused=done.refused,
+            entries=done.records + done.rejected,
+            refused=done.rejected,
             parts=len(self.parts) - len(missing),
         )
         self.progress.clear()
@@ -175,14 +174,14 @@ class _Encoding:
                 engines.run(job, self.engine, workers, tasks)
         except WorkerKilledError as error:
             killed = error
-        left = begin(self.out, self.origin, len(self.parts))
+        left = begin(self.out, self.provenance, len(self.parts))
         told = killed or self.progress.error()
         if told is None:
             return left
         if killed is not None and len(left) < len(missing):
             get_logger(__name__).warning(f"{killed} Going on with the {len(left)} shards left")
             return left
-        write_quarantine(self.out)
+        write_rejected(self.out)
         raise told
 
     def _job(self, missing: list[int], workers: int, before: Counts) -> Job:
@@ -191,7 +190,7 @@ class _Encoding:
             numbers=tuple(missing),
             missing=tuple(self.parts[number] for number in missing),
             parts=len(self.parts),
-            origin=self.origin,
+            provenance=self.provenance,
             out=self.out,
             tokenizer=self.tokenizer,
             config=self.config,
@@ -212,16 +211,16 @@ class _Encoding:
 
     def _check(self) -> None:
         """Refuse to finish a folder of which too little became rows."""
-        totals = tally(self.out)
-        name = self.origin.source
-        if not totals.records + totals.refused:
+        totals = count_records(self.out)
+        name = self.provenance.source
+        if not totals.records + totals.rejected:
             self._remove()
             splits = ", ".join(self.source.splits)
             what = f"no records of the splits {splits}" if splits else "no records"
             raise DataError(f"{name}: {what}. Check the source.")
         error = self._limit(Counts()).broken(totals, self.progress.counts().problem)
         if error is not None:
-            write_quarantine(self.out)
+            write_rejected(self.out)
             raise error
 
     def _remove(self) -> None:
@@ -234,6 +233,6 @@ class _Encoding:
             self.out.rmdir()
 
     def _finished(self) -> Manifest:
-        manifest = finish(self.out, self.origin, len(self.parts))
+        manifest = finish(self.out, self.provenance, len(self.parts))
         shutil.rmtree(self.out / _WORK, ignore_errors=True)
         return manifest

@@ -18,8 +18,8 @@ import torch
 
 from liquidmm.data.manifest import Provenance
 from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
-from liquidmm.data.shard_file import read_info, shard_name, write_shard
-from liquidmm.data.shard_folder import finish, tally
+from liquidmm.data.shard_writer import count_records, finish, shard_name, write_shard
+from liquidmm.data.shards import read_info
 from liquidmm.encode.config import EncodeConfig
 from liquidmm.encode.images import Preparation
 from liquidmm.encode.part import PartEncoder
@@ -71,7 +71,7 @@ class Job:
     """Their parts of the source."""
     parts: int
     """Number of all parts."""
-    origin: Provenance
+    provenance: Provenance
     """What the rows are made from."""
     out: Path
     """Folder for the shards."""
@@ -120,12 +120,12 @@ def work(job: Job, task: int, tasks: int) -> None:
 
 
 def _finish(job: Job, progress: Progress) -> None:
-    totals = tally(job.out)
+    totals = count_records(job.out)
     error = job.limit.broken(totals, progress.counts().problem)
     if error is not None:
         raise error
-    if totals.records + totals.refused:  # the process that began tells of an empty source
-        finish(job.out, job.origin, job.parts)
+    if totals.records + totals.rejected:  # the process that began tells of an empty source
+        finish(job.out, job.provenance, job.parts)
 
 
 def _work(job: Job, counts: TaskProgress, places: Sequence[int]) -> None:
@@ -140,10 +140,10 @@ def _work(job: Job, counts: TaskProgress, places: Sequence[int]) -> None:
             if not path.exists():
                 found = read_chunk(job.source, part)
                 rows, refusals = encoder.encode(found, source, counts.tell)
-                size = job.origin.codebook_size
+                size = job.provenance.codebook_size
                 write_shard(job.out, number, part.name, rows, refusals, size)
-            held = read_info(path).tallies
-            counts.finish_part(held.records + held.refused, held.refused)
+            held = read_info(path).stats
+            counts.finish_part(held.records + held.rejected, held.rejected)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import torch
 from liquidmm.data.manifest import RejectedSample
 from liquidmm.data.readers import ParsedRecord
 from liquidmm.data.records import ImageSource, ImageTextRecord, Record, TextRecord, images_of
-from liquidmm.data.shard_file import Codes, Row
+from liquidmm.data.samples import Codes, Sample
 from liquidmm.encode.images import Pixels, Preparation, Size
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
@@ -47,7 +47,7 @@ class _Place:
 
     entry: ParsedRecord
     """Where it is, without its record."""
-    row: Row | None
+    row: Sample | None
     """What becomes of it, without codes; None when it was refused."""
     pictures: tuple[str, ...] = ()
     """Names of its pictures."""
@@ -104,7 +104,7 @@ class PartEncoder:
 
     def encode(
         self, entries: Iterable[ParsedRecord], source: str, tell: Callable[[Seen], None]
-    ) -> tuple[list[Row], list[RejectedSample]]:
+    ) -> tuple[list[Sample], list[RejectedSample]]:
         """Encode the entries of one part.
 
         Args:
@@ -188,8 +188,8 @@ class PartEncoder:
 
 def _sorted_out(
     places: Iterable[_Place], codes: dict[str, Codes | str], source: str
-) -> tuple[list[Row], list[RejectedSample]]:
-    rows: list[Row] = []
+) -> tuple[list[Sample], list[RejectedSample]]:
+    rows: list[Sample] = []
     refusals: list[RejectedSample] = []
     for place in places:
         entry, problem = place.entry, place.entry.problem
@@ -198,7 +198,7 @@ def _sorted_out(
             problems = [item for item in found if isinstance(item, str)]
             if not problems:
                 grids = tuple(item for item in found if not isinstance(item, str))
-                rows.append(replace(place.row, pictures=grids))
+                rows.append(replace(place.row, image_codes=grids))
                 continue
             named = problems[0].startswith(f"{entry.where}: ")
             problem = problems[0] if named else f"{entry.where}: {problems[0]}"
@@ -208,16 +208,16 @@ def _sorted_out(
     return rows, refusals
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record) -> Sample:
     """Make the row of a record, without codes."""
     key, source, licence = record.key, record.source, record.license
     if isinstance(record, TextRecord):
-        return Row(kind="text", key=key, source=source, license=licence, text=record.text)
+        return Sample(kind="text", key=key, source=source, license=licence, text=record.text)
     if isinstance(record, ImageTextRecord):
-        return Row(
+        return Sample(
             kind="image_text", key=key, source=source, license=licence, captions=record.captions
         )
-    return Row(kind="chat", key=key, source=source, license=licence, messages=record.messages)
+    return Sample(kind="chat", key=key, source=source, license=licence, messages=record.messages)
 
 
 def _name(picture: ImageSource) -> str:

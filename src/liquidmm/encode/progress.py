@@ -91,7 +91,7 @@ class Limit:
             problem: One of the problems, if it is known.
         """
         everything = Counts(
-            entries=totals.records + totals.refused, refused=totals.refused, problem=problem
+            entries=totals.records + totals.rejected, refused=totals.rejected, problem=problem
         )
         return replace(self, least=0, before=Counts()).exceeded(everything)
 

@@ -6,7 +6,6 @@ value that is not finite becomes null.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,36 +13,13 @@ from liquidmm.evaluate.metrics import Accuracy, wilson
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
+class Metric:
     """One number with its unit."""
 
     value: float
     """The number; may be NaN or infinite."""
     unit: str
     """Unit, for example "%" or "dB"."""
-
-
-def rounded(value: float, unit: str) -> Figure:
-    """Return a figure with four decimals."""
-    return Figure(value=round(value, 4) if math.isfinite(value) else value, unit=unit)
-
-
-def to_json(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
-    """Return the JSON form: name to value and unit, in the same order."""
-    return {
-        name: {"value": figure.value if math.isfinite(figure.value) else None, "unit": figure.unit}
-        for name, figure in figures.items()
-    }
-
-
-def to_lines(figures: Mapping[str, Figure], remarks: Mapping[str, str]) -> list[str]:
-    """Return the lines of an aligned table, with the remark of a figure in parentheses."""
-    width = max(map(len, figures), default=0)
-    return [
-        f"  {name:<{width}}  {_number(figure.value):>9} {figure.unit}"
-        + (f"  ({remarks[name]})" if name in remarks else "")
-        for name, figure in figures.items()
-    ]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,49 +30,50 @@ class Report:
     """Name of the task."""
     settings: dict[str, Any]
     """All that the results depend on."""
-    figures: dict[str, Figure] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     """All results by name."""
     counts: dict[str, Accuracy] = field(default_factory=dict)
     """Counts behind the results that are shares."""
 
-    def add_accuracy(self, name: str, accuracy: Accuracy) -> None:
-        """Add a share in percent, and its counts."""
-        self.counts[name] = accuracy
-        self.figures[name] = Figure(value=round(accuracy.percent, 2), unit="%")
-
     def add(self, name: str, value: float, unit: str) -> None:
-        """Add a number."""
-        self.figures[name] = rounded(value, unit)
+        """Add a number, rounded to four decimals."""
+        value = round(value, 4) if math.isfinite(value) else value
+        self.metrics[name] = Metric(value=value, unit=unit)
+
+    def add_accuracy(self, name: str, accuracy: Accuracy) -> None:
+        """Add a share in percent, rounded to two decimals, and its counts."""
+        self.counts[name] = accuracy
+        self.metrics[name] = Metric(value=round(accuracy.percent, 2), unit="%")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON result."""
         counts = {}
         for name, accuracy in self.counts.items():
-            low, high = wilson(accuracy)
-            counts[name] = {
-                "right": accuracy.right,
-                "n": accuracy.n,
-                "low": round(low, 2),
-                "high": round(high, 2),
-            }
+            low, high = (round(end, 2) for end in wilson(accuracy))
+            counts[name] = {"right": accuracy.right, "n": accuracy.n, "low": low, "high": high}
         return {
             "task": self.task,
-            "figures": to_json(self.figures),
+            "figures": {
+                name: {"value": m.value if math.isfinite(m.value) else None, "unit": m.unit}
+                for name, m in self.metrics.items()
+            },
             "counts": counts,
             "settings": self.settings,
         }
 
     def to_table(self) -> str:
-        """Return a table for people: one line per result, with counts and interval of a share."""
-        remarks = {}
-        for name, accuracy in self.counts.items():
-            low, high = wilson(accuracy)
-            remarks[name] = (
-                f"{accuracy.right} of {accuracy.n}; 95 % interval {low:.1f} to {high:.1f}"
-            )
+        """Return an aligned table for people, with counts and interval of each share."""
+        width = max(map(len, self.metrics), default=0)
+        lines = [self.task]
+        for name, metric in self.metrics.items():
+            number = f"{metric.value:,.0f}" if abs(metric.value) >= 1000 else f"{metric.value:.4g}"
+            line = f"  {name:<{width}}  {number:>9} {metric.unit}"
+            if name in self.counts:
+                accuracy = self.counts[name]
+                low, high = wilson(accuracy)
+                line += (
+                    f"  ({accuracy.right} of {accuracy.n}; 95 % interval {low:.1f} to {high:.1f})"
+                )
+            lines.append(line)
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return "\n".join([self.task, *to_lines(self.figures, remarks), f"  {settings}"])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return "\n".join([*lines, f"  {settings}"])

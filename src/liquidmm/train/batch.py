@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.data.packing import PackedSequence
 from liquidmm.train.loss import targets
 
@@ -45,7 +45,7 @@ class Batch:
     @property
     def labels(self) -> Tensor:
         """Number of positions that carry a label, a scalar."""
-        return (self.target != IGNORE).sum()
+        return (self.target != IGNORE_INDEX).sum()
 
     def split(self, rows: int) -> Iterator[Batch]:
         """Cut into micro-batches of so many rows; 0 leaves it whole."""

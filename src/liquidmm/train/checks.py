@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import KINDS
+from liquidmm.data.examples import TASK_KINDS
 from liquidmm.data.manifest import read_manifest
+from liquidmm.data.mixture import Source
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.train.config import TrainConfig
 
@@ -29,7 +29,7 @@ def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
         ConfigError: They are.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = run.data.packing.longest
+    longest = run.data.packing.document_limit
     if context is not None and longest > context:
         name = "max_document_tokens" if run.data.max_document_tokens else "seq_len"
         raise ConfigError(
@@ -64,7 +64,7 @@ def check_pictures(run: TrainConfig) -> None:
     Raises:
         DataError: A source holds one, or is no folder of shards.
     """
-    longest = run.data.packing.longest
+    longest = run.data.packing.document_limit
     leave_out = run.data.overlong == "drop"
     for table, sources in (("sources", run.data.sources), ("eval", run.data.eval)):
         for place, source in enumerate(sources):
@@ -85,7 +85,7 @@ def check_pictures(run: TrainConfig) -> None:
 def _needed(source: Source) -> dict[str, int]:
     """Give the ids that a picture of each size needs; sizes are "width x height"."""
     totals = read_manifest(source.path).totals
-    kind = KINDS[source.task]
+    kind = TASK_KINDS[source.task]
     others = {name for name, rows in totals.kinds.items() if rows} - {"text", kind}
     if kind == "text" or others:
         return {}  # a manifest doesn't tell which kind of row a picture belongs to

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from liquidmm.config import to_dict
-from liquidmm.data.draws import Source, check_sources
 from liquidmm.data.examples import ExampleConfig
+from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.distributed import ParallelConfig
@@ -69,10 +69,10 @@ class DataConfig:
     def packing(self) -> PackingConfig:
         """How rows are filled."""
         return PackingConfig(
-            length=self.seq_len,
-            context=self.max_document_tokens,
-            window=self.packing_buffer,
-            too_long="leave_out" if self.overlong == "drop" else "error",
+            seq_len=self.seq_len,
+            max_document_tokens=self.max_document_tokens,
+            packing_buffer=self.packing_buffer,
+            overlong=self.overlong,
         )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import IGNORE
-from liquidmm.data.mixture import TokenStream
-from liquidmm.data.packing import PackedSequence, PackingConfig, cut
+from liquidmm.data.examples import IGNORE_INDEX
+from liquidmm.data.mixture import Source
+from liquidmm.data.packing import PackedSequence, PackingConfig, split
+from liquidmm.data.stream import TokenStream
 
 _EXAMPLES = 100
 """Examples of each source that are rendered."""
@@ -74,15 +74,15 @@ def plan_data(
     Raises:
         DataError: An example of the sample has a picture and is longer than a row.
     """
-    identity = stream.identity()
+    identity = stream.fingerprint()
     rows: list[int] = identity["sizes"]
     shares: list[float] = identity["weights"]
     means = [_mean_ids(stream, place, count, packing) for place, count in enumerate(rows)]
     packed: list[PackedSequence] = []
     for number in range(_ROWS):  # at least one row each
         if len(packed) < _ROWS:
-            packed += stream.window(number)
-    fill = float(np.mean([row.filled for row in packed])) / packing.length
+            packed += stream.buffer(number)
+    fill = float(np.mean([row.num_tokens for row in packed])) / packing.seq_len
     mean = sum(share * each for share, each in zip(shares, means, strict=True))
     examples = ids * fill / mean
     return DataPlan(
@@ -99,7 +99,7 @@ def plan_data(
             for source, count, share, each in zip(sources, rows, shares, means, strict=True)
         ),
         fill=fill,
-        labelled=float(np.mean([row.labels != IGNORE for row in packed])),
+        labelled=float(np.mean([row.labels != IGNORE_INDEX for row in packed])),
         length=float(2 * np.mean([row.position_ids for row in packed]) + 1),
     )
 
@@ -107,7 +107,7 @@ def plan_data(
 def _mean_ids(stream: TokenStream, place: int, rows: int, packing: PackingConfig) -> float:
     sizes = []
     for draw in range(min(rows, _EXAMPLES)):
-        pieces = cut(stream.example(place, draw), packing)  # refuses what fits into no row
+        pieces = split(stream.example(place, draw), packing)  # refuses what fits into no row
         if pieces:
             sizes.append(sum(len(piece.input_ids) for piece in pieces))
     return float(np.mean(sizes)) if sizes else 0.0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.train.lora import unwrapped, weight_of
 
@@ -108,14 +108,14 @@ def targets(labels: Tensor, position_ids: Tensor) -> Tensor:
     """Shift labels so that each position holds what comes next in its document.
 
     Args:
-        labels: Unshifted labels, (B, T); `IGNORE` where nothing is trained.
+        labels: Unshifted labels, (B, T); `IGNORE_INDEX` where nothing is trained.
         position_ids: Positions, (B, T), starting at 0 with every document of a row.
 
     Returns:
-        Targets, (B, T), int64; the last position of every document is `IGNORE`.
+        Targets, (B, T), int64; the last position of every document is `IGNORE_INDEX`.
     """
-    shifted = torch.full_like(labels, IGNORE, dtype=torch.int64)
-    shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE)
+    shifted = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
+    shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE_INDEX)
     return shifted
 
 
@@ -147,7 +147,7 @@ def next_token_loss(
     Returns:
         The loss and its parts.
     """
-    labelled = (target != IGNORE).flatten().nonzero().squeeze(1)  # (N,)
+    labelled = (target != IGNORE_INDEX).flatten().nonzero().squeeze(1)  # (N,)
     label = target.flatten()[labelled]
     task = task_ids.flatten()[labelled].long()
     rows = hidden.flatten(0, 1)[labelled]  # (N, D)

@@ -18,11 +18,11 @@ import torch
 from transformers import AutoConfig
 
 from liquidmm.config import to_dict
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import KINDS, ExampleBuilder, ExampleConfig
+from liquidmm.data.examples import TASK_KINDS, ExampleBuilder, ExampleConfig
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence
+from liquidmm.data.stream import TokenStream
 from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
@@ -60,9 +60,9 @@ class Setup:
         told = {
             "vocabulary": self.processor.vocabulary.to_dict(),
             "images": None if self.images is None else self.images.fingerprint,
-            "stream": self.stream.identity(),
+            "stream": self.stream.fingerprint(),
             "shards": [
-                (manifest.origin.source_digest, to_dict(manifest.totals))
+                (manifest.provenance.source_digest, to_dict(manifest.totals))
                 for manifest in (read_manifest(source.path) for source in self.run.data.sources)
             ],
         }
@@ -83,7 +83,7 @@ class Setup:
         names = Counter(path.name for path in folders)
         for source in self.run.data.eval:
             stream = _open_validation(self.run, self.processor, self.images, source)
-            rows = [stream.take()[0] for _ in range(self.run.train.eval_samples)]
+            rows = [stream.next()[0] for _ in range(self.run.train.eval_samples)]
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", rows
 
@@ -151,9 +151,9 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
         _renderer(run.data.format, processor, images),
         run.data.packing,
         run.seed,
-        lanes=run.train.global_batch_size,
-        fingerprint=None if images is None else images.fingerprint,
-        workers=run.data.num_workers,
+        num_streams=run.train.global_batch_size,
+        tokenizer_fingerprint=None if images is None else images.fingerprint,
+        num_workers=run.data.num_workers,
     )
     for source in run.data.eval:
         _open_validation(run, processor, images, source)
@@ -165,16 +165,16 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
 def _open_validation(
     run: TrainConfig, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
 ) -> TokenStream:
-    render = replace(run.data.format, guidance_dropout=0.0, opening_share=0.0)
-    rows = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
+    render = replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0)
+    rows = read_manifest(source.path).totals.kinds.get(TASK_KINDS[source.task], 0)
     # A window with a row twice would measure fewer of them.
-    window = max(1, min(run.data.packing_buffer, source.count or rows))
+    window = max(1, min(run.data.packing_buffer, source.max_samples or rows))
     return TokenStream(
         (replace(source, weight=1.0),),
         _renderer(render, processor, images),
-        replace(run.data.packing, window=window),
+        replace(run.data.packing, packing_buffer=window),
         run.seed,
-        fingerprint=None if images is None else images.fingerprint,
+        tokenizer_fingerprint=None if images is None else images.fingerprint,
     )
 
 

@@ -23,8 +23,8 @@ from torch import nn
 
 from liquidmm.config import to_dict
 from liquidmm.data.examples import TASKS
-from liquidmm.data.mixture import TokenStream
 from liquidmm.data.packing import PackedSequence
+from liquidmm.data.stream import TokenStream
 from liquidmm.errors import LiquidError
 from liquidmm.files import atomic_file
 from liquidmm.model.checkpoint import Checkpoint
@@ -135,7 +135,7 @@ class _Trainer:
             with world.raise_together():
                 progress = saves.read_progress(save)
                 saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
-                self.stream.restore(_only(progress.data, self.lanes))
+                self.stream.load_state_dict(_only(progress.data, self.lanes))
             self.watch.restore(progress.watch)
             self.step = progress.step
             if world.is_main:
@@ -213,7 +213,7 @@ class _Trainer:
         rows: list[PackedSequence] = []
         count = torch.zeros((), dtype=torch.float64)
         try:
-            rows = self.stream.take(self.lanes)
+            rows = self.stream.next(self.lanes)
             batch = Batch.of(rows, self.world.device)
             count += batch.labels.cpu()
         except LiquidError as error:
@@ -228,9 +228,9 @@ class _Trainer:
 
     def data_metrics(self) -> dict[str, float]:
         """Say how often the rows most drawn came by, and how many records were left out."""
-        told: dict[str, float] = {"passes": round(max(self.stream.passes), 4)}
+        told: dict[str, float] = {"passes": round(max(self.stream.epochs), 4)}
         if self.run.data.overlong == "drop":
-            mine = torch.tensor(self.stream.left_out, dtype=torch.float64)
+            mine = torch.tensor(self.stream.dropped, dtype=torch.float64)
             told["left_out"] = int(self.world.all_reduce(mine))
         return told
 
@@ -293,11 +293,11 @@ class _Trainer:
 
     def save(self) -> Path:
         """Begin to save everything the run needs to go on."""
-        states = self.world.gather(self.stream.state())
-        lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
+        states = self.world.gather(self.stream.state_dict())
+        streams = {number: each for state in states for number, each in state["streams"].items()}
         progress = saves.Progress(
             step=self.step,
-            data=states[0] | {"lanes": lanes},
+            data=states[0] | {"streams": streams},
             run=to_dict(self.run),
             watch=self.watch.state(),
         )
@@ -347,5 +347,5 @@ class _Trainer:
 
 
 def _only(state: dict[str, Any], lanes: range) -> dict[str, Any]:
-    mine = {number: lane for number, lane in state["lanes"].items() if int(number) in lanes}
-    return state | {"lanes": mine}
+    mine = {number: each for number, each in state["streams"].items() if int(number) in lanes}
+    return state | {"streams": mine}

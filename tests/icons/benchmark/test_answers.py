@@ -11,7 +11,7 @@ from liquidmm.errors import DataError
 def test_captions_count_concepts_and_styles(evaluate: Any, model: Any, tmp_path: Path) -> None:
     report = evaluate("captions", out=tmp_path)
     result = report.to_dict()
-    assert {name: figure["value"] for name, figure in result["figures"].items()} == {
+    assert {name: metric["value"] for name, metric in result["figures"].items()} == {
         "trained": 100.0,
         "trained_style": 100.0,
         "held_out_pairs": 100.0,

@@ -22,8 +22,8 @@ from liquidmm.data.records import (
     ImageSource,
     Message,
     Role,
+    metadata,
     parse_image,
-    provenance,
 )
 from liquidmm.data.validation import describe, names, string
 from liquidmm.errors import DataError, suggest
@@ -69,7 +69,7 @@ def parse_conversation(obj: Mapping[str, Any], where: str, root: Path | str) -> 
         key=_key(obj, where),
         messages=_place_images(messages, len(images), where),
         images=images,
-        **provenance(obj, where),
+        **metadata(obj, where),
     )
 
 
