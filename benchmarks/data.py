@@ -32,8 +32,8 @@ from _reference import encode_reference, stock_encoder
 from _results import SECONDS, Integers, Names, Result, machine, progress, script
 from liquidmm.data.readers import Chunk, SourceConfig, list_chunks, read_chunk
 from liquidmm.data.shard_writer import write_shard
-from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
-from liquidmm.encode.part import PartEncoder
+from liquidmm.encode import EncoderConfig, ImageTransform, TokenizerFile
+from liquidmm.encode.chunk_encoder import ChunkEncoder
 from liquidmm.errors import ConfigError
 from liquidmm.generate.load import DEFAULT_MODEL
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
@@ -283,14 +283,14 @@ def _encode_chunk(task: EncodingTask, number: int) -> int:
 
 
 @cache
-def _open_encoder(task: EncodingTask) -> tuple[VQGANTokenizer, PartEncoder]:
+def _open_encoder(task: EncodingTask) -> tuple[VQGANTokenizer, ChunkEncoder]:
     """Prepare a process; its threads end with it."""
     tune_cpu_allocator()
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
-    config = EncodeConfig(size=task.size)
-    preparation = Preparation(config, tokenizer.downsample_factor)
-    return tokenizer, PartEncoder(tokenizer, preparation, config.batch_size, task.decode_threads)
+    config = EncoderConfig(resolution=task.size)
+    transform = ImageTransform(config, tokenizer.downsample_factor)
+    return tokenizer, ChunkEncoder(tokenizer, transform, config.batch_size, task.decode_threads)
 
 
 def extrapolate(result: Result, flops: float) -> None:

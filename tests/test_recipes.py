@@ -8,7 +8,7 @@ import pytest
 
 from liquidmm.cli.init import InitRunConfig
 from liquidmm.config import load_run
-from liquidmm.encode import EncodeRun
+from liquidmm.encode import EncodeConfig
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 from liquidmm.train.config import TrainConfig
 
@@ -67,7 +67,7 @@ def schema_of(path: Path) -> Any:
         for key, schema in (
             ("vqgan", TrainTokenizerConfig),
             ("texts", InitRunConfig),
-            ("source", EncodeRun),
+            ("source", EncodeConfig),
         )
         if key in keys
     )
@@ -80,7 +80,7 @@ def test_every_recipe_is_valid(path):
 
 def test_all_kinds_are_there():
     names = [schema_of(path).__name__ for path in FILES]
-    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeRun"} == set(names)
+    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeConfig"} == set(names)
     assert len(PARTS) == 4
 
 

@@ -59,13 +59,11 @@ def begin(folder: Path, provenance: Provenance, num_chunks: int) -> list[int]:
             difference is named), or other files.
         LiquidError: The folder cannot be written.
     """
+    # looked at before the manifest, which another process may be writing at the same time
+    occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     exists = (folder / MANIFEST).exists()
     complete = exists and _check(folder, provenance, num_chunks).complete
-    if (
-        not exists
-        and folder.is_dir()
-        and any(not path.name.startswith(".") for path in folder.iterdir())
-    ):
+    if occupied and not exists:
         raise DataError(
             f"{folder}: contains other files and no {MANIFEST}. Choose an empty or a new folder."
         )

@@ -1,4 +1,4 @@
-"""Several workers, and what is killed: the folder is always the one of a run in one process."""
+"""Several workers, some of them killed: the folder always equals that of a single process."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from liquidmm.errors import LiquidError
 
 @pytest.fixture(scope="module")
 def context():
-    """Processes that start at once, because what takes long is imported already."""
+    """Processes that start quickly, because slow imports are preloaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["liquidmm.encode", "liquidmm.image_tokenizer.tokenizer"])
     return context
@@ -26,7 +26,7 @@ def context():
 def wait_for(done, seconds=60):
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "nothing happens"
+        assert time.monotonic() < end, "no progress"
         time.sleep(0.001)
 
 
@@ -35,7 +35,7 @@ def shards(folder):
 
 
 def encoding(run):
-    """Return the processes below one that load the tokenizer and encode."""
+    """Return the worker processes of a run."""
     return [
         process
         for process in psutil.Process(run).children(recursive=True)
@@ -43,17 +43,17 @@ def encoding(run):
     ]
 
 
-def test_two_workers_write_what_one_writes(whole, tmp_path):
-    encode(*whole.arguments(tmp_path / "out", workers=2))
+def test_two_workers_write_the_same_bytes_as_one(whole, tmp_path):
+    encode(*whole.arguments(tmp_path / "out", num=2))
     whole.assert_same(tmp_path / "out")
 
 
-def test_killed_ten_times(whole, tmp_path, context):
-    """Whatever instant the run is killed at, the next one goes on from there."""
+@pytest.mark.slow
+def test_run_killed_ten_times_is_resumed(whole, tmp_path, context):
     chance = random.Random(0)
     out = tmp_path / "out"
     for kill in range(10):
-        run = context.Process(target=encode, args=whole.arguments(out, workers=1))
+        run = context.Process(target=encode, args=whole.arguments(out, num=1))
         run.start()
         wanted = shards(out) + chance.randint(0, 3)
         wait_for(lambda wanted=wanted: shards(out) >= wanted and (out / ".encode").exists())
@@ -62,13 +62,14 @@ def test_killed_ten_times(whole, tmp_path, context):
         run.join()
         assert run.exitcode == -signal.SIGKILL, kill
         assert shards(out) < 30, kill
-    encode(*whole.arguments(out, workers=1))
+    encode(*whole.arguments(out, num=1))
     whole.assert_same(out)
 
 
-def test_workers_end_with_the_process_that_started_them(whole, tmp_path, context):
+@pytest.mark.slow
+def test_workers_end_with_their_parent(whole, tmp_path, context):
     out = tmp_path / "out"
-    run = context.Process(target=encode, args=whole.arguments(out, workers=2))
+    run = context.Process(target=encode, args=whole.arguments(out, num=2))
     run.start()
     wait_for(lambda: shards(out) >= 2)
     below = psutil.Process(run.pid).children(recursive=True)
@@ -77,11 +78,12 @@ def test_workers_end_with_the_process_that_started_them(whole, tmp_path, context
     _, alive = psutil.wait_procs(below, timeout=30)
     assert alive == []
     assert 2 <= shards(out) < 30
-    encode(*whole.arguments(out, workers=1))
+    encode(*whole.arguments(out, num=1))
     whole.assert_same(out)
 
 
-def test_the_run_goes_on_when_a_worker_is_killed(whole, tmp_path, caplog):
+@pytest.mark.slow
+def test_run_continues_when_a_worker_is_killed(whole, tmp_path, caplog):
     out = tmp_path / "out"
     killed = []
 
@@ -92,14 +94,14 @@ def test_the_run_goes_on_when_a_worker_is_killed(whole, tmp_path, caplog):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    encode(*whole.arguments(out, workers=2))
+    encode(*whole.arguments(out, num=2))
     killer.join()
     assert killed
     assert "a worker process was killed" in caplog.text
     whole.assert_same(out)
 
 
-def test_what_goes_wrong_in_a_worker_ends_the_run(whole, tmp_path):
+def test_error_in_a_worker_ends_the_run(whole, tmp_path):
     out = tmp_path / "out"
 
     def stop():
@@ -109,8 +111,8 @@ def test_what_goes_wrong_in_a_worker_ends_the_run(whole, tmp_path):
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(LiquidError, match="the disk is full"):
-        encode(*whole.arguments(out, workers=2))
+        encode(*whole.arguments(out, num=2))
     stopper.join()
     assert (out / "rejected.jsonl").exists()
-    encode(*whole.arguments(out, workers=1))
+    encode(*whole.arguments(out, num=1))
     whole.assert_same(out)

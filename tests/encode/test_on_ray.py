@@ -1,4 +1,4 @@
-"""The same tasks on a Ray cluster of this machine."""
+"""Workers on a Ray cluster of this machine."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from liquidmm.encode import encode
+from liquidmm.encode import RayConfig, encode
 from liquidmm.errors import ConfigError
 
-ray = pytest.importorskip("ray", reason="needs the extra ray")
+ray = pytest.importorskip("ray", reason="needs the extra cluster")
 
 
 @dataclass(frozen=True)
 class Slow:
-    """An image tokenizer that says which process it is in, and takes its time."""
+    """A slow image tokenizer that records the processes that load it."""
 
     folder: Path
     seconds: float
@@ -38,8 +38,9 @@ class Slow:
         return pixels.float().mean((1, 2, 3)).round().long()[:, None, None]
 
 
-def test_a_killed_worker_loses_nothing(whole, tmp_path, monkeypatch):
-    # Ray lets workers wait for everything else that the machine does
+@pytest.mark.slow
+def test_killed_worker_loses_no_shards(whole, tmp_path, monkeypatch):
+    # Ray runs workers with a low priority
     monkeypatch.setenv("RAY_worker_niceness", "0")
     out, workers = tmp_path / "out", tmp_path / "workers"
     workers.mkdir()
@@ -57,7 +58,7 @@ def test_a_killed_worker_loses_nothing(whole, tmp_path, monkeypatch):
     slow = replace(whole, tokenizer=Slow(workers, 0.1), folder=tmp_path / "whole")
     killer = threading.Thread(target=kill)
     killer.start()
-    encode(*slow.arguments(out, kind="ray", workers=2, tasks=2, address="local", memory=1))
+    encode(*slow.arguments(out, num=2), RayConfig(address="local", memory=1))
     killer.join()
     assert not ray.is_initialized()
     assert len(list(workers.iterdir())) >= 3  # this process, two workers, perhaps one more
@@ -65,10 +66,10 @@ def test_a_killed_worker_loses_nothing(whole, tmp_path, monkeypatch):
     slow.assert_same(out)
 
 
-def test_no_cluster(whole, tmp_path, monkeypatch):
+def test_no_ray_cluster_is_reported(whole, tmp_path, monkeypatch):
     def refuse(**options):
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ConfigError, match=r"engine\.address: no Ray cluster at 'auto'"):
-        encode(*whole.arguments(tmp_path / "out", kind="ray", workers=1))
+    with pytest.raises(ConfigError, match=r"ray\.address: .*'auto'"):
+        encode(*whole.arguments(tmp_path / "out", num=1), RayConfig())
