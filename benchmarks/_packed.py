@@ -21,13 +21,20 @@ from liquidmm.data.examples import IGNORE_INDEX, TASKS
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
 from liquidmm.runtime import resolve_device, tune_cpu_allocator
-from liquidmm.train.batch import Batch, hidden_states
+from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainConfig
 from liquidmm.train.distributed import Distributed, ParallelConfig
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.metrics import LossMeter
-from liquidmm.train.model import LiquidForTraining, ModelConfig, load_for_training, prepare
-from liquidmm.train.step import Stepper
+from liquidmm.train.model import (
+    LiquidForTraining,
+    ModelConfig,
+    hidden_states,
+    load_for_training,
+    prepare,
+)
+from liquidmm.train.optim import build_optimizers, clip_gradients, optimizer_step
+from liquidmm.train.trainer import forward_backward
 from liquidmm.vocabulary import Vocabulary
 
 _CHECKED_SEQUENCES = 2
@@ -37,23 +44,21 @@ def train_packed(task: TrainingTask, pacer: Pacer) -> None:
     """Train as `liquid train` does; counts tokens and the time of the data."""
     tune_cpu_allocator()
     trainee = prepare_model(task, task.model, task.precision)
-    stepper = Stepper(
-        trainee,
-        task.optim,
-        Distributed(task.device),
-        part_rows=task.loop.micro_batch_size,
-    )
+    optimizers = build_optimizers(trainee.model, task.optim)
+    world, size = Distributed(task.device), task.loop.micro_batch_size
     stream = task.open_stream()
     while pacer.wait():
         start = time.perf_counter()
-        sequences = stream.next(task.lanes)
-        batch = Batch.of(sequences, pacer.device)
+        sequences = stream.next(task.streams)
+        batch = Batch.from_sequences(sequences, pacer.device)
         loading = time.perf_counter() - start
         meter = LossMeter(TASKS)
-        norm = stepper.gradients(batch, int(batch.labels), meter)
+        targets = int(batch.num_targets)
+        forward_backward(trainee, batch, targets, meter, world, micro_batch_size=size)
+        norm = clip_gradients(optimizers, task.optim.grad_clip)
         assert math.isfinite(norm), "the gradient is not finite"
         meter.report()
-        stepper.update(task.optim.lr)
+        optimizer_step(optimizers, task.optim.lr)
         pacer.count(loading=loading, **count(sequences))
 
 
@@ -104,7 +109,7 @@ def prepare_model(
 def compare_paths(task: TrainingTask, pacer: Pacer) -> None:
     """Compare the fast path of a task with float32 and sdpa; counts the three differences."""
     sequences = task.open_stream().next(range(_CHECKED_SEQUENCES))
-    batch = Batch.of(sequences, pacer.device)
+    batch = Batch.from_sequences(sequences, pacer.device)
     plain = replace(task.model, attn_implementation="sdpa", compile=False)
     real = batch.task_ids.cpu() >= 0
     while pacer.wait():

@@ -154,7 +154,7 @@ class TrainingTask:
     device: str
 
     @property
-    def lanes(self) -> range:
+    def streams(self) -> range:
         """The streams of one step."""
         return range(self.loop.global_batch_size)
 

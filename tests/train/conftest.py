@@ -92,7 +92,7 @@ def plan(tmp_path, shards, checkpoint_folder) -> dict[str, Any]:
 
 
 class Launcher:
-    """Starts the ranks of runs and remembers what errors they told."""
+    """Starts the ranks of runs and collects their errors."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -100,7 +100,10 @@ class Launcher:
     def __call__(
         self, plan: dict[str, Any], ranks: int = 1, *, resume: bool = False, patch: str = ""
     ) -> list[int]:
-        """Run all ranks to their end; ``patch`` is code to run before. Give the exit codes."""
+        """Run all ranks to the end and return their exit codes.
+
+        ``patch`` is code that runs first; it may define the hooks on_step and on_sample.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -123,8 +126,8 @@ class Launcher:
             process.join(180)
         return [process.exitcode for process in processes]
 
-    def told(self) -> list[str]:
-        """Give the errors so far."""
+    def errors(self) -> list[str]:
+        """Return the errors so far."""
         return self._log.read_text().splitlines() if self._log.exists() else []
 
 

@@ -1,10 +1,4 @@
-"""Conversations in the layouts of published instruction data.
-
-==============  ============================================================================
-LLaVA           `conversations` of `from` and `value`, and `image`; also Mini-Gemini
-ShareGPT        the same without `image`
-LMSYS-Chat-1M   `conversation` of `role` and `content`
-==============  ============================================================================
+"""Conversations in the layouts of published instruction data: LLaVA, ShareGPT, LMSYS-Chat-1M.
 
 Text is kept as published. A conversation is accepted or rejected as a whole: after an optional
 system turn, user and assistant must alternate, and the user begins. Other keys (`model`,
