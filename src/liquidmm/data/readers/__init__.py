@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from liquidmm.data.readers import registry
-from liquidmm.data.readers.chunks import Chunk, FileRange, ParsedRecord, group_ranges
+from liquidmm.data.readers.chunks import Chunk, ParsedRecord, group_ranges
 from liquidmm.data.readers.config import Fields, SourceConfig
 from liquidmm.data.readers.files import is_url
 from liquidmm.data.readers.registry import digest
@@ -35,7 +35,6 @@ from liquidmm.errors import ConfigError, DataError
 __all__ = [
     "Chunk",
     "Fields",
-    "FileRange",
     "ParsedRecord",
     "SourceConfig",
     "digest",

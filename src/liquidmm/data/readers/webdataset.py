@@ -135,7 +135,7 @@ def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
         for field in fields:
             if f".{field}" in UNSUPPORTED_SUFFIXES:
                 raise DataError(f"unsupported image format '{field}'. Convert it to PNG or JPEG.")
-        raise DataError(f"no image (members: {', '.join(fields)}). Remove the sample.")
+        raise DataError(f"no image (members: {', '.join(fields)}). Drop the sample.")
     return image
 
 
