@@ -3,8 +3,8 @@
 They are written with the public interface of transformers only. Training is `transformers.Trainer`
 on batches padded to their longest sequence, with all logits and the model's own loss. Generation is
 a loop that computes the whole head over a concatenated cache and sorts the whole vocabulary in
-every step, or `generate` with a static cache. Encoding is one image at a time in float32. With
-greedy sampling all ways to generate give the same codes.
+every step, or `generate` with a static cache; with greedy sampling both give the same codes as our
+engine.
 """
 
 from __future__ import annotations
