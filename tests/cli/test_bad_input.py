@@ -51,7 +51,7 @@ CASES = {
         command=f"describe {{tmp}}/text.png {MODEL}", words=("text.png", "not an image")
     ),
     "folder instead of an image": Case(
-        command=f"describe {{tmp}} {MODEL}", words=("is a folder", "Give a")
+        command=f"describe {{tmp}} {MODEL}", words=("is a folder", "Use a")
     ),
     "empty prompt": Case(
         command=f"generate _ {OUT} {MODEL}", words=("prompt", "empty", "Describe")

@@ -191,7 +191,9 @@ def test_a_picture_in_an_answer_is_shown_where_it_stands(
 def test_a_text_model_chats_but_says_that_it_cannot_draw(checkpoint_folder: Path) -> None:
     full = Checkpoint.load(checkpoint_folder, "cpu", "float32")
     processor = type(full.processor)(full.processor.tokenizer, full.vocabulary)
-    text_only = Liquid.from_checkpoint(dataclasses.replace(full, images=None, processor=processor))
+    text_only = Liquid.from_checkpoint(
+        dataclasses.replace(full, image_tokenizer=None, processor=processor)
+    )
     assert isinstance(text_only.chat([user("Hello")], max_tokens=4).text, str)
     with pytest.raises(CheckpointError, match="not trained on pictures"):
         text_only.draw("an apple")
