@@ -102,7 +102,7 @@ def measure_encoding(result: Result, sizes: EncodingSizes, checkpoint: Path, dev
 
 
 class _EncodingBenchmark:
-    """The comparison with one tokenizer, in a folder of its own."""
+    """The comparison with one tokenizer, in a separate folder."""
 
     def __init__(
         self,
