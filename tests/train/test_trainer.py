@@ -290,7 +290,7 @@ def test_twenty_pairs_memorized(plan, tmp_path, write_shards):
     train(run)
     last = read_metrics(run.out / "metrics.jsonl")[-1]
     for task in tasks:
-        assert last[f"validation/accuracy/pairs/{task}"] > 0.99
+        assert last[f"eval/accuracy/pairs/{task}"] > 0.99
 
 
 COLORS = ("red", "blue", "green", "yellow")
