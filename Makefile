@@ -19,7 +19,7 @@ help:
 
 venv: .venv/.ready
 
-.venv/.ready: pyproject.toml setup.py constraints.txt scripts/setup.sh $(wildcard src/liquidmm/generate/decoders/*.[ch])
+.venv/.ready: pyproject.toml setup.py constraints.txt scripts/setup.sh $(wildcard src/liquidmm/generate/backends/cpu/*.[ch])
 	PYTHON="$(PYTHON)" bash scripts/setup.sh
 	@touch $@
 
