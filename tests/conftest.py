@@ -18,7 +18,7 @@ from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.model.scratch import ScratchConfig, build_base
+from liquidmm.model.init_model import InitConfig, create_base_model
 from liquidmm.prompts import CHATML_TEMPLATE, GEMMA_TEMPLATE
 
 TEXTS = [
@@ -84,10 +84,16 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tied head, made from scratch; its tokenizer has reserved tokens."""
-    shape = ScratchConfig(
-        vocab_size=360, hidden=32, layers=2, heads=2, kv_heads=1, intermediate=48, context=256
+    shape = InitConfig(
+        vocab_size=360,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        max_position_embeddings=256,
     )
-    return build_base(TEXTS, tmp_path_factory.mktemp("llama") / "base", shape)
+    return create_base_model(TEXTS, tmp_path_factory.mktemp("llama") / "base", shape)
 
 
 @pytest.fixture(scope="session")
@@ -233,12 +239,12 @@ def write_folder() -> Callable[..., Path]:
         *shards: list[Row],
         fingerprint: str = "f00d",
         codebook_size: int = CODEBOOK_SIZE,
-        factor: int = 4,
+        downsample_factor: int = 4,
     ) -> Path:
         origin = Provenance(
             fingerprint=fingerprint,
             codebook_size=codebook_size,
-            factor=factor,
+            downsample_factor=downsample_factor,
             source="s",
             source_digest="d",
             settings={},

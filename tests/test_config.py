@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Le
 
-from liquidmm.config import from_dict, load_run, to_dict
+from liquidmm.config import check_ranges, from_dict, load_run, to_dict
 from liquidmm.errors import ConfigError
 
 
@@ -19,15 +21,29 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimizer:
+    RENAMED: ClassVar[Mapping[str, str]] = {"beta": "betas"}
+
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     fused: bool = False
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
-            raise ConfigError(f"lr: must be above 0 ({self.lr}). Try 1e-4.")
+            raise ConfigError(f"lr: expected a number above 0, got {self.lr}. Try 1e-4.")
         if self.betas[0] > self.betas[1]:
-            raise ValueError("the betas are the wrong way round.")
+            raise ValueError("the betas are in the wrong order.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranges:
+    count: Annotated[int, Ge(1)] = 1
+    share: Annotated[float, Ge(0), Le(1)] = 0.5
+    scale: float = 1.0
+    limit: Annotated[int, Ge(0)] | None = None
+    sizes: tuple[Annotated[int, Gt(0)], ...] = (8,)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +71,7 @@ FULL = {
 }
 
 
-def test_builds_nested_dataclasses():
+def test_from_dict_builds_nested_dataclasses():
     run = from_dict(Run, FULL, "run.toml")
     assert run == Run(
         steps=10,
@@ -71,7 +87,7 @@ def test_builds_nested_dataclasses():
     assert isinstance(run.sources[1].weight, float)
 
 
-def test_defaults_and_json_round_trip():
+def test_to_dict_round_trips_through_json():
     assert from_dict(Run, {"steps": 1}, "x") == Run(steps=1)
     run = from_dict(Run, FULL, "run.toml")
     plain = json.loads(json.dumps(to_dict(run)))
@@ -83,57 +99,56 @@ def test_defaults_and_json_round_trip():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": 1}, "run.toml: step: is an unknown key. Did you mean 'steps'?"),
-        (
-            {"optimizer": {"lrr": 1}},
-            "run.toml: optimizer.lrr: is an unknown key. Did you mean 'lr'?",
-        ),
-        (
-            {"sources": [{"path": "a"}, {}]},
-            "run.toml: sources.1.path: is missing. Add it to the run file or give it with --set.",
-        ),
-        ({"steps": True}, "run.toml: steps: must be a whole number, not True."),
-        ({"steps": 1.0}, "run.toml: steps: must be a whole number, not 1.0."),
-        ({"optimizer": {"lr": "1e-5"}}, "run.toml: optimizer.lr: must be a number, not '1e-5'."),
-        (
-            {"optimizer": {"fused": 1}},
-            "run.toml: optimizer.fused: must be true or false, not 1.",
-        ),
-        ({"optimizer": 3}, "run.toml: optimizer: must be a table, not 3."),
-        ({"optimizer": {"betas": [1]}}, "run.toml: optimizer.betas: has 1 entries. Give 2."),
-        ({"names": "a"}, "run.toml: names: must be a list, not 'a'."),
-        ({"names": ["a", 1]}, "run.toml: names.1: must be a string, not 1."),
-        ({"limits": {"x": "y"}}, "run.toml: limits.x: must be a whole number, not 'y'."),
-        ({"size": "big"}, "run.toml: size: must be a whole number or a list, not 'big'."),
-        (
-            {"precision": "bfloat"},
-            (
-                "run.toml: precision: must be one of 'float32', 'bfloat16', not 'bfloat'."
-                " Did you mean 'bfloat16'?"
-            ),
-        ),
-        (
-            {"optimizer": {"lr": -1}},
-            "run.toml: optimizer.lr: must be above 0 (-1.0). Try 1e-4.",
-        ),
-        (
-            {"optimizer": {"betas": [0.9, 0.5]}},
-            "run.toml: optimizer: the betas are the wrong way round.",
-        ),
+        ({"step": 1}, r"step: .*'steps'\?$"),
+        ({"optimizer": {"lrr": 1}}, r"optimizer\.lrr: .*'lr'\?$"),
+        ({"sources": [{"path": "a"}, {}]}, r"sources\.1\.path: missing.*--set"),
+        ({"steps": True}, r"steps: .*integer.*True"),
+        ({"steps": 1.0}, r"steps: .*integer.*1\.0"),
+        ({"optimizer": {"lr": "1e-5"}}, r"optimizer\.lr: .*number.*'1e-5'"),
+        ({"optimizer": {"fused": 1}}, r"optimizer\.fused: .*true or false.*1"),
+        ({"optimizer": 3}, r"optimizer: .*table.*3"),
+        ({"optimizer": {"betas": [1]}}, r"optimizer\.betas: .*2.*1"),
+        ({"names": "a"}, r"names: .*list.*'a'"),
+        ({"names": ["a", 1]}, r"names\.1: .*string.*1"),
+        ({"limits": {"x": "y"}}, r"limits\.x: .*integer.*'y'"),
+        ({"size": "big"}, r"size: .*integer or a list.*'big'"),
+        ({"precision": "bfloat"}, r"precision: .*'float32', 'bfloat16'.*'bfloat'.*'bfloat16'\?$"),
+        ({"optimizer": {"lr": -1}}, r"optimizer\.lr: .*above 0.*-1\.0"),
+        ({"optimizer": {"beta": [0, 1]}}, r"optimizer\.beta: .*'betas'\.$"),
+        ({"optimizer": {"betas": [0.9, 0.5]}}, r"optimizer: the betas are in the wrong order"),
     ],
 )
-def test_refuses(change, message):
-    with pytest.raises(ConfigError) as caught:
+def test_from_dict_invalid_value_names_key_and_value(change, message):
+    with pytest.raises(ConfigError, match=rf"^run\.toml: {message}"):
         from_dict(Run, {"steps": 1, **change}, "run.toml")
-    assert str(caught.value) == message
 
 
-def test_missing_key():
-    with pytest.raises(ConfigError, match=r"^x: steps: is missing\."):
+def test_from_dict_missing_key_is_named():
+    with pytest.raises(ConfigError, match=r"^x: steps: missing"):
         from_dict(Run, {}, "x")
 
 
-def test_load_run_with_overrides(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, r"^count: .*at least 1.*0"),
+        ({"share": 1.5}, r"^share: .*at least 0.*at most 1.*1\.5"),
+        ({"share": float("nan")}, r"^share: .*nan"),
+        ({"scale": float("inf")}, r"^scale: .*finite.*inf"),
+        ({"limit": -1}, r"^limit: .*at least 0.*-1"),
+        ({"sizes": (8, 0)}, r"^sizes: .*above 0.*\(8, 0\)"),
+    ],
+)
+def test_check_ranges_names_field_and_value(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Ranges(**values)
+
+
+def test_check_ranges_accepts_bounds_and_none():
+    assert Ranges(count=1, share=1.0, limit=None, sizes=()).share == 1.0
+
+
+def test_load_run_applies_overrides(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
         'steps = 3\n[optimizer]\nlr = 1e-3\n[[sources]]\npath = "a"\n[[sources]]\npath = "b"\n'
@@ -162,32 +177,32 @@ def test_load_run_with_overrides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
-        ("steps", "--set steps: has no key and value"),
-        ("=1", "--set =1: has no key and value"),
-        ("a..b=1", "--set a..b=1: has no key and value"),
-        ("steps.x=1", "'x' would lie below a value that is no table"),
-        ("steps.x.y=1", "'x' would lie below a value that is no table"),
-        ("names.4=x", "'4' is no place in a list of 1"),
-        ("stepps=1", "stepps: is an unknown key. Did you mean 'steps'?"),
-        ("steps=1\nprecision='bfloat16'", "steps: must be a whole number"),
+        ("steps", r"^--set steps: .*key=value"),
+        ("=1", r"^--set =1: .*key=value"),
+        ("a..b=1", r"^--set a\.\.b=1: .*key=value"),
+        ("steps.x=1", r"^--set steps\.x=1: 'x'.*table"),
+        ("steps.x.y=1", r"^--set steps\.x\.y=1: 'x'.*table"),
+        ("names.4=x", r"^--set names\.4=x: .*0 to 0.*'4'"),
+        ("sources.0=x", r"^--set sources\.0=x: .*empty list.*'0'"),
+        ("stepps=1", r"stepps: .*'steps'\?$"),
+        ("steps=1\nprecision='bfloat16'", r"steps: .*integer"),
     ],
 )
-def test_refuses_overrides(tmp_path, override, words):
+def test_load_run_invalid_override_is_named(tmp_path, override, message):
     file = tmp_path / "run.toml"
-    file.write_text('steps = 3\nnames = ["a"]\n')
-    with pytest.raises(ConfigError) as caught:
+    file.write_text('steps = 3\nnames = ["a"]\nsources = []\n')
+    with pytest.raises(ConfigError, match=message):
         load_run(Run, file, [override])
-    assert words in str(caught.value)
 
 
-def test_unreadable_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.toml: can't be read \(No such file"):
+def test_load_run_unreadable_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: .*\(No such file"):
         load_run(Run, tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("steps = \n")
-    with pytest.raises(ConfigError, match=r"broken\.toml: is not valid TOML \(.*line 1"):
+    with pytest.raises(ConfigError, match=r"broken\.toml: .*TOML.*line 1"):
         load_run(Run, broken)
 
 
@@ -212,7 +227,7 @@ def write(folder, **files):
         (folder / f"{name}.toml").write_text(text)
 
 
-def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
+def test_extends_merges_tables_and_replaces_other_values(tmp_path):
     write(tmp_path, parent=PARENT)
     write(
         tmp_path / "sub",
@@ -232,7 +247,7 @@ def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
     changed = load_run(Run, grandchild, ["optimizer.fused=false", "sources.0.weight=2"])
     assert changed.optimizer == Optimizer(lr=2e-5)
     assert changed.sources[0].weight == 2.0
-    # the file that is built on stays a run file of its own
+    # the extended file remains a complete run file
     assert load_run(Run, tmp_path / "parent.toml").names == ("a", "b")
 
 
@@ -241,58 +256,39 @@ def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
     [
         (
             {"run": 'extends = "none.toml"'},
-            (
-                "{0}/run.toml: extends: {0}/none.toml can't be read (No such file or directory). "
-                "Name a TOML file by its path from {0}."
-            ),
+            r"^{0}/run\.toml: extends: {0}/none\.toml .*\(No such file or directory\)\..* {0}\.$",
         ),
         (
             {"run": 'extends = "a.toml"', "a": 'extends = "none.toml"'},
-            (
-                "{0}/a.toml: extends: {0}/none.toml can't be read (No such file or directory). "
-                "Name a TOML file by its path from {0}."
-            ),
+            r"^{0}/a\.toml: extends: {0}/none\.toml .*\(No such file or directory\)\..* {0}\.$",
         ),
         (
             {"run": 'extends = "run.toml"'},
-            "{0}/run.toml: extends: goes round in a circle: {0}/run.toml -> {0}/run.toml. Cut it.",
+            r"^{0}/run\.toml: extends: .*: {0}/run\.toml -> {0}/run\.toml\.",
         ),
         (
             {"run": 'extends = "a.toml"', "a": 'extends = "./run.toml"'},
-            (
-                "{0}/a.toml: extends: goes round in a circle: {0}/run.toml -> {0}/a.toml -> "
-                "{0}/run.toml. Cut it."
-            ),
+            r"^{0}/a\.toml: extends: .*: {0}/run\.toml -> {0}/a\.toml -> {0}/run\.toml\.",
         ),
-        ({"run": "extends = 3"}, "{0}/run.toml: extends: must be a path, not 3."),
-        (
-            {"run": 'extends = "a.toml"', "a": "steps = x"},
-            (
-                "{0}/a.toml: is not valid TOML (Invalid value (at line 1, column 9)). "
-                "Correct that line."
-            ),
-        ),
-        (
-            {"run": 'extends = "a.toml"', "a": "stepps = 1"},
-            "{0}/run.toml: stepps: is an unknown key. Did you mean 'steps'?",
-        ),
+        ({"run": "extends = 3"}, r"^{0}/run\.toml: extends: .*path.*3"),
+        ({"run": 'extends = "a.toml"', "a": "steps = x"}, r"^{0}/a\.toml: .*line 1, column 9"),
+        ({"run": 'extends = "a.toml"', "a": "stepps = 1"}, r"^{0}/run\.toml: stepps: .*'steps'\?$"),
         (
             {"run": "steps = 1\n[optimizer]\nextends = 'a.toml'"},
-            "{0}/run.toml: optimizer.extends: is an unknown key.",
+            r"^{0}/run\.toml: optimizer\.extends: unknown key",
         ),
     ],
 )
-def test_refuses_extends(tmp_path, files, message):
+def test_extends_invalid_value_is_named(tmp_path, files, message):
     write(tmp_path, **files)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=message.replace("{0}", str(tmp_path))) as caught:
         load_run(Run, tmp_path / "run.toml")
-    assert str(caught.value).startswith(message.format(tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_extends_is_no_setting(tmp_path):
+def test_extends_in_override_or_dict_is_unknown(tmp_path):
     write(tmp_path, parent=PARENT, run="steps = 1")
-    with pytest.raises(ConfigError, match=r"run\.toml: extends: is an unknown key"):
+    with pytest.raises(ConfigError, match=r"run\.toml: extends: unknown key"):
         load_run(Run, tmp_path / "run.toml", ["extends=parent.toml"])
-    with pytest.raises(ConfigError, match=r"^x: extends: is an unknown key"):
+    with pytest.raises(ConfigError, match=r"^x: extends: unknown key"):
         from_dict(Run, {"steps": 1, "extends": "parent.toml"}, "x")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from liquidmm.cli.init_base import BaseRun
+from liquidmm.cli.init import InitRunConfig
 from liquidmm.config import load_run
 from liquidmm.encode import EncodeRun
-from liquidmm.image_tokenizer.training.config import TokenizerRun
-from liquidmm.train.config import TrainRun
+from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
+from liquidmm.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -61,10 +61,14 @@ def schema_of(path: Path) -> Any:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         keys |= data.keys()
     if {"checkpoint", "train"} <= keys:
-        return TrainRun
+        return TrainConfig
     return next(
         schema
-        for key, schema in (("vqgan", TokenizerRun), ("base", BaseRun), ("source", EncodeRun))
+        for key, schema in (
+            ("vqgan", TrainTokenizerConfig),
+            ("texts", InitRunConfig),
+            ("source", EncodeRun),
+        )
         if key in keys
     )
 
@@ -76,36 +80,36 @@ def test_every_recipe_is_valid(path):
 
 def test_all_kinds_are_there():
     names = [schema_of(path).__name__ for path in FILES]
-    assert {"TrainRun", "TokenizerRun", "BaseRun", "EncodeRun"} == set(names)
+    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeRun"} == set(names)
     assert len(PARTS) == 4
 
 
 def test_the_paper_has_these_runs():
-    found = {path.stem for path in FILES if path.parent == PAPER and schema_of(path) is TrainRun}
+    found = {path.stem for path in FILES if path.parent == PAPER and schema_of(path) is TrainConfig}
     assert found == RUNS.keys()
     readme = (PAPER / "README.md").read_text(encoding="utf-8")
     assert [name for name in RUNS if f"| `{name}.toml` |" not in readme] == []
-    outs = {load_run(TrainRun, PAPER / f"{name}.toml").out for name in RUNS}
+    outs = {load_run(TrainConfig, PAPER / f"{name}.toml").out for name in RUNS}
     assert len(outs) == len(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_constants_of_the_paper(name):
-    run = load_run(TrainRun, PAPER / f"{name}.toml")
+    run = load_run(TrainConfig, PAPER / f"{name}.toml")
     ranks, steps, batch, schedule = RUNS[name]
     assert run.optim.lr == 2e-5
     assert run.optim.schedule == schedule
-    assert run.optim.clip == 0.5
-    assert run.optim.max_z == 2e-4
-    assert run.optim.matrices == "adamw"
+    assert run.optim.grad_clip == 0.5
+    assert run.optim.max_z_loss == 2e-4
+    assert run.optim.optimizer == "adamw"
     assert (run.optim.min_lr_ratio, run.optim.z_loss) == (0.0, 0.0)
-    assert run.data.length == 2048
-    assert run.data.render.guidance_dropout == 0.1
-    assert (run.data.render.draw_in_chat_share, run.data.render.opening_share) == (0.0, 0.0)
-    assert run.train.batch_rows == batch
+    assert run.data.seq_len == 2048
+    assert run.data.format.guidance_dropout == 0.1
+    assert (run.data.format.draw_in_chat_share, run.data.format.opening_share) == (0.0, 0.0)
+    assert run.train.global_batch_size == batch
     assert run.train.steps == steps
     assert run.train.precision == "bfloat16"
-    assert run.model.attention == "flex_attention"
+    assert run.model.attn_implementation == "flex_attention"
     assert run.model.lora is None
     assert run.model.freeze == ()
     sources: dict[tuple[str, str], float] = {}
@@ -122,17 +126,17 @@ def test_constants_of_the_paper(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_large_models_compute_activations_again(name):
-    run = load_run(TrainRun, PAPER / f"{name}.toml")
+    run = load_run(TrainConfig, PAPER / f"{name}.toml")
     small = name.startswith(SMALL)
-    assert run.model.checkpoint_activations is not small
-    assert run.parallel.reshard is not small
-    assert run.parallel.accumulate == ("whole" if small else "sharded")
+    assert run.model.activation_checkpointing is not small
+    assert run.parallel.reshard_after_forward is not small
+    assert run.parallel.grad_accumulation == ("full" if small else "sharded")
 
 
 def test_the_second_stage_starts_from_the_first():
-    first = load_run(TrainRun, PAPER / "gemma-7b-pretrain.toml")
-    second = load_run(TrainRun, PAPER / "gemma-7b-tune.toml")
+    first = load_run(TrainConfig, PAPER / "gemma-7b-pretrain.toml")
+    second = load_run(TrainConfig, PAPER / "gemma-7b-tune.toml")
     assert second.checkpoint == first.out / "final"
-    more = load_run(TrainRun, RECIPES / "icons" / "more.toml")
-    assert more.checkpoint == load_run(TrainRun, RECIPES / "icons" / "model.toml").out / "final"
-    assert (more.optim.matrices, more.optim.lr, more.train.steps) == ("muon", 1.2e-3, 6600)
+    more = load_run(TrainConfig, RECIPES / "icons" / "more.toml")
+    assert more.checkpoint == load_run(TrainConfig, RECIPES / "icons" / "model.toml").out / "final"
+    assert (more.optim.optimizer, more.optim.lr, more.train.steps) == ("muon", 1.2e-3, 6600)

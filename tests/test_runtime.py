@@ -10,7 +10,7 @@ import torch
 
 from liquidmm.errors import ConfigError, LiquidError, MissingExtraError
 from liquidmm.files import atomic_file, atomic_folder
-from liquidmm.runtime import generator, get_logger, require, resolve_device, resolve_dtype
+from liquidmm.runtime import generator, get_logger, require_extra, resolve_device, resolve_dtype
 
 
 def names(folder):
@@ -55,17 +55,17 @@ def test_generators_are_their_own():
         generator(-1)
 
 
-def test_require():
-    assert require("json", "x").__name__ == "json"
+def test_require_extra():
+    assert require_extra("json", "x").__name__ == "json"
     with pytest.raises(MissingExtraError, match=r'pip install "liquidmm\[gguf\]"'):
-        require("no_such_package_here.sub", "gguf")
+        require_extra("no_such_package_here.sub", "gguf")
 
 
 def test_require_shows_other_failures(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import no_such_package_here\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_package_here") as caught:
-        require("needs_more", "x")
+        require_extra("needs_more", "x")
     assert not isinstance(caught.value, MissingExtraError)
 
 

@@ -16,17 +16,17 @@ FIELDS = {
 VOCABULARY = Vocabulary(**FIELDS)
 
 
-def test_sizes():
+def test_size_and_image_slice():
     assert VOCABULARY.size == 112
     assert VOCABULARY.image_slice == slice(104, 112)
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
-def test_codes_to_ids_and_back(make):
+def test_codes_to_token_ids_and_back(make):
     codes = make([[0, 1, 7], [3, 3, 0]])
-    ids = VOCABULARY.to_ids(codes)
-    assert ids.tolist() == [[104, 105, 111], [107, 107, 104]]
-    assert VOCABULARY.to_codes(ids).tolist() == codes.tolist()
+    token_ids = VOCABULARY.to_token_ids(codes)
+    assert token_ids.tolist() == [[104, 105, 111], [107, 107, 104]]
+    assert VOCABULARY.to_codes(token_ids).tolist() == codes.tolist()
     assert VOCABULARY.is_image(make([103, 104, 111, 112, 7])).tolist() == [
         *(False, True, True),
         *(False, False),
@@ -34,22 +34,22 @@ def test_codes_to_ids_and_back(make):
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
-def test_a_wrong_id_or_code_is_named_and_never_clamped(make):
-    with pytest.raises(DataError, match=r"id 112 at position 2 is no image id \(104 to 111\)"):
+def test_value_out_of_range_is_named_not_clamped(make):
+    with pytest.raises(DataError, match=r"token id 112 at position 2 .*\(104 to 111\)"):
         VOCABULARY.to_codes(make([[104, 111], [112, 7]]))
-    with pytest.raises(DataError, match="id 8 at position 0"):
+    with pytest.raises(DataError, match="token id 8 at position 0"):
         VOCABULARY.to_codes(make([8]))
-    with pytest.raises(DataError, match=r"code 8 at position 1 is no image code \(0 to 7\)"):
-        VOCABULARY.to_ids(make([0, 8]))
+    with pytest.raises(DataError, match=r"code 8 at position 1 .*\(0 to 7\)"):
+        VOCABULARY.to_token_ids(make([0, 8]))
     with pytest.raises(ValueError, match="code -1"):
-        VOCABULARY.to_ids(make([-1]))
+        VOCABULARY.to_token_ids(make([-1]))
 
 
-def test_nothing_is_fine():
+def test_to_codes_accepts_empty():
     assert VOCABULARY.to_codes(torch.tensor([], dtype=torch.int64)).tolist() == []
 
 
-def test_round_trip_through_a_dict():
+def test_dict_round_trip():
     assert VOCABULARY.to_dict() == FIELDS
     assert Vocabulary.from_dict(VOCABULARY.to_dict()) == VOCABULARY
 
@@ -57,14 +57,14 @@ def test_round_trip_through_a_dict():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"codebook_size": 0}, "codebook_size is 0"),
-        ({"image_offset": 99}, "text_size is 100, image_offset 99"),
+        ({"codebook_size": 0}, "codebook_size: .*0"),
+        ({"image_offset": 99}, "text_size 100, image_offset 99"),
         ({"boi": 100}, r"\(100, 8, 9\)"),
-        ({"boi": 8}, "three different"),
-        ({"eoi": -1}, "three different"),
+        ({"boi": 8}, r"\(8, 8, 9\)"),
+        ({"eoi": -1}, r"\(7, -1, 9\)"),
     ],
 )
-def test_a_layout_that_cannot_be(change, words):
+def test_vocabulary_invalid_values_rejected(change, words):
     with pytest.raises(CheckpointError, match=words):
         Vocabulary(**{**FIELDS, **change})
 
@@ -72,12 +72,12 @@ def test_a_layout_that_cannot_be(change, words):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({}, r"f\.json: the vocabulary has the fields \[\]"),
+        ({}, r"f\.json: .*fields.*\[\]"),
         ({**FIELDS, "extra": 1}, "'extra'"),
-        ({**FIELDS, "boi": "7"}, r"f\.json: boi is '7'"),
-        ({**FIELDS, "boi": True}, "boi is True"),
+        ({**FIELDS, "boi": "7"}, r"f\.json: .*boi: .*'7'"),
+        ({**FIELDS, "boi": True}, "boi: .*True"),
     ],
 )
-def test_a_dict_that_is_no_layout(data, words):
+def test_from_dict_invalid_fields_rejected(data, words):
     with pytest.raises(CheckpointError, match=words):
         Vocabulary.from_dict(data, "f.json")

@@ -31,9 +31,9 @@ import torch
 import vllm
 
 from liquidmm.errors import LiquidError
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, SEED
-from liquidmm.export.vllm_backends import Backend, Completion, InProcess, Server
+from liquidmm.export.vllm_backends import Backend, CompletionRequest, InProcess, Server
 from liquidmm.export.vllm_client import VLLMClient
+from liquidmm.export.vllm_pairs import CODES, GUIDANCE, PAIR, ROLE, SEED
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.vocabulary import Vocabulary
 
@@ -90,7 +90,7 @@ class Comparison:
         """Captions, answers and chat beside transformers."""
         from transformers import AutoTokenizer
 
-        from liquidmm.generate.words import words
+        from liquidmm.generate.detokenize import detokenize
 
         client, found = self.client, self.found
         written = [client.describe(self.grid, max_tokens=found["text_ids"])]
@@ -104,11 +104,11 @@ class Comparison:
         ]
         tokenizer = AutoTokenizer.from_pretrained(found["folder"])
         runs = [run for mode in ("describe", "ask", "chat") for run in found["text"][mode]]
-        expected = [words(tokenizer, run["ids"]).strip() for run in runs]
+        expected = [detokenize(tokenizer, run["ids"]).strip() for run in runs]
         same = sum(got == text for got, text in zip(written, expected, strict=True))
         return {"texts": len(expected), "equal_texts": same}
 
-    def halves(self, **changes: Any) -> list[Completion]:
+    def halves(self, **changes: Any) -> list[CompletionRequest]:
         """Make the two requests of a picture by hand."""
         extra = {PAIR: str(time.time_ns()), SEED: 1, GUIDANCE: 3.0, CODES: self.grid.numel()}
         extra |= changes
@@ -117,7 +117,7 @@ class Comparison:
             "unconditional": self.found["unconditional"],
         }
         return [
-            Completion(
+            CompletionRequest(
                 prompt=tuple(ids),
                 max_tokens=self.grid.numel() + 1,
                 sampling=SamplingConfig(guidance=3.0, top_k=0),
@@ -271,7 +271,7 @@ def stock_chat(folder: Path, found: dict[str, Any], url: str) -> dict[str, int]:
     return {"texts": len(found["texts"]), "equal_texts": same}
 
 
-def abandon(half: Sequence[Completion], url: str) -> str:
+def abandon(half: Sequence[CompletionRequest], url: str) -> str:
     """Send one half and go away while it waits for the other."""
     try:
         Server(url, timeout=1).complete(half)

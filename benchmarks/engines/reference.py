@@ -20,10 +20,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers.tokenization_utils_base import generate_merges
 
 import liquidmm
-from liquidmm.export.folder import export
+from liquidmm.export.export import export_checkpoint
 from liquidmm.export.gguf_model import FAMILIES
+from liquidmm.generate.detokenize import stop_tokens
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.prompts import CHATML_TEMPLATE
@@ -76,11 +76,11 @@ def greedy(model: Any, prompt: list[int], layout: Any, stop: set[int]) -> list[i
 def of_the_default_model(out: Path) -> dict[str, Any]:
     """Draw and write with the model that comes with the package."""
     checkpoint = Checkpoint.load(MODEL, device="cpu", dtype="float32")
-    liquid = liquidmm.Liquid.from_checkpoint(checkpoint)
+    liquid = liquidmm.Liquid(checkpoint)
     model, layout = checkpoint.model, checkpoint.vocabulary
     sequences = checkpoint.processor.sequences
-    stop = stop_ids(model, sequences)
-    grid = liquid.encode(liquid.draw("a kangaroo, twemoji style"))
+    stop = stop_tokens(model, sequences)
+    grid = liquid.encode(liquid.generate_image("a kangaroo, twemoji style"))
     other = sequences.unconditional_prompt()
     drawings = [
         guided(model, sequences.text_to_image_prompt(prompt), other, layout, grid.numel())
@@ -94,7 +94,7 @@ def of_the_default_model(out: Path) -> dict[str, Any]:
         "chat": [sequences.chat(turns, [], add_generation_prompt=True)[0] for turns in chats],
     }
     for name, dtype in (("vllm", "float32"), ("gguf", "float32"), ("gguf", "q8_0")):
-        export(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
+        export_checkpoint(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
     return {
         "layout": layout.to_dict(),
         "prompts": PROMPTS,
@@ -250,7 +250,7 @@ def tiny(family: str, folder: Path) -> Path:
 @torch.inference_mode()
 def of_a_family(family: str, folder: Path) -> dict[str, Any]:
     """Give the scores after each of some random ids, text and codes alike, with a tiny model."""
-    export(tiny(family, folder), folder / "gguf", "gguf", "float32")
+    export_checkpoint(tiny(family, folder), folder / "gguf", "gguf", "float32")
     checkpoint = Checkpoint.load(folder / "checkpoint", device="cpu", dtype="float32")
     random = torch.Generator().manual_seed(1)
     ids = torch.randint(0, checkpoint.vocabulary.size, (200,), generator=random)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from liquidmm.export.folder import export
+from liquidmm.export.export import export_checkpoint
 from liquidmm.generate.engine import Engine, EngineConfig
 from liquidmm.generate.requests import TextRequest, TextStep
 from liquidmm.generate.sampling import SamplingConfig
@@ -40,9 +40,10 @@ def our_seconds(engine: Engine) -> float:
         prompt=PROMPT,
         max_tokens=IDS + 1,
         sampling=GREEDY_SAMPLING,
-        picture_sampling=GREEDY_SAMPLING,
+        image_sampling=GREEDY_SAMPLING,
     )
-    times = [time.perf_counter() for step in engine.stream(request) if isinstance(step, TextStep)]
+    events = engine.run([request])
+    times = [time.perf_counter() for _, event in events if isinstance(event, TextStep)]
     assert len(times) == IDS + 1
     return times[-1] - times[0]
 
@@ -77,7 +78,7 @@ def main(out: Path, checkpoint: Path) -> None:
     files = {dtype: out / dtype for dtype in ("float32", "q8_0")}
     for dtype, folder in files.items():
         if not folder.exists():
-            export(checkpoint, folder, "gguf", dtype)
+            export_checkpoint(checkpoint, folder, "gguf", dtype)
     model = load_language_model(checkpoint, torch.float32).eval()
     processor = LiquidProcessor.from_pretrained(checkpoint)
     engines = {
@@ -86,7 +87,7 @@ def main(out: Path, checkpoint: Path) -> None:
             processor.vocabulary,
             unconditional=processor.sequences.unconditional_prompt(),
             stop=[],
-            config=EngineConfig(rows=2, weights=weights),
+            config=EngineConfig(slots=2, quantize="int8" if weights == "int8" else None),
         )
         for weights in ("float32", "int8")
     }

@@ -21,7 +21,7 @@ if [ ! -d runs/icons/base-liquid ]; then
         liquid train-tokenizer recipes/icons/tokenizer.toml
     fi
 fi
-[ -d runs/icons/base ] || liquid init-base recipes/icons/base.toml
+[ -d runs/icons/base ] || liquid init recipes/icons/base.toml
 [ -d runs/icons/base-liquid ] || liquid expand runs/icons/base runs/icons/base-liquid \
     --init codebook --image-tokenizer runs/icons/tokenizer/tokenizer --codebook-size 2048
 

@@ -1,7 +1,7 @@
 """Run files: TOML (or any mapping) to frozen dataclasses and back.
 
 A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The default of the field is
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The default of a field is
 the only default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass calls
 `check_ranges(self)` in `__post_init__`. A class variable ``RENAMED`` maps old keys to new ones, so
 that an old run file fails with the new key as the suggestion.
@@ -37,15 +37,12 @@ EXTENDS = "extends"
 
 
 def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
-    """Build a configuration from plain values.
+    """Build a configuration from the values of a TOML or JSON file.
 
     Args:
         schema: The dataclass to build.
-        data: Keys and values as TOML or JSON give them; tables are mappings.
+        data: Keys and values; tables are mappings.
         where: Start of every error message, such as the path of the run file.
-
-    Returns:
-        The checked configuration.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type or is out of range.
@@ -65,9 +62,6 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         overrides: Items such as "a.b=1". The value is parsed as TOML and falls back to a string. A
             number in the key is an index into a list ("sources.0.weight=2").
 
-    Returns:
-        The checked configuration.
-
     Raises:
         ConfigError: A file cannot be read or is not valid TOML, files extend each other in a
             circle, an override has no "=", or `from_dict` failed.
@@ -84,11 +78,7 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """Convert a configuration to JSON-compatible values, which `from_dict` reads back.
 
-    Args:
-        config: A dataclass instance.
-
-    Returns:
-        Nested dicts and lists of bool, int, float, str and None. A Path becomes a string.
+    A Path becomes a string, a tuple a list.
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
@@ -97,9 +87,6 @@ def check_ranges(config: DataclassInstance) -> None:
     """Check every field against the bounds of its ``Annotated`` type; call it in `__post_init__`.
 
     Bounds apply to each element of a tuple and not to None. Floats must be finite.
-
-    Args:
-        config: A dataclass instance.
 
     Raises:
         ConfigError: A value is out of range; the message starts with the name of the field.
@@ -188,9 +175,8 @@ def _item(node: Any, key: str, override: str) -> Any:
             f"--set {override}: '{key}' is below a value that is not a table. Check the key."
         )
     if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(
-            f"--set {override}: expected an index from 0 to {len(node) - 1}, got '{key}'."
-        )
+        known = f"an index from 0 to {len(node) - 1}" if node else "no index into an empty list"
+        raise ConfigError(f"--set {override}: expected {known}, got '{key}'.")
     return node[int(key)]
 
 
@@ -300,9 +286,8 @@ class _Reader:
                 if choice == data and type(choice) is type(data)
             ]
             if not matches:
-                hint = (
-                    suggest(data, map(str, typing.get_args(kind))) if isinstance(data, str) else ""
-                )
+                choices = map(str, typing.get_args(kind))
+                hint = suggest(data, choices) if isinstance(data, str) else ""
                 raise self.wrong(kind, data, key, hint)
             return matches[0]
         if origin is tuple:

@@ -38,8 +38,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
         choices: The known names, in any order.
 
     Returns:
-        " Did you mean 'x'?" if a choice is close, else " Known: a, b, c.", or "" without choices. It
-        starts with a space, so that it can follow a sentence.
+        " Did you mean 'x'?" if a choice is close, otherwise " Known: a, b, c."; "" without choices.
     """
     known = sorted(set(choices))
     if not known:

@@ -1,17 +1,14 @@
-r"""Every text template as data.
+r"""Text templates: prompts and chat templates.
 
-Wording of the requests' first entry, of the caption prompt and of the size hint is that of the
-published Liquid release (https://github.com/FoundationVision/Liquid), so that its checkpoint
-understands ours. Nothing here knows about ids: `liquidmm.sequences` lays them out.
-
-A full text-to-image prompt is ``caption + size hint + request``; hint and request bring their own
-leading space.
+The first request, the caption prompt and the size hint are worded as in the reference
+implementation (https://github.com/FoundationVision/Liquid), so that its checkpoint understands
+them. `liquidmm.sequences` turns templates into tokens.
 """
 
 from __future__ import annotations
 
 REQUEST = " Generate an image based on this description."
-"""The request of every text-to-image prompt at inference."""
+"""The request that ends every text-to-image prompt at inference."""
 
 REQUESTS = (
     REQUEST,
@@ -25,13 +22,13 @@ REQUESTS = (
     " Render an image of this description.",
     " Make an image from this caption.",
 )
-"""The requests training draws from; the first is the one used at inference."""
+"""The requests used in training; the first is the one used at inference."""
 
 CAPTION_PROMPT = "The caption of this image is:"
-"""Stands between a picture and its caption; the caption follows with a leading space."""
+"""Text between an image and its caption; the caption follows with a leading space."""
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Stands in a chat message where a picture goes."""
+"""Position of an image in a chat message."""
 
 CHATML_TEMPLATE = (
     "{{ bos_token }}"
@@ -40,7 +37,7 @@ CHATML_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""Chat template of a model made from scratch."""
+"""Chat template of models created from scratch."""
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}"
@@ -50,29 +47,29 @@ GEMMA_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-"""For a tokenizer that knows Gemma's turn markers and brings no template, as the published Liquid
-checkpoint."""
+"""Chat template for tokenizers with Gemma's turn tokens and without a template, such as that of the
+published Liquid checkpoint."""
 
 FALLBACK_TEMPLATES = {
     ("<start_of_turn>", "<end_of_turn>"): GEMMA_TEMPLATE,
     ("<|im_start|>", "<|im_end|>"): CHATML_TEMPLATE,
 }
-"""Turn markers a tokenizer may know -> the template to use when it has none."""
+"""Turn tokens of a tokenizer -> the chat template to use if it has none."""
 
 
 def size_hint(width: int, height: int) -> str:
-    """Return the sentence that asks for a picture of ``width`` x ``height`` pixels."""
+    """Return the sentence that asks for ``width`` x ``height`` pixels, with a leading space."""
     return f" Image Size: Width is {width} Height is {height}."
 
 
 def text_to_image_prompt(
     caption: str, request: str = REQUEST, size: tuple[int, int] | None = None
 ) -> str:
-    """Return caption, size hint and request as one text.
+    """Return ``caption + size hint + request``.
 
     Args:
-        caption: What the picture shows.
+        caption: Description of the image.
         request: One of `REQUESTS`.
-        size: Width and height in pixels; None leaves the hint out.
+        size: Width and height in pixels; None omits the hint.
     """
     return caption.strip() + (size_hint(*size) if size is not None else "") + request

@@ -136,14 +136,14 @@ def tune_cpu_allocator() -> bool:
     return all(mallopt(name, value) == 1 for name, value in wanted)
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it.
 
     Args:

@@ -1,16 +1,15 @@
-"""The only id arithmetic: text ids, the image slice and the three markers.
+"""Token ids of text, images and the three special tokens.
 
-One id space, from low to high::
+Token ids, from low to high::
 
-    [0, text_size)                                what the tokenizer can write, markers included
-    [text_size, image_offset)                     unused rows of a padded table, often none
-    [image_offset, image_offset + codebook_size)  image codes, code c has id image_offset + c
+    [0, text_size)                                tokenizer, including the special tokens
+    [text_size, image_offset)                     padding of the embedding table, often none
+    [image_offset, image_offset + codebook_size)  image tokens; code c is image_offset + c
 
-The three markers are ordinary special tokens of the tokenizer, so they always lie below the image
-slice. A *code* is a codebook index, an *id* is a row of the embedding table; nothing else in the
-project adds or subtracts an offset. An id or code outside its range is an error, never clamped.
+A *code* is a codebook index; a *token id* is a row of the embedding table. No other module adds or
+subtracts the offset. A value outside its range is an error and is never clamped.
 
-This module imports neither torch nor numpy; its methods work on tensors and on numpy arrays alike.
+This module imports neither torch nor numpy; its methods accept tensors and numpy arrays.
 """
 
 from __future__ import annotations
@@ -31,88 +30,87 @@ else:
     Array = TypeVar("Array")
 
 SPECIAL_TOKENS = ("<boi>", "<eoi>", "<unconditional>")
-"""Tokens of the markers, in the order of the fields `boi`, `eoi` and `unconditional`."""
+"""The special tokens, in the order of the fields `boi`, `eoi` and `unconditional`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
-    """Where text, image codes and markers lie in one id space."""
+    """Positions of text, image and special tokens in the embedding table."""
 
     text_size: int
-    """Ids the tokenizer can write lie in [0, text_size)."""
+    """Token ids of the tokenizer are in [0, text_size)."""
     image_offset: int
-    """Id of image code 0; at least `text_size`."""
+    """Token id of image code 0; at least `text_size`."""
     codebook_size: int
     """Number of image codes."""
     boi: int
-    """Id of the marker that begins an image."""
+    """Token id that begins an image."""
     eoi: int
-    """Id of the marker that ends an image."""
+    """Token id that ends an image."""
     unconditional: int
-    """Id that stands for a dropped caption in classifier-free guidance."""
+    """Token id that replaces the caption in classifier-free guidance."""
 
     def __post_init__(self) -> None:
         if self.codebook_size <= 0:
             raise CheckpointError(
-                f"vocabulary: codebook_size is {self.codebook_size}. Give a positive number."
+                f"vocabulary: codebook_size: expected a positive number, got {self.codebook_size}."
             )
         if not 0 < self.text_size <= self.image_offset:
             raise CheckpointError(
-                f"vocabulary: text_size is {self.text_size}, image_offset {self.image_offset}. "
-                "There must be text ids, and image ids start after all of them."
+                "vocabulary: expected 0 < text_size <= image_offset, "
+                f"got text_size {self.text_size}, image_offset {self.image_offset}."
             )
-        markers = (self.boi, self.eoi, self.unconditional)
-        if len(set(markers)) < 3 or not all(0 <= marker < self.text_size for marker in markers):
+        special = (self.boi, self.eoi, self.unconditional)
+        if len(set(special)) < 3 or not all(0 <= token < self.text_size for token in special):
             raise CheckpointError(
-                f"vocabulary: boi, eoi and unconditional are {markers}. "
-                f"They must be three different text ids below {self.text_size}."
+                "vocabulary: boi, eoi and unconditional: expected three different token ids "
+                f"below {self.text_size}, got {special}."
             )
 
     @property
     def size(self) -> int:
-        """Rows of the embedding table and of the head."""
+        """Number of rows of the embedding table and of the output head."""
         return self.image_offset + self.codebook_size
 
     @property
     def image_slice(self) -> slice:
-        """Columns of the logits that are image codes; column i of the slice is code i."""
+        """Slice of the logits for image tokens; column i of the slice is code i."""
         return slice(self.image_offset, self.size)
 
-    def to_ids(self, codes: Array) -> Array:
-        """Turn image codes into vocabulary ids.
+    def to_token_ids(self, codes: Array) -> Array:
+        """Convert image codes to token ids.
 
         Args:
-            codes: Integers in [0, codebook_size), any shape; a type wide enough for the ids.
+            codes: Integers in [0, codebook_size), any shape, of a dtype wide enough for token ids.
 
         Returns:
-            Ids in the image slice, same shape and type.
+            Token ids in the image slice, same shape and dtype.
 
         Raises:
             DataError: A code is outside the codebook; the first one is named.
         """
-        self._check(codes, 0, "code", "Was the picture encoded with another image tokenizer?")
+        self._check(codes, 0, "code", "Check that the image was encoded with this image tokenizer.")
         return codes + self.image_offset
 
-    def to_codes(self, ids: Array) -> Array:
-        """Turn vocabulary ids into image codes.
+    def to_codes(self, token_ids: Array) -> Array:
+        """Convert token ids to image codes.
 
         Args:
-            ids: Ids, all inside the image slice, any shape.
+            token_ids: Token ids in the image slice, any shape.
 
         Returns:
-            Codes in [0, codebook_size), same shape and type.
+            Codes in [0, codebook_size), same shape and dtype.
 
         Raises:
-            DataError: An id is outside the image slice; the first one is named.
+            DataError: A token id is outside the image slice; the first one is named.
         """
-        self._check(
-            ids, self.image_offset, "id", "Cut the ids between boi and eoi before decoding."
-        )
-        return ids - self.image_offset
+        remedy = "Pass only the tokens between boi and eoi."
+        self._check(token_ids, self.image_offset, "token id", remedy)
+        return token_ids - self.image_offset
 
-    def is_image(self, ids: Array) -> Array:
-        """Tell which ids are image codes: a boolean array of the same shape."""
-        return (ids >= self.image_offset) & (ids < self.size)
+    def is_image(self, token_ids: Array) -> Array:
+        """Return which token ids are image tokens: a boolean array of the same shape."""
+        return (token_ids >= self.image_offset) & (token_ids < self.size)
 
     def to_dict(self) -> dict[str, int]:
         """Return the six fields as written into `processor_config.json`."""
@@ -120,25 +118,27 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], where: str = "vocabulary") -> Vocabulary:
-        """Read the six fields back.
+        """Read the six fields that `to_dict` returned.
 
         Args:
-            data: What `to_dict` returned.
+            data: The fields.
             where: Start of the error message, usually a file name.
 
         Raises:
-            CheckpointError: A field is missing, unknown or no integer.
+            CheckpointError: A field is missing, unknown or not an integer.
         """
         names = [field.name for field in fields(cls)]
         if set(data) != set(names):
             raise CheckpointError(
-                f"{where}: the vocabulary has the fields {sorted(data)}. Expected {sorted(names)}."
+                f"{where}: vocabulary: expected the fields {sorted(names)}, got {sorted(data)}."
             )
         values: dict[str, int] = {}
         for name in names:
             value = data[name]
             if not isinstance(value, int) or isinstance(value, bool):
-                raise CheckpointError(f"{where}: {name} is {value!r}. Give an integer.")
+                raise CheckpointError(
+                    f"{where}: vocabulary.{name}: expected an integer, got {value!r}."
+                )
             values[name] = value
         return cls(**values)
 
@@ -148,6 +148,6 @@ class Vocabulary:
             position = bad.reshape(-1).tolist().index(True)
             first = int(values.reshape(-1)[position])
             raise DataError(
-                f"vocabulary: {what} {first} at position {position} is no image {what} "
+                f"vocabulary: {what} {first} at position {position} is outside the image range "
                 f"({low} to {low + self.codebook_size - 1}). {remedy}"
             )

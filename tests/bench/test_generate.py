@@ -41,7 +41,7 @@ def test_all_sides_draw_the_same_codes(job):
     released = torch.stack(list(release_loop(model, job)), dim=1)
     steps = []
     static_generate(model, job, steps.append)
-    ours = engine_of(job, model, EngineConfig()).pictures(picture_requests(job, 0))
+    ours = engine_of(job, model, EngineConfig()).generate_codes(picture_requests(job, 0))
     assert released.tolist() == torch.stack(steps, dim=1).tolist()
     assert released.tolist() == torch.cat(ours).tolist()
     assert len({len(prompt) for prompt in job.prompts()[0]}) > 1
@@ -73,7 +73,7 @@ def test_json_has_every_figure(checkpoint_folder):
         main,
         ["bench", "generate", "--json", "--checkpoint", str(checkpoint_folder), "--seconds", "0.4",
          "--models", "default", "--batches", "1", "--codes", "6", "--requests", "100",
-         "--best", "bfloat16", "--device", "cpu"],
+         "--best", "int8", "--device", "cpu"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -88,8 +88,6 @@ def test_json_has_every_figure(checkpoint_folder):
         "default_speedup_vs_release_b1_best",
         "default_roofline_share_b1",
         "default_memory_bandwidth_b1",
-        "speculation_codes_per_pass_w4",
-        "speculation_speedup_w4",
         "memory_after_50_requests",
         "memory_after_100_requests",
     ):
@@ -97,7 +95,7 @@ def test_json_has_every_figure(checkpoint_folder):
         assert found["figures"][name]["unit"]
     assert abs(found["figures"]["memory_growth"]["value"]) < 20
     assert found["missing"] == {}
-    assert found["settings"]["best"] == {"weights": "bfloat16", "graphs": False}
+    assert found["settings"]["best"] == {"weights": "int8", "graphs": False}
 
 
 @pytest.mark.parametrize(

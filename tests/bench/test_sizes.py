@@ -29,7 +29,7 @@ TINY = Shape(
     micro_rows=1,
     length=128,
 )
-PLAIN = ModelConfig(checkpoint_activations=True)
+PLAIN = ModelConfig(activation_checkpointing=True)
 
 
 def test_the_whole_measurement_on_a_cpu():

@@ -28,13 +28,13 @@ def run(*arguments):
     return CliRunner().invoke(main, ["info", *map(str, arguments)])
 
 
-def test_installation():
+def test_info_shows_installation():
     result = run()
     assert result.exit_code == 0, result.output
     assert result.output.startswith("installation\n  liquidmm ")
 
 
-def test_checkpoint_as_json(folder):
+def test_info_checkpoint_as_json(folder):
     result = run(folder, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -55,7 +55,7 @@ def test_checkpoint_as_json(folder):
     }
 
 
-def test_checkpoint_as_text(folder):
+def test_info_checkpoint_as_text(folder):
     result = run(folder)
     assert "checkpoint\n" in result.stdout
     assert f"  {'image_offset':24} 16\n" in result.stdout
@@ -64,15 +64,15 @@ def test_checkpoint_as_text(folder):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "is no model folder"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json: can't be read"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
         (
             lambda folder: (folder / "processor_config.json").unlink(),
-            "is a language model without image codes",
+            "liquid expand",
         ),
     ],
 )
-def test_no_checkpoint(folder, spoil, words):
+def test_info_of_broken_folder_is_one_line_error(folder, spoil, words):
     spoil(folder)
     result = run(folder)
     assert result.exit_code == 1

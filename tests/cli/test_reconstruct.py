@@ -30,7 +30,7 @@ def reconstruct(*arguments):
     return CliRunner().invoke(main, ["reconstruct", *map(str, arguments)])
 
 
-def test_both_ways_to_name_the_tokenizer(checkpoint, tmp_path):
+def test_reconstruct_with_checkpoint_or_tokenizer(checkpoint, tmp_path):
     outputs = []
     for options in (["--checkpoint", checkpoint], ["--tokenizer", checkpoint / "image_tokenizer"]):
         out = tmp_path / f"{len(outputs)}.png"
@@ -42,25 +42,30 @@ def test_both_ways_to_name_the_tokenizer(checkpoint, tmp_path):
     assert outputs[0] == outputs[1]
 
 
-def test_size(checkpoint, tmp_path):
+def test_reconstruct_size_must_be_multiple_of_factor(checkpoint, tmp_path):
     out = tmp_path / "out.png"
     arguments = (tmp_path / "in.png", "-o", out, "--checkpoint", checkpoint, "--size")
     assert reconstruct(*arguments, 24).exit_code == 0
     assert Image.open(out).size == (60, 32)
     result = reconstruct(*arguments, 25)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert "factor 2. Give 24." in result.stderr
+    assert all(word in result.stderr for word in ("--size", "factor 2", "25", "Use 24."))
 
 
 @pytest.mark.parametrize(
     ("image", "out", "options", "words"),
     [
         ("none.png", "o.png", [], "no such file"),
-        ("in.png", "o.txt", [], "is no picture format"),
-        ("in.png", "o.png", ["--tokenizer", "x"], "name two tokenizers"),
+        ("in.png", "o.txt", [], "'.txt'"),
+        (
+            "in.png",
+            "o.png",
+            ["--tokenizer", "x"],
+            "--tokenizer cannot be combined with --checkpoint",
+        ),
     ],
 )
-def test_mistakes(checkpoint, tmp_path, image, out, options, words):
+def test_reconstruct_errors_are_one_line(checkpoint, tmp_path, image, out, options, words):
     result = reconstruct(
         tmp_path / image, "-o", tmp_path / out, "--checkpoint", checkpoint, *options
     )

@@ -147,7 +147,11 @@ def test_size_hint_needs_the_factor(sequences):
         ExampleBuilder(sequences, config)
     grid = np.zeros((1, 2), dtype=np.uint16)
     row = Row(kind="image_text", key="k", captions=("a cat",), pictures=(grid,))
-    ids = ExampleBuilder(sequences, config, factor=8).render(row, "text_to_image", rng()).input_ids
+    ids = (
+        ExampleBuilder(sequences, config, downsample_factor=8)
+        .render(row, "text_to_image", rng())
+        .input_ids
+    )
     text = prompts.text_to_image_prompt("a cat", " Draw this.", (16, 8))
     assert ids.tolist() == [0, *sequences.encode(text), 2, 26, 26, 3, 1]
 

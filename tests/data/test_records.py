@@ -7,8 +7,8 @@ from liquidmm.data.records import (
     ImageTextRecord,
     Message,
     TextRecord,
+    images_of,
     parse_record,
-    pictures_of,
 )
 from liquidmm.errors import DataError
 
@@ -24,13 +24,13 @@ def test_image_text_record_takes_all_three_caption_keys():
     for caption in ({"captions": ["a cat"]}, {"caption": "a cat"}, {"text_prompt": "a cat"}):
         record = parse_record(common | caption | {"concept": "cat"}, "f:1", ROOT)
         assert record == expected
-    assert pictures_of(expected) == (ROOT / "a.png",)
+    assert images_of(expected) == (ROOT / "a.png",)
 
 
 def test_text_record_uses_its_place_as_key():
     record = parse_record({"text": "hello"}, "f.jsonl:3", ROOT)
     assert record == TextRecord(key="f.jsonl:3", text="hello")
-    assert pictures_of(record) == ()
+    assert images_of(record) == ()
 
 
 def test_chat_record():

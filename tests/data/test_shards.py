@@ -16,7 +16,7 @@ from liquidmm.errors import DataError
 ORIGIN = Provenance(
     fingerprint="f00d",
     codebook_size=16,
-    factor=8,
+    downsample_factor=8,
     source="r.jsonl",
     source_digest="d1",
     settings={"size": 32},

@@ -19,7 +19,7 @@ class Tokenizer:
     """Codes are the mean of red in each 8 x 8 patch, 0 to 15."""
 
     codebook_size = 16
-    factor = 8
+    downsample_factor = 8
     fingerprint = "patches"
     device = torch.device("cpu")
 

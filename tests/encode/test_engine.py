@@ -25,7 +25,7 @@ CPU, GPU, SECOND = torch.device("cpu"), torch.device("cuda"), torch.device("cuda
 )
 def test_how_many(monkeypatch, config, device, workers, tasks, decoders):
     """On a machine of 16 cores and 4 GPUs, with 40 shards to write."""
-    monkeypatch.setattr(engine, "cores", lambda: 16)
+    monkeypatch.setattr(engine, "cpu_count", lambda: 16)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     given = EngineConfig(**config)
     assert workers_of(given, device, 40) == workers

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from liquidmm.data.readers import parts
+from liquidmm.data.readers import list_chunks
 from liquidmm.encode import EncodeConfig, EngineConfig, TokenizerFile, encode
 from liquidmm.encode.precision import choose_precision
 from liquidmm.errors import ConfigError
@@ -21,7 +21,7 @@ class Gpu:
     def __call__(self):
         share = self.shares.get(self.precision, 1.0)
         return SimpleNamespace(
-            device=torch.device("cuda"), factor=8, agreement=lambda pixels: share
+            device=torch.device("cuda"), downsample_factor=8, agreement=lambda pixels: share
         )
 
 
@@ -36,7 +36,7 @@ class Gpu:
 def test_auto_takes_the_fastest_that_agrees(whole, shares, chosen, caplog):
     caplog.set_level(logging.INFO)
     config = replace(whole.config, precision="auto")
-    found = parts(whole.source, 2)
+    found = list_chunks(whole.source, 2)
     assert choose_precision(Gpu(shares), whole.source, found, config, elsewhere=False) == chosen
     assert f"{shares['bfloat16']:.2%} of the codes in bfloat16" in caplog.text
     # nothing is known of the devices of a cluster
@@ -58,7 +58,7 @@ def test_one_that_is_asked_for_must_agree(whole, tmp_path):
 
 def test_tf32_needs_a_gpu_here_and_not_on_a_cluster(whole):
     config = EncodeConfig(size=96, precision="tf32")
-    found = parts(whole.source, 2)
+    found = list_chunks(whole.source, 2)
     with pytest.raises(ConfigError, match="tf32 needs a CUDA device"):
         choose_precision(whole.tokenizer, whole.source, found, config, elsewhere=False)
     chosen = choose_precision(whole.tokenizer, whole.source, found, config, elsewhere=True)

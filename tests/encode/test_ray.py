@@ -25,7 +25,7 @@ class Slow:
     seconds: float
 
     codebook_size = 256
-    factor = 96
+    downsample_factor = 96
     fingerprint = "slow"
     device = torch.device("cpu")
 

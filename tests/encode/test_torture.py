@@ -43,7 +43,7 @@ class Checksums:
     """An image tokenizer whose codes tell the pixels; notes the memory in use."""
 
     codebook_size = 65536
-    factor = 4
+    downsample_factor = 4
     fingerprint = "checksums"
     device = torch.device("cpu")
 
@@ -240,12 +240,12 @@ BAD = {
     "truncated jpeg": (lambda rng: jpeg(rng)[0][:700], "is broken"),
     "truncated gif": (lambda rng: animated("GIF")(rng)[0][:120], "is broken"),
     "flipped bits": (flipped, "is broken"),
-    "bomb": (lambda rng: png_of(12_000, 12_000), "more than 100000000 pixels"),
-    "large bomb": (lambda rng: png_of(60_000, 60_000), "more than 100000000 pixels"),
-    "text": (lambda rng: b"hello\n" * 9, "not a picture in a known format"),
-    "page": (lambda rng: b"<html>404</html>", "not a picture in a known format"),
-    "program": (lambda rng: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture in a known format"),
-    "drawing": (lambda rng: b"<svg xmlns='a'/>", "not a picture in a known format"),
+    "bomb": (lambda rng: png_of(12_000, 12_000), "at most 100000000 pixels"),
+    "large bomb": (lambda rng: png_of(60_000, 60_000), "at most 100000000 pixels"),
+    "text": (lambda rng: b"hello\n" * 9, "not an image in a known format"),
+    "page": (lambda rng: b"<html>404</html>", "not an image in a known format"),
+    "program": (lambda rng: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image in a known format"),
+    "drawing": (lambda rng: b"<svg xmlns='a'/>", "not an image in a known format"),
     "one row": (lambda rng: saved(Image.fromarray(noise(rng, 300, 1)), "PNG"), "2 to 1 or longer"),
     "one column": (lambda rng: saved(Image.fromarray(noise(rng, 1, 90)), "PNG"), "2 to 1 or long"),
     "nan": (floats, "floating-point pixels"),
@@ -324,7 +324,7 @@ LINES = {
     "half a character": ('{"image": "0.png", "caption": "\\ud83d"}', "half a character"),
     "nothing known": ('{"picture": "0.png"}', "fits no layout"),
     "folder": ('{"image": "folder.png", "caption": "a"}', "is a folder"),
-    "link to nothing": ('{"image": "link.png", "caption": "a"}', "is a link to nothing"),
+    "link to nothing": ('{"image": "link.png", "caption": "a"}', "is a broken link"),
     "missing": ('{"image": "none.png", "caption": "a"}', "no such file"),
     "empty": ('{"image": "empty.png", "caption": "a"}', "is empty (0 bytes)"),
     "pipe": ('{"image": "pipe.png", "caption": "a"}', "is a device or a pipe"),
@@ -398,7 +398,7 @@ def test_files_in_a_folder(made, tmp_path):
             words = "is a folder"
         elif kind == 2:
             path.symlink_to(folder / "nowhere.png")
-            words = "is a link to nothing"
+            words = "is a broken link"
         elif kind == 3:
             path.write_bytes(grids[0][0])
             (folder / f"{number:02d}.txt").unlink()

@@ -15,7 +15,7 @@ from liquidmm.evaluate.runner import TASKS, EvaluateConfig, run
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.model.scratch import ScratchConfig, build_base
+from liquidmm.model.init_model import InitConfig, create_base_model
 
 QUICK = classifier.ClassifierConfig(width=8, features=16, steps=80, batch=16, learning_rate=1e-2)
 
@@ -57,10 +57,16 @@ def test_the_real_thing_fits(
 ) -> None:
     """A tiny untrained Liquid goes through every task that asks the model."""
     monkeypatch.setattr(classifier, "ClassifierConfig", lambda: QUICK)
-    shape = ScratchConfig(
-        vocab_size=300, hidden=16, layers=1, heads=2, kv_heads=2, intermediate=16, context=256
+    shape = InitConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=256,
     )
-    base = build_base(["a red apple, noto style"], tmp_path / "base", shape)
+    base = create_base_model(["a red apple, noto style"], tmp_path / "base", shape)
     images = checkpoint / "image_tokenizer"
     expand(base, tmp_path / "liquid", ExpandConfig(image_tokenizer=images, sizes=((32, 32),)))
     options: Any = {"checkpoint": tmp_path / "liquid", "device": "cpu", "batch": 2}

@@ -13,17 +13,23 @@ from liquidmm.evaluate.runner import EvaluateConfig, run
 from liquidmm.evaluate.text import PASSAGE, read_passages, score
 from liquidmm.model.checkpoint import load_language_model
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.model.scratch import ScratchConfig, build_base
+from liquidmm.model.init_model import InitConfig, create_base_model
 
 TEXT = "The quick brown fox jumps over the lazy dog. Ünïcode, too."
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = ScratchConfig(
-        vocab_size=300, hidden=32, layers=1, heads=2, kv_heads=2, intermediate=32, context=32
+    config = InitConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
     )
-    return build_base([TEXT] * 4, tmp_path_factory.mktemp("text") / "base", config)
+    return create_base_model([TEXT] * 4, tmp_path_factory.mktemp("text") / "base", config)
 
 
 @pytest.fixture

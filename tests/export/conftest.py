@@ -7,14 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, SEED, Half, PairGuide, Row
-from liquidmm.export.vllm_backends import Answer, Completion
+from liquidmm.export.vllm_backends import Completion, CompletionRequest
+from liquidmm.export.vllm_pairs import (
+    CODES,
+    GUIDANCE,
+    PAIR,
+    ROLE,
+    SEED,
+    ActiveRequest,
+    GuidedRequest,
+    PairSampler,
+)
 from liquidmm.model.checkpoint import Checkpoint
 
 
 @pytest.fixture
 def settings() -> Callable[..., SimpleNamespace]:
-    """Make the settings of a conditional half; None leaves an extra argument out."""
+    """Make the settings of a conditional request; None drops an extra argument."""
 
     def make(**changes: Any) -> SimpleNamespace:
         extra = {PAIR: "a", ROLE: "conditional", SEED: 5, GUIDANCE: 3.0, CODES: 16}
@@ -28,17 +37,17 @@ def settings() -> Callable[..., SimpleNamespace]:
 
 
 class FakeEngine:
-    """Continues prompts in one batch with transformers, greedily, and knows nothing of pictures."""
+    """Continues prompts in one batch with transformers, greedily, and knows nothing of images."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model = checkpoint.model
-        self.guide = PairGuide(checkpoint.vocabulary)
-        self.requests: list[Completion] = []
+        self.sampler = PairSampler(checkpoint.vocabulary)
+        self.requests: list[CompletionRequest] = []
         self.messages: list[str] = []
         self.lost: set[int] = set()
-        """Requests that are never started."""
+        """Indices of requests that are never started."""
 
-    def complete(self, requests: Sequence[Completion]) -> list[Answer]:
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         self.requests += requests
         ids: list[list[int]] = [list(request.prompt) for request in requests]
         running = [place for place in range(len(requests)) if place not in self.lost]
@@ -52,12 +61,16 @@ class FakeEngine:
                 and step + 1 < requests[place].max_tokens
             ]
         return [
-            Answer(ids=tuple(all_ids[len(request.prompt) :]))
+            Completion(ids=tuple(all_ids[len(request.prompt) :]))
             for request, all_ids in zip(requests, ids, strict=True)
         ]
 
     def _step(
-        self, requests: Sequence[Completion], ids: list[list[int]], running: list[int], step: int
+        self,
+        requests: Sequence[CompletionRequest],
+        ids: list[list[int]],
+        running: list[int],
+        step: int,
     ) -> None:
         if not running:
             return
@@ -70,9 +83,9 @@ class FakeEngine:
             logits[row, list(requests[place].forbidden)] = -torch.inf
             settings = SimpleNamespace(extra_args=requests[place].extra, n=1)
             vars(settings).update(requests[place].fields())
-            if (half := Half.of(settings)) is not None:
-                rows.append(Row(place=row, half=half, drawn=step))
-        self.messages += self.guide.apply(logits, rows)
+            if (request := GuidedRequest.from_settings(settings)) is not None:
+                rows.append(ActiveRequest(row=row, request=request, generated=step))
+        self.messages += self.sampler.apply(logits, rows)
         for place, token in zip(running, logits.argmax(-1).tolist(), strict=True):
             ids[place].append(token)
 

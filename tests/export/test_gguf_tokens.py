@@ -1,4 +1,4 @@
-"""Vocabularies as llama.cpp reads them; llama.cpp itself is in benchmarks/engines.sh."""
+"""Vocabularies for llama.cpp; benchmarks/engines.sh compares them with llama.cpp itself."""
 
 import json
 from itertools import pairwise
@@ -42,31 +42,31 @@ def split(pattern):
         (byte_level(split(LLAMA3), BYTES, ignore_merges=True), "llama-bpe"),
     ],
 )
-def test_splitting_has_a_name(state, name):
+def test_pre_tokenizer_known_splitting_named(state, name):
     assert gguf_tokens.pre_tokenizer(state) == name
 
 
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (byte_level(), "its way of splitting text (none) has no name"),
-        (byte_level(pre_tokenizers.Whitespace(), BYTES), "(Whitespace, ByteLevel) has no name"),
-        (byte_level(split(LLAMA3), BYTES), "(Split, ByteLevel) has no name"),
-        (byte_level(GPT2, ignore_merges=True), "(ByteLevel) has no name"),
-        (byte_level(split("a|b"), BYTES), "(Split, ByteLevel) has no name"),
-        (byte_level(pre_tokenizers.Digits(), GPT2), "(Digits, ByteLevel) has no name"),
-        (byte_level(pre_tokenizers.ByteLevel()), "(ByteLevel) has no name"),
-        (byte_level(GPT2, normalizer=normalizers.Lowercase()), "its normalizer Lowercase is none"),
+        (byte_level(), "(none)"),
+        (byte_level(pre_tokenizers.Whitespace(), BYTES), "(Whitespace, ByteLevel)"),
+        (byte_level(split(LLAMA3), BYTES), "(Split, ByteLevel)"),
+        (byte_level(GPT2, ignore_merges=True), "(ByteLevel)"),
+        (byte_level(split("a|b"), BYTES), "(Split, ByteLevel)"),
+        (byte_level(pre_tokenizers.Digits(), GPT2), "(Digits, ByteLevel)"),
+        (byte_level(pre_tokenizers.ByteLevel()), "(ByteLevel)"),
+        (byte_level(GPT2, normalizer=normalizers.Lowercase()), "got Lowercase"),
     ],
 )
-def test_splitting_without_a_name(state, words):
+def test_pre_tokenizer_unknown_splitting_raises(state, words):
     with pytest.raises(CheckpointError) as caught:
         gguf_tokens.pre_tokenizer(state)
     assert words in str(caught.value)
     assert "Serve this model with vLLM" in str(caught.value)
 
 
-def test_every_row_of_the_table_has_a_token(checkpoint):
+def test_token_table_names_every_row(checkpoint):
     layout = checkpoint.vocabulary
     tokenizer = checkpoint.processor.tokenizer
     table = gguf_tokens.token_table(tokenizer, layout, layout.size + 2)
@@ -92,7 +92,7 @@ def test_every_row_of_the_table_has_a_token(checkpoint):
     )
 
 
-def test_padding_of_a_table_is_unused(family_base):
+def test_token_table_padding_rows_unused(family_base):
     tokenizer = transformers.AutoTokenizer.from_pretrained(family_base("qwen2"))
     size = len(tokenizer)
     tokenizer.add_tokens(["<think>"])
@@ -110,7 +110,7 @@ def test_padding_of_a_table_is_unused(family_base):
 
 
 def sentencepiece_tokenizer(kind=transformers.GemmaTokenizer):
-    """A vocabulary in the order of merging, as Gemma's; runs of blanks are added tokens."""
+    """A vocabulary in the order of merging, as Gemma's; runs of spaces are added tokens."""
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>", "<unconditional>"]
     pieces = ["▁▁", "▁▁▁▁", "th", "he", "the", "▁t", "▁the", "▁th", "ap", "app", "le", "▁ap"]
     pieces += ["ple", "apple", "▁apple", "in", "er", "▁a", "es", "s▁", "ed"]
@@ -133,10 +133,10 @@ def sentencepiece_tokenizer(kind=transformers.GemmaTokenizer):
 
 
 def by_scores(table, text):
-    """Tokenize as llama.cpp does with a sentencepiece vocabulary.
+    """Tokenize as llama.cpp does with a SentencePiece vocabulary.
 
-    The neighbours that make the piece of the highest score are merged first, the leftmost of them
-    first; what is no token falls back to its bytes.
+    The adjacent pieces that form the piece of the highest score are merged first, leftmost first;
+    a piece that is not a token falls back to its bytes.
     """
     ids = {token: index for index, token in enumerate(table.tokens)}
     pieces = list(("▁" if table.space_prefix else "") + text.replace(" ", "▁"))
@@ -160,13 +160,13 @@ def by_scores(table, text):
 
 
 @pytest.mark.parametrize("kind", ["Gemma", "Llama"])
-def test_scores_merge_as_merges_do(kind):
+def test_token_table_scores_equal_merges(kind):
     tokenizer, layout = sentencepiece_tokenizer(getattr(transformers, f"{kind}Tokenizer"))
     table = gguf_tokens.token_table(tokenizer, layout, layout.size)
     assert (table.model, table.merges, table.space_prefix) == ("llama", None, kind == "Llama")
     assert table.types[7 : 7 + 256] == [BYTE] * 256
     assert table.types[3] == UNKNOWN
-    assert table.types[263] == NORMAL  # a run of blanks is merged, not a user's token
+    assert table.types[263] == NORMAL  # a run of spaces is merged, not user-defined
     for text in (
         "the apple in the tree",
         "then there are    apples, 12 of the other",
@@ -180,8 +180,8 @@ def test_scores_merge_as_merges_do(kind):
         assert by_scores(table, text) == expected, text
 
 
-def test_llama_cpp_puts_a_blank_before_a_blank():
-    """The one known difference, in text that begins with a blank where the tokenizer adds one."""
+def test_token_table_space_prefix_before_space_differs():
+    """The one known difference: text that begins with a space where the tokenizer adds one."""
     tokenizer, layout = sentencepiece_tokenizer(transformers.LlamaTokenizer)
     table = gguf_tokens.token_table(tokenizer, layout, layout.size)
     theirs = [table.tokens[index] for index in by_scores(table, " the")]
@@ -192,13 +192,13 @@ def test_llama_cpp_puts_a_blank_before_a_blank():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m["merges"].append(m["merges"][0]), "its merges make '▁▁' at two ranks"),
-        (lambda m: m["merges"].remove(["t", "he"]), "its merges don't make 'the' of all its parts"),
+        (lambda m: m["merges"].append(m["merges"][0]), "form '▁▁' at two ranks"),
+        (lambda m: m["merges"].remove(["t", "he"]), "do not form 'the'"),
         (lambda m: m["vocab"].pop("<0x41>"), "must have a token for each byte"),
-        (lambda m: m.update(type="Unigram", vocab=[["a", 0.0]], unk_id=0), "a Unigram vocabulary"),
+        (lambda m: m.update(type="Unigram", vocab=[["a", 0.0]], unk_id=0), "got Unigram"),
     ],
 )
-def test_what_scores_cannot_say(change, words):
+def test_token_table_unsupported_merges_raise(change, words):
     tokenizer, layout = sentencepiece_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     change(state["model"])
@@ -219,29 +219,29 @@ def test_what_scores_cannot_say(change, words):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "its step Lowercase is none of sentencepiece's"),
+        ({"normalizer": {"type": "Lowercase"}}, "step Lowercase"),
         (
             {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "_"}},
-            "its step Replace is none",
+            "step Replace",
         ),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "its step Whitespace is none"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "step Whitespace"),
     ],
 )
-def test_steps_that_sentencepiece_does_not_take(part, words):
+def test_space_prefix_unknown_step_raises(part, words):
     tokenizer, _ = sentencepiece_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | part
     with pytest.raises(CheckpointError, match=words):
-        gguf_tokens._space_prefix(state)
+        gguf_tokens.space_prefix(state)
 
 
-def test_names_and_rows_must_fit():
+def test_token_table_conflicting_names_raise():
     tokenizer, layout = sentencepiece_tokenizer()
     tokenizer.add_tokens(["<|image_2|>"])
-    with pytest.raises(CheckpointError, match=r"<\|image_2\|>' stands behind the text's rows"):
+    with pytest.raises(CheckpointError, match=r"<\|image_2\|>"):
         gguf_tokens.token_table(tokenizer, layout, layout.size)
     fields = layout.to_dict() | {"text_size": layout.text_size + 1}
     wider = Vocabulary(**fields | {"image_offset": layout.text_size + 1})
-    with pytest.raises(CheckpointError, match="two of its tokens have one name"):
+    with pytest.raises(CheckpointError, match="two tokens have the same name"):
         gguf_tokens.token_table(tokenizer, wider, wider.size)
     with pytest.raises(CheckpointError, match=r"a dict has no tokenizer\.json"):
         gguf_tokens.token_table({}, layout, layout.size)

@@ -1,6 +1,6 @@
-"""The adapter between vLLM's two model runners and `pairs`, with stand-ins for vLLM's classes.
+"""The adapter between vLLM's two model runners and `vllm_pairs`, with stand-ins for vLLM.
 
-What vLLM really does with it is measured by benchmarks/engines.sh, which needs vLLM.
+benchmarks/engines.sh runs it with vLLM itself.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from liquidmm.errors import ConfigError
-from liquidmm.export.pairs import CODES, GUIDANCE, ROLE
+from liquidmm.export.vllm_pairs import CODES, GUIDANCE, ROLE
 
 
 class RunnerV1:
@@ -75,19 +75,19 @@ def picked(logits, places):
     return [(logits[place] > -torch.inf).nonzero()[:, 0].tolist() for place in places]
 
 
-def test_one_class_serves_both_runners(plugin, checkpoint_folder):
+def test_plugin_class_serves_both_runners(plugin, checkpoint_folder):
     assert issubclass(plugin.PairGuidance, RunnerV1)
     assert issubclass(plugin.PairGuidance, RunnerV2)
     assert not plugin.PairGuidance(config(checkpoint_folder), "cpu", False).is_argmax_invariant()
 
 
-def test_arguments_are_refused_as_they_arrive(plugin, settings):
+def test_plugin_invalid_argument_rejected_on_arrival(plugin, settings):
     plugin.PairGuidance.validate_params(settings())
     with pytest.raises(ConfigError, match="liquid_codes"):
         plugin.PairGuidance.validate_params(settings(**{CODES: -1}))
 
 
-def test_v1_and_v2_give_the_same_ids(plugin, checkpoint, checkpoint_folder, settings):
+def test_plugin_v1_and_v2_sample_the_same_tokens(plugin, checkpoint, checkpoint_folder, settings):
     conditional, other = settings(), settings(**{ROLE: "unconditional"})
     text = settings()
     text.extra_args = None
@@ -124,11 +124,11 @@ def test_v1_and_v2_give_the_same_ids(plugin, checkpoint, checkpoint_folder, sett
     assert torch.equal(one[[1, 2]], step(checkpoint)[[1, 2]])
 
 
-def test_v1_sees_who_leaves_and_which_ids_came(plugin, checkpoint, checkpoint_folder, settings):
+def test_plugin_v1_tracks_batch_changes(plugin, checkpoint, checkpoint_folder, settings):
     processor = plugin.PairGuidance(config(checkpoint_folder), "cpu", False)
     outputs = [], []
-    halves = settings(**{CODES: 1}), settings(**{CODES: 1, ROLE: "unconditional"})
-    added = [(place, halves[place], [1], outputs[place]) for place in (0, 1)]
+    pair = settings(**{CODES: 1}), settings(**{CODES: 1, ROLE: "unconditional"})
+    added = [(place, pair[place], [1], outputs[place]) for place in (0, 1)]
     processor.update_state(SimpleNamespace(added=added, removed=[]))
     assert len(set(map(tuple, picked(processor.apply(step(checkpoint)), [0, 1])))) == 1
     for ids in outputs:  # vLLM fills the lists that it gave
@@ -140,7 +140,7 @@ def test_v1_sees_who_leaves_and_which_ids_came(plugin, checkpoint, checkpoint_fo
 
 
 @pytest.mark.parametrize("missing", ["prefill", "slot"])
-def test_v2_never_draws_half_a_pair(
+def test_plugin_v2_incomplete_pair_stopped(
     plugin, checkpoint, checkpoint_folder, settings, missing, caplog
 ):
     state = SimpleNamespace(
@@ -150,18 +150,18 @@ def test_v2_never_draws_half_a_pair(
     processor = plugin.PairGuidance(config(checkpoint_folder), state)
     processor.add_request(0, settings())
     processor.add_request(1, settings(**{ROLE: "unconditional"}))
-    # The conditional prompt is half computed, or not in this step at all.
-    there = [0, 1] if missing == "prefill" else [1]
+    # The conditional prompt is partly computed, or not in this step at all.
+    present = [0, 1] if missing == "prefill" else [1]
     context = SimpleNamespace(
-        idx_mapping_np=np.array(there),
-        seq_lens_upper_bound_np=np.array([6, 2][-len(there) :]),
+        idx_mapping_np=np.array(present),
+        seq_lens_upper_bound_np=np.array([6, 2][-len(present) :]),
     )
-    logits = processor.apply(step(checkpoint)[: len(there)], context)
-    assert picked(logits, [len(there) - 1]) == [[checkpoint.vocabulary.unconditional]]
-    assert "picture stopped: pair a: its conditional half is not beside" in caplog.text
+    logits = processor.apply(step(checkpoint)[: len(present)], context)
+    assert picked(logits, [len(present) - 1]) == [[checkpoint.vocabulary.unconditional]]
+    assert "image stopped: pair a: its conditional request is not" in caplog.text
 
 
-def test_v2_stops_pairs_under_speculation(plugin, checkpoint, checkpoint_folder, settings):
+def test_plugin_v2_speculation_stops_pairs(plugin, checkpoint, checkpoint_folder, settings):
     processor = plugin.PairGuidance(config(checkpoint_folder), SimpleNamespace())
     processor.add_request(0, settings())
     processor.add_request(1, settings(**{ROLE: "unconditional"}))
@@ -172,7 +172,7 @@ def test_v2_stops_pairs_under_speculation(plugin, checkpoint, checkpoint_folder,
     assert picked(logits, range(4)) == [[checkpoint.vocabulary.unconditional]] * 4
 
 
-def test_v2_slots_are_used_again(plugin, checkpoint, checkpoint_folder, settings):
+def test_plugin_v2_slot_reused_by_text(plugin, checkpoint, checkpoint_folder, settings):
     processor = plugin.PairGuidance(config(checkpoint_folder), SimpleNamespace())
     text = settings(**{GUIDANCE: 1.0})
     processor.add_request(2, text)
@@ -182,7 +182,7 @@ def test_v2_slots_are_used_again(plugin, checkpoint, checkpoint_folder, settings
     assert torch.equal(processor.apply(step(checkpoint), context), step(checkpoint))
 
 
-def test_a_model_without_codes_is_left_alone(plugin, base_folder, settings):
+def test_plugin_model_without_codes_unchanged(plugin, base_folder, settings):
     processor = plugin.PairGuidance(config(base_folder), "cpu", False)
     processor.update_state(SimpleNamespace(added=[(0, settings(), [1], [])], removed=[]))
     logits = torch.zeros(1, 360)

@@ -1,4 +1,4 @@
-"""The scheduler before a stand-in for vLLM's; vLLM's own is in benchmarks/engines.sh."""
+"""The scheduler on a stand-in for vLLM's; benchmarks/engines.sh runs it with vLLM itself."""
 
 import importlib
 import sys
@@ -6,10 +6,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from liquidmm.export.pair_queue import PATIENCE
-from liquidmm.export.pairs import GUIDANCE, PAIR, ROLE
+from liquidmm.export.vllm_pair_queue import PAIR_TIMEOUT
+from liquidmm.export.vllm_pairs import GUIDANCE, PAIR, ROLE
 
-IDS, ROWS, BLOCKS = 20, 4, 13  # one of the blocks is never used
+TOKENS, REQUESTS, BLOCKS = 20, 4, 13  # one of the blocks is never used
 
 
 class Scheduler:
@@ -18,7 +18,7 @@ class Scheduler:
     def __init__(self, vllm_config):
         self.vllm_config = vllm_config
         self.requests, self.waiting, self.running = {}, [], []
-        self.max_num_active_reqs, self.max_num_scheduled_tokens = ROWS, IDS
+        self.max_num_active_reqs, self.max_num_scheduled_tokens = REQUESTS, TOKENS
         self.cache_config = SimpleNamespace(num_gpu_blocks=BLOCKS)
         self.kv_cache_config = SimpleNamespace(kv_cache_groups=[0])
         self.block_size = 8
@@ -83,15 +83,15 @@ def scheduler(module, clock):
     return module.PairScheduler(vllm_config=config())
 
 
-def config(*, runs_ahead=False):
-    return SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=runs_ahead))
+def config(*, is_async=False):
+    return SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=is_async))
 
 
 @pytest.fixture
 def request_of(settings):
-    """Make a request of 5 ids that may add 10: two of our blocks; "a1" and "a2" are a pair."""
+    """Make a request of 5 tokens that may add 10, two blocks; "a1" and "a2" are a pair."""
 
-    def make(name, ids=5, max_tokens=10, guidance=3.0):
+    def make(name, tokens=5, max_tokens=10, guidance=3.0):
         role = {"1": "conditional", "2": "unconditional"}.get(name[1:])
         params = settings(**{PAIR: name[0], ROLE: role or "conditional", GUIDANCE: guidance})
         if role is None:
@@ -99,8 +99,8 @@ def request_of(settings):
         return SimpleNamespace(
             request_id=name,
             sampling_params=params,
-            num_prompt_tokens=ids,
-            num_tokens=ids,
+            num_prompt_tokens=tokens,
+            num_tokens=tokens,
             num_computed_tokens=0,
             max_tokens=max_tokens,
         )
@@ -113,7 +113,7 @@ def add(scheduler, *requests):
         scheduler.add_request(request)
 
 
-def test_halves_start_in_one_step(scheduler, request_of):
+def test_scheduler_pair_starts_in_one_step(scheduler, request_of):
     add(scheduler, request_of("a1"))
     assert scheduler.schedule() == ([], False)
     assert scheduler.get_request_counts() == (0, 1)
@@ -122,28 +122,28 @@ def test_halves_start_in_one_step(scheduler, request_of):
     assert scheduler.get_request_counts() == (3, 0)
 
 
-def test_a_guidance_of_one_starts_at_once(scheduler, request_of):
+def test_scheduler_guidance_one_starts_at_once(scheduler, request_of):
     add(scheduler, request_of("a1", guidance=1.0))
     assert scheduler.schedule()[0] == ["a1"]
 
 
-def test_a_lone_half_is_let_go_in_the_end(scheduler, request_of, clock):
+def test_scheduler_single_request_starts_after_timeout(scheduler, request_of, clock):
     add(scheduler, request_of("a1"))
-    clock.value = PATIENCE
+    clock.value = PAIR_TIMEOUT
     assert scheduler.schedule()[0] == ["a1"]
 
 
 @pytest.mark.parametrize(
     "before",
     [
-        {"name": "text", "ids": 11},  # 11 + 5 + 5 ids are more than a step takes
+        {"name": "text", "tokens": 11},  # 11 + 5 + 5 tokens do not fit into a step
         {"name": "b1", "max_tokens": 70},  # 10 blocks to its end, and 4 for the pair
     ],
 )
-def test_a_pair_waits_for_room(scheduler, request_of, before):
+def test_scheduler_pair_waits_for_capacity(scheduler, request_of, before):
     add(scheduler, request_of(**{"guidance": 1.0} | before), request_of("a1"), request_of("a2"))
     assert scheduler.schedule()[0] == [before["name"]]
-    if before["name"] == "text":  # its ids are computed now, and its blocks are counted as they are
+    if before["name"] == "text":  # computed now, and counted with the blocks it has
         assert scheduler.schedule()[0] == ["a1", "a2"]
     else:
         assert scheduler.schedule()[0] == []
@@ -151,8 +151,8 @@ def test_a_pair_waits_for_room(scheduler, request_of, before):
         assert scheduler.schedule()[0] == ["a1", "a2"]
 
 
-def test_a_pair_waits_for_rows(scheduler, request_of):
-    add(scheduler, *(request_of(f"t{name}", ids=1) for name in "xyz"))
+def test_scheduler_pair_waits_for_request_slots(scheduler, request_of):
+    add(scheduler, *(request_of(f"t{name}", tokens=1) for name in "xyz"))
     assert len(scheduler.schedule()[0]) == 3
     add(scheduler, request_of("a1"), request_of("a2"), request_of("text"))
     assert scheduler.schedule()[0] == []
@@ -160,12 +160,12 @@ def test_a_pair_waits_for_rows(scheduler, request_of):
     assert scheduler.schedule()[0] == ["a1", "a2", "text"]
 
 
-def test_a_pair_that_will_never_have_room_starts_alone(scheduler, request_of):
-    add(scheduler, request_of("a1", ids=30), request_of("a2"))
+def test_scheduler_oversized_pair_starts_alone(scheduler, request_of):
+    add(scheduler, request_of("a1", tokens=30), request_of("a2"))
     assert scheduler.schedule()[0] == ["a1", "a2"]
 
 
-def test_what_is_held_back_can_be_ended(scheduler, request_of):
+def test_scheduler_queued_request_can_be_finished(scheduler, request_of):
     add(scheduler, request_of("a1"))
     assert scheduler.finish_requests("a1", "aborted") == (["a1"], "aborted")
     assert scheduler.get_request_counts() == (0, 0)
@@ -174,16 +174,16 @@ def test_what_is_held_back_can_be_ended(scheduler, request_of):
     assert scheduler.schedule()[0] == []
 
 
-def test_more_input_of_a_known_request_passes(scheduler, request_of):
+def test_scheduler_streaming_input_not_queued(scheduler, request_of):
     add(scheduler, request_of("text"))
     scheduler.schedule()
     add(scheduler, request_of("text"))
     assert [request.request_id for request in scheduler.waiting] == ["text"]
 
 
-def test_an_engine_that_runs_ahead_gets_its_own_kind(module):
+def test_scheduler_async_engine_gets_async_scheduler(module):
     plain = module.PairScheduler(vllm_config=config())
-    ahead = module.PairScheduler(vllm_config=config(runs_ahead=True))
+    ahead = module.PairScheduler(vllm_config=config(is_async=True))
     assert not isinstance(plain, AsyncScheduler)
     assert isinstance(ahead, AsyncScheduler)
-    assert len(ahead._held) == 0
+    assert ahead.get_request_counts() == (0, 0)

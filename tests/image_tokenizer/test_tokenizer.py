@@ -27,14 +27,18 @@ def tokenizer() -> VQGANTokenizer:
     return VQGANTokenizer(model)
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def random_images(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_is_an_image_tokenizer(tokenizer):
+def test_tokenizer_has_the_protocol(tokenizer):
     assert isinstance(tokenizer, ImageTokenizer)
-    assert (tokenizer.codebook_size, tokenizer.factor, tokenizer.resolution) == (32, 4, 16)
-    codes = tokenizer.encode(pictures(2, 3, 8, 12))
+    assert (tokenizer.codebook_size, tokenizer.downsample_factor, tokenizer.resolution) == (
+        32,
+        4,
+        16,
+    )
+    codes = tokenizer.encode(random_images(2, 3, 8, 12))
     made = tokenizer.decode(codes)
     assert (codes.shape, codes.dtype) == ((2, 2, 3), torch.int64)
     assert (made.shape, made.dtype) == ((2, 3, 8, 12), torch.float32)
@@ -44,29 +48,29 @@ def test_is_an_image_tokenizer(tokenizer):
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
-        (pictures(3, 8, 8), r"Pass \(B, 3, H, W\)"),
-        (pictures(1, 1, 8, 8), r"Pass \(B, 3, H, W\)"),
-        (pictures(1, 3, 8, 10), "10 x 8 is not divisible by the factor 4"),
-        (pictures(1, 3, 0, 8), "8 x 0 is not divisible"),
-        (pictures(1, 3, 8, 8) * 2, r"outside \[-1, 1\]"),
-        (pictures(1, 3, 8, 8) * torch.nan, "NaN"),
+        (random_images(3, 8, 8), r"pixels.*\(B, 3, H, W\)"),
+        (random_images(1, 1, 8, 8), r"pixels.*\(B, 3, H, W\)"),
+        (random_images(1, 3, 8, 10), "pixels.*factor 4.*10 x 8"),
+        (random_images(1, 3, 0, 8), "8 x 0"),
+        (random_images(1, 3, 8, 8) * 2, r"outside \[-1, 1\]"),
+        (random_images(1, 3, 8, 8) * torch.nan, "NaN"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "torch.int64"),
-        (torch.zeros(1, 3, 8, 10, dtype=torch.uint8), "10 x 8 is not divisible"),
+        (torch.zeros(1, 3, 8, 10, dtype=torch.uint8), "10 x 8"),
     ],
 )
-def test_encode_refuses(tokenizer, pixels, words):
+def test_encode_rejects_invalid_pixels(tokenizer, pixels, words):
     with pytest.raises(ValueError, match=words):
         tokenizer.encode(pixels)
 
 
-def test_encode_takes_bytes(tokenizer):
-    pixels = (pictures(2, 3, 8, 12) * 127.5 + 127.5).round().to(torch.uint8)
+def test_encode_uint8_equals_float(tokenizer):
+    pixels = (random_images(2, 3, 8, 12) * 127.5 + 127.5).round().to(torch.uint8)
     scaled = pixels.float().div(127.5).sub(1.0)
     assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(scaled))
 
 
-def test_latents_without_gradients_are_those_with(tokenizer):
-    pixels = pictures(2, 3, 16, 16)
+def test_latents_are_equal_with_and_without_gradients(tokenizer):
+    pixels = random_images(2, 3, 16, 16)
     before = pixels.clone()
     with torch.no_grad():
         latents = tokenizer.model.encode_latents(pixels)
@@ -76,14 +80,14 @@ def test_latents_without_gradients_are_those_with(tokenizer):
     assert torch.equal(decoded, tokenizer.model.decode_latents(latents))
 
 
-def test_precisions_agree_in_most_codes(tokenizer):
-    pixels = pictures(16, 3, 64, 64)
+def test_bfloat16_agrees_in_most_codes(tokenizer):
+    pixels = random_images(16, 3, 64, 64)
     exact = tokenizer.encode(pixels)
     assert tokenizer.agreement(pixels) == 1.0
     tokenizer.precision = "bfloat16"
     share = (tokenizer.encode(pixels) == exact).float().mean().item()
     assert tokenizer.agreement(pixels) == share
-    assert 0.8 < share < 1.0  # the latents are rounded, the search isn't
+    assert 0.8 < share < 1.0  # the latents are rounded, the search is not
     assert tokenizer.precision == "bfloat16"
     tokenizer.to(torch.device("cpu")).precision = "float32"
     assert torch.equal(tokenizer.encode(pixels), exact)
@@ -92,13 +96,13 @@ def test_precisions_agree_in_most_codes(tokenizer):
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (torch.zeros(2, 2, dtype=torch.int64), r"Pass integers \(B, h, w\)"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"codes.*\(B, h, w\)"),
         (torch.zeros(1, 2, 2), "torch.float32"),
-        (torch.full((1, 2, 2), 32), r"32 is outside the codebook 0\.\.31"),
-        (torch.full((1, 2, 2), -1), "-1 is outside"),
+        (torch.full((1, 2, 2), 32), r"codes.*0\.\.31, got 32"),
+        (torch.full((1, 2, 2), -1), "got -1"),
     ],
 )
-def test_decode_refuses(tokenizer, codes, words):
+def test_decode_rejects_invalid_codes(tokenizer, codes, words):
     with pytest.raises(ValueError, match=words):
         tokenizer.decode(codes)
 
@@ -107,7 +111,7 @@ def test_float32_round_trip(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t")
     loaded = load_image_tokenizer(tmp_path / "t")
     assert loaded.fingerprint == tokenizer.fingerprint
-    x = pictures(2, 3, 16, 16)
+    x = random_images(2, 3, 16, 16)
     assert torch.equal(loaded.encode(x), tokenizer.encode(x))
     codes = tokenizer.encode(x)
     assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
@@ -118,8 +122,8 @@ def test_float32_round_trip(tokenizer, tmp_path):
     ]
 
 
-def test_bfloat16_stays_what_it_is(tokenizer, tmp_path):
-    tokenizer.storage = "bfloat16"
+def test_bfloat16_round_trip_is_lossless(tokenizer, tmp_path):
+    tokenizer.save_dtype = "bfloat16"
     tokenizer.save(tmp_path / "a")
     state = load_file(tmp_path / "a" / "model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.bfloat16}
@@ -132,7 +136,7 @@ def test_bfloat16_stays_what_it_is(tokenizer, tmp_path):
     assert first.model.quant_conv.weight.dtype == torch.float32
 
 
-def test_fingerprint_is_about_codes(tokenizer):
+def test_fingerprint_ignores_decoder(tokenizer):
     state = {name: value.clone() for name, value in tokenizer.model.state_dict().items()}
 
     def changed(name: str) -> str:
@@ -146,11 +150,11 @@ def test_fingerprint_is_about_codes(tokenizer):
     assert changed("quantize.embedding.weight") != tokenizer.fingerprint
 
 
-def test_what_is_no_tokenizer(tokenizer, tmp_path):
+def test_load_rejects_other_folders(tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         load_image_tokenizer(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no image tokenizer"):
+    with pytest.raises(CheckpointError, match="not an image tokenizer"):
         load_image_tokenizer(tmp_path)
     good = tmp_path / "good"
     tokenizer.save(good)
@@ -162,14 +166,14 @@ def test_what_is_no_tokenizer(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"format": "liquidmm.vqgan.9"}, CheckpointError, "Update liquidmm"),
-        ({"storage": "int8"}, CheckpointError, "Known: float32, bfloat16"),
+        ({"format": "liquidmm.vqgan.9"}, CheckpointError, "format.*Update liquidmm"),
+        ({"storage": "int8"}, CheckpointError, "storage.*float32, bfloat16.*int8"),
         ({"vqgan": {"codebok_size": 3}}, ConfigError, "codebook_size"),
-        ({"vqgan": {"codebook_size": 8}}, CheckpointError, "right"),
+        ({"vqgan": {"codebook_size": 8}}, CheckpointError, "quantize.embedding.weight.*shape"),
         ({"decoder": False}, CheckpointError, "unknown tensor decoder"),
     ],
 )
-def test_wrong_configurations(tokenizer, tmp_path, change, kind, words):
+def test_load_rejects_wrong_configuration(tokenizer, tmp_path, change, kind, words):
     tokenizer.save(tmp_path / "t")
     file = tmp_path / "t" / "config.json"
     description = json.loads(file.read_text())

@@ -1,7 +1,8 @@
-"""Saving, loading, the published layout, and what a broken folder gets."""
+"""Saving, loading, the published layout, and the errors of broken folders."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,16 +14,16 @@ from liquidmm.model.processor import LiquidProcessor, read_vocabulary
 from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
-def test_load(checkpoint, checkpoint_folder):
+def test_load_gives_matching_parts(checkpoint, checkpoint_folder):
     assert checkpoint.model.dtype == torch.float32
     assert not checkpoint.model.training
     assert checkpoint.processor.sizes == ((16, 16),)
-    assert checkpoint.processor.prepare == "crop"
+    assert checkpoint.processor.resize == "crop"
     assert checkpoint.image_tokenizer.codebook_size == checkpoint.vocabulary.codebook_size == 16
     assert read_vocabulary(checkpoint_folder) == checkpoint.vocabulary
 
 
-def test_the_folder_is_a_stock_model_and_nothing_else(checkpoint_folder):
+def test_folder_is_a_stock_model(checkpoint_folder):
     assert sorted(path.name for path in checkpoint_folder.iterdir()) == [
         "chat_template.jinja",
         "config.json",
@@ -39,11 +40,11 @@ def test_the_folder_is_a_stock_model_and_nothing_else(checkpoint_folder):
         "processor_class": "LiquidProcessor",
         "vocabulary": read_vocabulary(checkpoint_folder).to_dict(),
         "sizes": [[16, 16]],
-        "prepare": "crop",
+        "resize": "crop",
     }
 
 
-def test_saving_what_was_loaded_changes_no_byte(checkpoint, checkpoint_folder, tmp_path):
+def test_save_of_loaded_checkpoint_is_byte_identical(checkpoint, checkpoint_folder, tmp_path):
     checkpoint.save(tmp_path / "out")
     for path in checkpoint_folder.rglob("*"):
         if path.is_file():
@@ -51,7 +52,7 @@ def test_saving_what_was_loaded_changes_no_byte(checkpoint, checkpoint_folder, t
             assert (tmp_path / "out" / name).read_bytes() == path.read_bytes(), name
 
 
-def test_bfloat16_in_small_files(checkpoint, tmp_path):
+def test_save_bfloat16_in_shards(checkpoint, tmp_path):
     folder = checkpoint.save(tmp_path / "out", "bfloat16", max_shard_size="20KB")
     shards = list(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -68,23 +69,23 @@ def test_bfloat16_in_small_files(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float31"])
-def test_a_dtype_that_cannot_be_saved(checkpoint, tmp_path, dtype):
+def test_save_with_invalid_dtype_writes_nothing(checkpoint, tmp_path, dtype):
     with pytest.raises(ConfigError, match=dtype):
         checkpoint.save(tmp_path / "out", dtype)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_kept_unless_told(checkpoint, tmp_path):
+def test_save_keeps_existing_folder_unless_overwrite(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(LiquidError, match="exists already"):
+    with pytest.raises(LiquidError, match="exists"):
         checkpoint.save(tmp_path / "out")
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
     checkpoint.save(tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out/mine.txt").exists()
 
 
-def test_a_failure_while_saving_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_save_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -94,24 +95,28 @@ def test_a_failure_while_saving_leaves_nothing(checkpoint, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_pictures(checkpoint, image_tokenizer):
-    other = checkpoint.with_pictures(image_tokenizer, ((8, 16), (16, 8)), "pad")
-    assert (other.processor.sizes, other.processor.prepare) == (((8, 16), (16, 8)), "pad")
+def test_sizes_must_be_multiples_of_downsample_factor(checkpoint, image_tokenizer):
+    def with_sizes(*sizes):
+        parts = (checkpoint.processor.tokenizer, checkpoint.vocabulary, sizes, "pad")
+        return replace(
+            checkpoint, processor=LiquidProcessor(*parts), image_tokenizer=image_tokenizer
+        )
+
+    other = with_sizes((8, 16), (16, 8))
+    assert (other.processor.sizes, other.processor.resize) == (((8, 16), (16, 8)), "pad")
     assert other.model is checkpoint.model
-    with pytest.raises(CheckpointError, match="16 x 6 is no multiple .* factor 4"):
-        checkpoint.with_pictures(image_tokenizer, ((16, 6),))
+    with pytest.raises(CheckpointError, match="sizes.* factor 4.*16 x 6"):
+        with_sizes((16, 6))
 
 
-def test_a_checkpoint_without_an_image_tokenizer(
-    checkpoint_folder, image_tokenizer_folder, tmp_path
-):
+def test_checkpoint_without_image_tokenizer(checkpoint_folder, image_tokenizer_folder, tmp_path):
     folder = tmp_path / "text"
     shutil.copytree(checkpoint_folder, folder)
     shutil.rmtree(folder / "image_tokenizer")
     loaded = Checkpoint.load(folder)
-    assert loaded.images is None
+    assert loaded.image_tokenizer is None
     with pytest.raises(CheckpointError, match="has no image tokenizer"):
-        _ = loaded.image_tokenizer
+        loaded.require_image_tokenizer()
     given = Checkpoint.load(folder, image_tokenizer=image_tokenizer_folder)
     assert given.image_tokenizer.codebook_size == 16
 
@@ -133,7 +138,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def test_the_published_layout_loads_as_it_is_and_saves_as_ours(published, tmp_path):
+def test_published_layout_loads_and_saves_as_ours(published, tmp_path):
     expected = Vocabulary(
         text_size=256000,
         image_offset=256000,
@@ -193,27 +198,28 @@ def _drop_a_weight(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (shutil.rmtree, "there is no such folder"),
-        (_remove("config.json"), "is no model folder"),
-        (_write("config.json", "{"), r"config\.json: can't be read"),
-        (_write("config.json", "[]"), "holds no JSON object"),
-        (_write("processor_config.json", "nonsense"), r"processor_config\.json: can't be read"),
-        (_remove("processor_config.json"), "nor the published layout"),
-        (_edit("processor_config.json", vocabulary={"boi": 1}), "vocabulary has the fields"),
-        (_edit("processor_config.json", sizes=[64]), r"sizes is \[64\]"),
-        (_edit("processor_config.json", prepare="stretch"), "prepare is 'stretch'"),
-        (_edit("processor_config.json", sizes=[[15, 16]]), "15 x 16 is no multiple"),
-        (_edit("config.json", vocab_size=300), "has 300 rows"),
-        (_move_boi, r"have the ids \[5, 6, 7\]"),
-        (_remove("tokenizer.json"), "tokenizer can't be read"),
-        (_write("tokenizer.json", "{}"), "tokenizer can't be read"),
-        (_remove("model.safetensors"), "weights can't be read"),
-        (_write("model.safetensors", "x" * 100), "weights can't be read"),
-        (_drop_a_weight, r"1 weights are missing, such as model\.norm\.weight"),
+        (shutil.rmtree, "no such folder"),
+        (_remove("config.json"), r"config\.json"),
+        (_write("config.json", "{"), r"config\.json: cannot be read"),
+        (_write("config.json", "[]"), r"config\.json: expected a JSON object"),
+        (_write("processor_config.json", "nonsense"), r"processor_config\.json: cannot be read"),
+        (_remove("processor_config.json"), r"processor_config\.json is missing.*published"),
+        (_edit("processor_config.json", vocabulary={"boi": 1}), "vocabulary"),
+        (_edit("processor_config.json", sizes=[64]), r"sizes.*\[64\]"),
+        (_edit("processor_config.json", resize="stretch"), "resize.*'stretch'"),
+        (_edit("processor_config.json", sampling=[1]), r"sampling.*\[1\]"),
+        (_edit("processor_config.json", sizes=[[15, 16]]), "sizes.*15 x 16"),
+        (_edit("config.json", vocab_size=300), "vocab_size.*300"),
+        (_move_boi, r"tokenizer.*\[5, 6, 7\]"),
+        (_remove("tokenizer.json"), "tokenizer cannot be read"),
+        (_write("tokenizer.json", "{}"), "tokenizer cannot be read"),
+        (_remove("model.safetensors"), "weights cannot be read"),
+        (_write("model.safetensors", "x" * 100), "weights cannot be read"),
+        (_drop_a_weight, r"model\.norm\.weight"),
         (_remove("image_tokenizer/model.safetensors"), "image_tokenizer"),
     ],
 )
-def test_a_broken_folder_gets_one_clear_line(damage, words, checkpoint_folder, tmp_path):
+def test_broken_folder_is_one_line_error(damage, words, checkpoint_folder, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(checkpoint_folder, folder)
     damage(folder)
@@ -222,17 +228,17 @@ def test_a_broken_folder_gets_one_clear_line(damage, words, checkpoint_folder, t
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_was_never_expanded(base_folder):
-    with pytest.raises(CheckpointError, match=r"without image codes.*liquid expand"):
+def test_unexpanded_model_names_expand(base_folder):
+    with pytest.raises(CheckpointError, match=r"liquid expand"):
         Checkpoint.load(base_folder)
 
 
-def test_a_name_the_hub_does_not_know(monkeypatch):
+def test_unknown_hub_name_is_reported(monkeypatch):
     import huggingface_hub
 
     def offline(*_, **__):
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="owner/name: is neither a folder here"):
+    with pytest.raises(CheckpointError, match="owner/name"):
         local_folder("owner/name")

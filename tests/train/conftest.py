@@ -71,23 +71,23 @@ def plan(tmp_path, shards, checkpoint_folder) -> dict[str, Any]:
                 {"path": path, "task": "chat"},
                 {"path": path, "task": "text"},
             ],
-            "validation": [
+            "eval": [
                 {"path": path, "task": "text_to_image"},
                 {"path": path, "task": "text"},
             ],
-            "length": 96,
+            "seq_len": 96,
         },
         "train": {
             "steps": 4,
-            "batch_rows": 2,
-            "micro_batch_rows": 1,
+            "global_batch_size": 2,
+            "micro_batch_size": 1,
             "log_every": 1,
-            "validate_every": 2,
-            "validate_rows": 2,
+            "eval_every": 2,
+            "eval_samples": 2,
             "save_every": 2,
             "sample_every": 2,
         },
-        "optim": {"lr": 1e-3, "warmup": 1},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
     }
 
 

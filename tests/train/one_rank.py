@@ -11,13 +11,13 @@ os.environ.update(ENVIRONMENT)  # noqa: F821
 
 from liquidmm.config import from_dict
 from liquidmm.errors import LiquidError
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 from liquidmm.train.trainer import train
 
 exec(PATCH)  # noqa: F821
 
 try:
-    train(from_dict(TrainRun, PLAN, "run.toml"), resume=RESUME)  # noqa: F821
+    train(from_dict(TrainConfig, PLAN, "run.toml"), resume=RESUME)  # noqa: F821
 except LiquidError as error:
     with Path(LOG).open("a") as log:  # noqa: F821
         log.write(f"{error}\n")

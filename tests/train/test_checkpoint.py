@@ -8,10 +8,10 @@ import torch
 
 from liquidmm.errors import CheckpointError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.train.checkpoint import Progress, Saver, latest, read_progress, restore
+from liquidmm.train.checkpoint import Checkpointer, Progress, latest, read_progress, restore
+from liquidmm.train.distributed import Distributed
 from liquidmm.train.final import write_final
 from liquidmm.train.optim import OptimConfig, build_optimizers
-from liquidmm.train.parallel import Distributed
 
 
 class Trained:
@@ -26,7 +26,7 @@ class Trained:
         self.step()
 
     def fresh_optimizers(self, kind: str | None = None):
-        config = OptimConfig(lr=0.01, matrices=kind or self.kind)
+        config = OptimConfig(lr=0.01, optimizer=kind or self.kind)
         return build_optimizers(self.checkpoint.model, config)
 
     def step(self) -> None:
@@ -56,7 +56,7 @@ def progress(step: int) -> Progress:
 
 
 def save(out, trained: Trained, step: int = 1, keep: int = 2):
-    saver = Saver(out, keep, Distributed("cpu"))
+    saver = Checkpointer(out, keep, Distributed("cpu"))
     folder = saver.start(trained.named, trained.optimizers, progress(step))
     saver.finish()
     return folder
@@ -77,7 +77,7 @@ def test_round_trip(trained, tmp_path):
 
 
 def test_what_is_saved_is_what_was_there_at_the_start(trained, tmp_path):
-    saver = Saver(tmp_path, 2, Distributed("cpu"))
+    saver = Checkpointer(tmp_path, 2, Distributed("cpu"))
     before = trained.tensors()
     folder = saver.start(trained.named, trained.optimizers, progress(1))
     trained.step()  # while it is being written
@@ -88,25 +88,25 @@ def test_what_is_saved_is_what_was_there_at_the_start(trained, tmp_path):
 
 
 def test_a_save_is_not_there_before_it_is_whole(trained, tmp_path):
-    saver = Saver(tmp_path, 2, Distributed("cpu"))
+    saver = Checkpointer(tmp_path, 2, Distributed("cpu"))
     saver.start(trained.named, trained.optimizers, progress(1))
     assert latest(tmp_path) is None
     while latest(tmp_path) is None:
         saver.poll()
-    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     saver.poll()  # there is none any more
 
 
 def test_only_the_last_are_kept(trained, tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, trained, step)
-    names = sorted(path.name for path in (tmp_path / "saves").iterdir())
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000010"]
     assert latest(tmp_path).name == "step-00000010"
 
 
 def test_the_remains_of_a_killed_save_are_cleared(trained, tmp_path):
-    remains = tmp_path / "saves" / ".step-00000001"
+    remains = tmp_path / "checkpoints" / ".step-00000001"
     remains.mkdir(parents=True)
     (remains / "shard-00009-model-00001-of-00001.safetensors").write_bytes(b"half")
     assert latest(tmp_path) is None
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_the_save_before(trained, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     restore(latest(tmp_path), trained.named, trained.optimizers, Distributed("cpu"))
 
 
@@ -176,5 +176,5 @@ def test_a_weight_of_another_shape(trained, tmp_path):
 def test_the_save_of_another_optimizer(trained, tmp_path):
     folder = save(tmp_path, trained)
     other = "muon" if trained.kind == "adamw" else "adamw"
-    with pytest.raises(CheckpointError, match=r"holds no optimizer/.*optim\.matrices"):
+    with pytest.raises(CheckpointError, match=r"holds no optimizer/.*optim\.optimizer"):
         restore(folder, trained.named, trained.fresh_optimizers(other), Distributed("cpu"))

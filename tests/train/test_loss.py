@@ -68,13 +68,13 @@ def cohere() -> PreTrainedModel:
     return CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)).eval()
 
 
-def naive(hidden, head, target, max_z, z_loss):
+def naive(hidden, head, target, max_z_loss, z_loss):
     logits = functional.linear(hidden, head.weight) * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     kept = logits[target != IGNORE]
     loss = functional.cross_entropy(kept, target[target != IGNORE])
-    loss = loss + max_z * kept.amax(-1).square().mean()
+    loss = loss + max_z_loss * kept.amax(-1).square().mean()
     return loss + z_loss * kept.logsumexp(-1).square().mean()
 
 
@@ -90,14 +90,14 @@ def problem(dtype=torch.float64):
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-@pytest.mark.parametrize(("max_z", "z_loss"), [(0, 0), (0.3, 0), (0, 0.2), (0.3, 0.2)])
+@pytest.mark.parametrize(("max_z_loss", "z_loss"), [(0, 0), (0.3, 0), (0, 0.2), (0.3, 0.2)])
 @pytest.mark.parametrize("chunk_logits", [1, 33, 10**6])
-def test_equals_full_logits(softcap, scale, max_z, z_loss, chunk_logits):
+def test_equals_full_logits(softcap, scale, max_z_loss, z_loss, chunk_logits):
     hidden, weight, target, task_ids = problem()
     head = Head(weight=weight, scale=scale, softcap=softcap)
-    config = LossConfig(max_z=max_z, z_loss=z_loss, chunk_logits=chunk_logits)
+    config = LossConfig(max_z_loss=max_z_loss, z_loss=z_loss, chunk_logits=chunk_logits)
     result = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
-    expected = naive(hidden, head, target, max_z, z_loss)
+    expected = naive(hidden, head, target, max_z_loss, z_loss)
     torch.testing.assert_close(result.loss, expected, atol=1e-10, rtol=0)
     ours = torch.autograd.grad(3 * result.loss, (hidden, weight))
     theirs = torch.autograd.grad(3 * expected, (hidden, weight))
@@ -107,7 +107,7 @@ def test_equals_full_logits(softcap, scale, max_z, z_loss, chunk_logits):
 
 def test_parts_of_a_step_add_up():
     hidden, weight, target, task_ids = problem()
-    head, config = Head(weight=weight), LossConfig(max_z=0.1)
+    head, config = Head(weight=weight), LossConfig(max_z_loss=0.1)
     labels = int((target != IGNORE).sum())
     whole = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
     parts = [
@@ -122,7 +122,7 @@ def test_parts_of_a_step_add_up():
 
 def test_counts_for_each_task():
     hidden, weight, target, task_ids = problem()
-    config = LossConfig(max_z=0.5)
+    config = LossConfig(max_z_loss=0.5)
     result = next_token_loss(hidden, Head(weight=weight), target, task_ids, config, tasks=3)
     logits = functional.linear(hidden, weight).detach()
     for task in range(3):
@@ -137,7 +137,7 @@ def test_no_labels_is_zero():
     hidden, weight, target, task_ids = problem()
     target.fill_(IGNORE)
     result = next_token_loss(
-        hidden, Head(weight=weight), target, task_ids, LossConfig(max_z=1), tasks=2
+        hidden, Head(weight=weight), target, task_ids, LossConfig(max_z_loss=1), tasks=2
     )
     result.loss.backward()
     assert result.loss == 0
@@ -158,7 +158,7 @@ def test_frozen_head_and_no_gradient():
 
 def test_autocast_is_close():
     hidden, weight, target, task_ids = problem(torch.float32)
-    head, config = Head(weight=weight), LossConfig(max_z=0.01)
+    head, config = Head(weight=weight), LossConfig(max_z_loss=0.01)
     exact = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
     with torch.autocast("cpu", torch.bfloat16):
         rough = next_token_loss(hidden, head, target, task_ids, config, tasks=2)
@@ -205,7 +205,9 @@ def test_a_head_with_a_bias_is_refused():
         head_of(PhiForCausalLM(PhiConfig(**shape)))
 
 
-@pytest.mark.parametrize("wrong", [{"max_z": -1}, {"z_loss": float("nan")}, {"chunk_logits": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_z_loss": -1}, {"z_loss": float("nan")}, {"chunk_logits": -1}]
+)
 def test_bad_settings(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LossConfig(**wrong)

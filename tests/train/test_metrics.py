@@ -7,7 +7,7 @@ import torch
 
 from liquidmm.errors import LiquidError
 from liquidmm.train.loss import LossResult
-from liquidmm.train.metrics import MetricsLog, Tally, read_metrics
+from liquidmm.train.metrics import LossMeter, MetricsLog, read_metrics
 
 
 def result(nll, correct, counts) -> LossResult:
@@ -17,7 +17,7 @@ def result(nll, correct, counts) -> LossResult:
 
 
 def test_tally_weighs_by_labels():
-    tally = Tally(("text", "chat", "draw"))
+    tally = LossMeter(("text", "chat", "draw"))
     tally.add(result([2.0, 3.0, 0.0], [1, 0, 0], [4, 1, 0]))
     tally.add(result([1.0, 0.0, 0.0], [1, 0, 0], [2, 0, 0]))
     assert tally.report() == {
@@ -32,7 +32,7 @@ def test_tally_weighs_by_labels():
 
 
 def test_empty_tally():
-    assert Tally(("text",)).report() == {"tokens": 0}
+    assert LossMeter(("text",)).report() == {"tokens": 0}
 
 
 def test_log_and_resume(tmp_path):
@@ -75,7 +75,7 @@ def test_trackers_get_the_same_figures_and_are_closed(tmp_path):
 
 
 def test_tallies_of_ranks_add_up():
-    parts = [Tally(("text",)) for _ in range(2)]
+    parts = [LossMeter(("text",)) for _ in range(2)]
     parts[0].add(result([2.0], [1], [4]))
     parts[1].add(result([1.0], [0], [2]))
     other = torch.tensor([[1.0], [0.0], [2.0]]).double()

@@ -24,7 +24,7 @@ def tiny(tied: bool) -> LlamaForCausalLM:
 
 
 def test_cosine_in_numbers():
-    config = OptimConfig(lr=1.0, warmup=2, min_lr_ratio=0.2)
+    config = OptimConfig(lr=1.0, warmup_steps=2, min_lr_ratio=0.2)
     rates = [learning_rate(step, 6, config) for step in range(7)]
     middle = 0.2 + 0.8 / 2
     quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
@@ -33,7 +33,7 @@ def test_cosine_in_numbers():
 
 
 def test_constant_in_numbers():
-    config = OptimConfig(lr=2.0, schedule="constant", warmup=4)
+    config = OptimConfig(lr=2.0, schedule="constant", warmup_steps=4)
     assert [learning_rate(step, 9, config) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
@@ -70,7 +70,7 @@ def test_first_step_is_sign_descent():
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_moves_the_blocks_and_adamw_the_rest(tied):
     model = tiny(tied)
-    muon, adamw = build_optimizers(model, OptimConfig(lr=1e-3, matrices="muon"))
+    muon, adamw = build_optimizers(model, OptimConfig(lr=1e-3, optimizer="muon"))
     names = {id(value): name for name, value in model.named_parameters()}
     parts = [
         {names[id(value)] for group in each.param_groups for value in group["params"]}
@@ -85,7 +85,7 @@ def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
     model = tiny(True)
     weight = model.model.layers[0].self_attn.q_proj.weight
     before = weight.detach().clone()
-    muon, _ = build_optimizers(model, OptimConfig(lr=1e-3, matrices="muon"))
+    muon, _ = build_optimizers(model, OptimConfig(lr=1e-3, optimizer="muon"))
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     muon.step()
     values = torch.linalg.svdvals((weight.detach() - before).double())
@@ -100,9 +100,9 @@ def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
     [
         {"lr": 0.0},
         {"lr": math.inf},
-        {"warmup": -1},
-        {"clip": -0.5},
-        {"max_z": -1.0},
+        {"warmup_steps": -1},
+        {"grad_clip": -0.5},
+        {"max_z_loss": -1.0},
         {"min_lr_ratio": 2.0},
         {"betas": (0.9, 1.0)},
         {"eps": 0.0},

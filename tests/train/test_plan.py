@@ -19,11 +19,11 @@ from liquidmm.config import from_dict, to_dict
 from liquidmm.data.shard_file import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
-from liquidmm.train.adapters import LoraConfig, add_adapters
 from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.checks import check_length, check_pictures
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 from liquidmm.train.footprint import block_activations, footprint
+from liquidmm.train.lora import LoraConfig, add_adapters
 from liquidmm.train.model import ModelConfig, choose_trained
 from liquidmm.train.plan import Machine, make_plan, report
 from liquidmm.train.setup import open_setup
@@ -34,13 +34,13 @@ TABLE, BLOCK, PARAMETERS = 12032, 7744, 27552
 CHUNK = 2 * 4 * 96 * 376
 
 
-def run_of(plan, **tables) -> TrainRun:
+def run_of(plan, **tables) -> TrainConfig:
     for table, values in tables.items():
         plan[table] = plan.get(table, {}) | values
-    return from_dict(TrainRun, plan, "run.toml")
+    return from_dict(TrainConfig, plan, "run.toml")
 
 
-def memory(run: TrainRun, vocabulary, ranks: int = 1) -> dict[str, int]:
+def memory(run: TrainConfig, vocabulary, ranks: int = 1) -> dict[str, int]:
     model = empty_language_model(run.checkpoint)
     choose_trained(model, vocabulary, run.model)
     return to_dict(footprint(model, run, ranks))
@@ -80,28 +80,28 @@ def test_two_ranks_by_hand(plan, checkpoint):
 
 def test_what_each_setting_does(plan, checkpoint):
     vocabulary = checkpoint.vocabulary
-    half = run_of(plan, train={"precision": "bfloat16", "batch_rows": 4})
+    half = run_of(plan, train={"precision": "bfloat16", "global_batch_size": 4})
     before = memory(half, vocabulary, ranks=2)
     # two micro-batches are added up before they are exchanged
     assert before["gradients"] == 4 * PARAMETERS
 
-    muon = replace(half, optim=replace(half.optim, matrices="muon"))
+    muon = replace(half, optim=replace(half.optim, optimizer="muon"))
     assert memory(muon, vocabulary)["optimizer"] == 4 * 15360 + 8 * (PARAMETERS - 15360)
 
-    kept = replace(half, model=ModelConfig(checkpoint_activations=True))
+    kept = replace(half, model=ModelConfig(activation_checkpointing=True))
     assert memory(kept, vocabulary, 2)["activations"] == 96 * (2 * 64 + 1360 + 6 * 32)
 
-    flash = replace(half, model=ModelConfig(attention="flash_attention_2"))
+    flash = replace(half, model=ModelConfig(attn_implementation="flash_attention_2"))
     saved = before["activations"] - memory(flash, vocabulary, 2)["activations"]
     assert saved == 96 * 2 * (2 * 96 + 2 * 2 * 16)  # the mask, and keys and values repeated
 
-    away = replace(half, parallel=replace(half.parallel, offload=True))
+    away = replace(half, parallel=replace(half.parallel, cpu_offload=True))
     found = memory(away, vocabulary, 2)
     assert found["host"] == (2 + 2 + 4) * PARAMETERS
     assert (found["parameters"], found["optimizer"]) == (0, 0)
     assert memory(away, vocabulary, 1)["host"] == 0  # one rank offloads nothing
 
-    groups = replace(half, parallel=replace(half.parallel, replicas=2))
+    groups = replace(half, parallel=replace(half.parallel, dp_replicate=2))
     assert memory(groups, vocabulary, 2)["parameters"] == 4 * PARAMETERS
 
     frozen = replace(half, model=ModelConfig(freeze=("model.layers.*",)))
@@ -151,7 +151,7 @@ def test_activations_are_what_pytorch_keeps(precision, sharded):
 
 def test_the_plan_of_a_run(plan):
     run = run_of(plan)
-    found = make_plan(run, Machine(ranks=2, peak_tflops=1e-3, mfu=0.5))
+    found = make_plan(run, Machine(num_gpus=2, peak_tflops=1e-3, assumed_mfu=0.5))
     assert (found.model, found.parameters, found.trained) == ("LlamaForCausalLM", 27552, 27552)
     assert found.vocabulary["rows"] == 376
     assert [source.rows for source in found.data.sources] == [5, 5, 1, 5]
@@ -168,9 +168,9 @@ def test_the_plan_of_a_run(plan):
     assert found.flops == pytest.approx(768 * each)
     assert found.hours == pytest.approx(768 * each / (2 * 1e9 * 0.5) / 3600)
     assert found.fits
-    assert not make_plan(run, Machine(memory_gib=0.001)).fits
+    assert not make_plan(run, Machine(gpu_memory_gib=0.001)).fits
     assert not run.out.exists()
-    assert make_plan(run, Machine(ranks=2, peak_tflops=1e-3, mfu=0.5)) == found
+    assert make_plan(run, Machine(num_gpus=2, peak_tflops=1e-3, assumed_mfu=0.5)) == found
     json.dumps(to_dict(found))
 
 
@@ -178,7 +178,7 @@ def test_passes_are_those_of_the_stream(plan):
     run = run_of(plan, train={"steps": 200})
     stream = open_setup(run, 1, torch.device("cpu")).stream
     for _ in range(run.train.steps):
-        stream.take(range(run.train.batch_rows))
+        stream.take(range(run.train.global_batch_size))
     found = make_plan(run).data
     passes = [source.passes for source in found.sources]
     assert passes == pytest.approx(stream.passes, rel=0.05)
@@ -187,13 +187,13 @@ def test_passes_are_those_of_the_stream(plan):
 
 def test_ranks_halve_the_shards(plan):
     one = make_plan(run_of(plan)).memory
-    two = make_plan(run_of(plan), Machine(ranks=2)).memory
+    two = make_plan(run_of(plan), Machine(num_gpus=2)).memory
     for name in ("parameters", "gradients", "optimizer"):
         assert getattr(two, name) == getattr(one, name) // 2
 
 
 def test_adapters_are_counted_as_they_are_added(plan, checkpoint_folder, checkpoint):
-    lora = LoraConfig(rank=3, targets=("q_proj", "down_proj"))
+    lora = LoraConfig(rank=3, target_modules=("q_proj", "down_proj"))
     run = replace(run_of(plan), model=ModelConfig(lora=lora))
     found = make_plan(run)
     model = load_language_model(checkpoint_folder, torch.float32)
@@ -236,25 +236,31 @@ def test_no_weights_are_needed(plan, checkpoint_folder, tmp_path):
     ("tables", "message"),
     [
         (
-            {"data": {"length": 300}},
-            "data.length: sequences have up to 300 ids, the model has max_position_embeddings",
+            {"data": {"seq_len": 300}},
+            "data.seq_len: sequences have up to 300 ids, the model has max_position_embeddings",
         ),
         (
-            {"data": {"length": 16}},
+            {"data": {"seq_len": 16}},
             "{shards} has pictures of 4 x 4 codes, which take at least 19 ids; a sequence has 16",
         ),
-        ({"train": {"batch_rows": 3, "micro_batch_rows": 0}}, "3 rows can't be shared evenly by 2"),
-        ({"parallel": {"replicas": 3}}, "parallel.replicas: 3 does not divide 2 ranks"),
+        (
+            {"train": {"global_batch_size": 3, "micro_batch_size": 0}},
+            "3 rows can't be shared evenly by 2",
+        ),
+        ({"parallel": {"dp_replicate": 3}}, "parallel.dp_replicate: 3 does not divide 2 ranks"),
         ({"model": {"freeze": ["model.layer.*"]}}, "model.freeze: no parameter fits"),
         ({"model": {"freeze": ["*"]}}, "model.freeze: freezes everything"),
-        ({"model": {"lora": {"targets": ["qproj"]}}}, "lora.targets: no linear layer"),
+        (
+            {"model": {"lora": {"target_modules": ["qproj"]}}},
+            "lora.target_modules: no linear layer",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_at_once(plan, pictures, tables, message):
     plan["data"]["sources"][0]["path"] = str(pictures)
     run = run_of(plan, **tables)
     with pytest.raises((ConfigError, DataError), match=re.escape(message.format(shards=pictures))):
-        make_plan(run, Machine(ranks=2))
+        make_plan(run, Machine(num_gpus=2))
 
 
 @pytest.fixture(scope="module")
@@ -270,20 +276,20 @@ def test_checks_alone(plan, pictures):
     config = LlamaConfig(max_position_embeddings=96)
     check_length(run, config)
     config.max_position_embeddings = 95
-    check_length(run_of(deepcopy(plan), data={"context": 95}), config)
+    check_length(run_of(deepcopy(plan), data={"max_document_tokens": 95}), config)
     with pytest.raises(ConfigError, match="sequences have up to 96 ids.*= 95"):
         check_length(run, config)
 
     sources = [{"path": str(pictures), "task": "image_to_text"}]
-    check_pictures(run_of(plan, data={"sources": sources, "validation": [], "length": 19}))
-    with pytest.raises(DataError, match="data.validation.0"):
+    check_pictures(run_of(plan, data={"sources": sources, "eval": [], "seq_len": 19}))
+    with pytest.raises(DataError, match="data.eval.0"):
         plan["data"]["sources"] = [{"path": str(pictures), "task": "text"}]  # uses no picture
-        check_pictures(run_of(plan, data={"validation": sources, "length": 18}))
+        check_pictures(run_of(plan, data={"eval": sources, "seq_len": 18}))
 
 
 def test_other_files_than_needed(plan, tmp_path, base_folder, write_shards, rows):
     other = write_shards(tmp_path / "other", rows, "another")
-    plan["data"]["validation"] = [{"path": str(other), "task": "text_to_image"}]
+    plan["data"]["eval"] = [{"path": str(other), "task": "text_to_image"}]
     with pytest.raises(DataError, match="image tokenizer another"):
         make_plan(run_of(plan))
     plan["checkpoint"] = str(base_folder)
@@ -294,9 +300,9 @@ def test_other_files_than_needed(plan, tmp_path, base_folder, write_shards, rows
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ranks": 0}, "ranks: must be at least 1 (0)"),
-        ({"mfu": 1.5}, "mfu: must be above 0 and at most 1 (1.5)"),
-        ({"memory_gib": 0.0}, "memory_gib: must be above 0"),
+        ({"num_gpus": 0}, "num_gpus: must be at least 1 (0)"),
+        ({"assumed_mfu": 1.5}, "assumed_mfu: must be above 0 and at most 1 (1.5)"),
+        ({"gpu_memory_gib": 0.0}, "gpu_memory_gib: must be above 0"),
         ({"peak_tflops": -1.0}, "peak_tflops: must be above 0"),
     ],
 )
@@ -306,7 +312,7 @@ def test_impossible_machines(values, message):
 
 
 def test_report(plan, shards):
-    text = report(make_plan(run_of(plan), Machine(ranks=2, peak_tflops=312)))
+    text = report(make_plan(run_of(plan), Machine(num_gpus=2, peak_tflops=312)))
     assert "LlamaForCausalLM, 27,552 parameters, 27,552 trained" in text
     assert re.search(rf"{shards} +text_to_image +5 +50\.0%", text)
     assert "4 of 192 ids, 768 in all" in text
@@ -318,26 +324,26 @@ def test_report(plan, shards):
 def test_command_line(plan, tmp_path):
     path = tmp_path / "run.toml"
     lines = [f'checkpoint = "{plan["checkpoint"]}"', f'out = "{plan["out"]}"']
-    lines += ["[train]", "steps = 4", "[data]", "length = 96"]
+    lines += ["[train]", "steps = 4", "[data]", "seq_len = 96"]
     for source in plan["data"]["sources"]:
         lines += ["[[data.sources]]", f'path = "{source["path"]}"', f'task = "{source["task"]}"']
     path.write_text("\n".join(lines))
-    arguments = ["train", str(path), "--set", "train.batch_rows=4", "--dry-run"]
+    arguments = ["train", str(path), "--set", "train.global_batch_size=4", "--dry-run"]
 
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout.startswith("model     LlamaForCausalLM")
 
-    arguments += ["--ranks", "2", "--mfu", "0.25", "--device-memory", "40", "--json"]
+    arguments += ["--num-gpus", "2", "--assumed-mfu", "0.25", "--gpu-memory", "40", "--json"]
     found = json.loads(CliRunner().invoke(main, arguments, catch_exceptions=False).stdout)
-    machine = {"ranks": 2, "memory_gib": 40.0, "peak_tflops": None, "mfu": 0.25}
+    machine = {"num_gpus": 2, "gpu_memory_gib": 40.0, "peak_tflops": None, "assumed_mfu": 0.25}
     assert found["machine"] == machine
     assert found["rows_per_rank"] == 2
     assert not Path(plan["out"]).exists()
 
-    result = CliRunner().invoke(main, [*arguments, "--ranks", "0"])
+    result = CliRunner().invoke(main, [*arguments, "--num-gpus", "0"])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "ranks: must be at least 1" in result.stderr
+    assert "num_gpus: must be at least 1" in result.stderr
     result = CliRunner().invoke(main, ["train", str(path), "--json"])
     assert result.exit_code == 2
     assert "--dry-run" in result.stderr

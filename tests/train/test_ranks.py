@@ -27,8 +27,8 @@ def curve(out: str | Path) -> list[tuple[float, float]]:
 @pytest.fixture
 def longer(plan, tmp_path):
     """20 steps, four rows each."""
-    plan["train"] |= {"steps": 20, "batch_rows": 4, "save_every": 10, "validate_every": 0}
-    plan["final_dtype"] = "float32"
+    plan["train"] |= {"steps": 20, "global_batch_size": 4, "save_every": 10, "eval_every": 0}
+    plan["save_dtype"] = "float32"
 
     def copy(name: str, **changes):
         train = plan["train"] | changes.pop("train", {})
@@ -64,32 +64,32 @@ def test_a_save_of_two_ranks_goes_on_on_one_and_back(longer, launch):
         # SIGTERM after so many steps, on the last rank only.
         patch = (
             "import os, signal, liquidmm.train.trainer as t\n"
-            "step = t._Trainer.one_step\n"
-            "def one_step(self, *rest):\n"
+            "step = t._Trainer.train_step\n"
+            "def train_step(self, *rest):\n"
             f"    if self.step == {steps - 1} < 19 and self.world.rank == {ranks - 1}:\n"
             "        os.kill(os.getpid(), signal.SIGTERM)\n"
             "    return step(self, *rest)\n"
-            "t._Trainer.one_step = one_step"
+            "t._Trainer.train_step = train_step"
         )
         assert launch(moved, ranks, patch=patch) == [0] * ranks
-        assert (Path(moved["out"]) / f"saves/step-{steps:08d}").is_dir()
+        assert (Path(moved["out"]) / f"checkpoints/step-{steps:08d}").is_dir()
     same(moved["out"], unbroken["out"])
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"parallel": {"replicas": 2}},
-        {"parallel": {"reshard": False}},
-        {"parallel": {"accumulate": "sharded"}},
-        {"parallel": {"offload": True}},
-        {"model": {"checkpoint_activations": True}},
+        {"parallel": {"dp_replicate": 2}},
+        {"parallel": {"reshard_after_forward": False}},
+        {"parallel": {"grad_accumulation": "sharded"}},
+        {"parallel": {"cpu_offload": True}},
+        {"model": {"activation_checkpointing": True}},
         {"model": {"freeze": ["model.layers.0.*"]}},
         {"model": {"lora": {"rank": 2}}},
-        {"optim": {"lr": 1e-3, "warmup": 1, "matrices": "muon"}},
+        {"optim": {"lr": 1e-3, "warmup_steps": 1, "optimizer": "muon"}},
     ],
     ids=[
-        "replicas",
+        "dp_replicate",
         "kept-gathered",
         "accumulated-sharded",
         "offloaded",
@@ -116,7 +116,7 @@ def test_samples_come_from_the_whole_model(longer, launch):
         "from liquidmm.generate.liquid import Liquid\n"
         "plain = train\n"
         "def show(checkpoint, step):\n"
-        "    picture = Liquid.from_checkpoint(checkpoint).draw('a red apple')\n"
+        "    picture = Liquid(checkpoint).generate_image('a red apple')\n"
         "    picture.save(Path(PLAN['out']) / f'{step}.png')\n"
         "def train(run, resume):\n"
         "    return plain(run, show, resume=resume)"
@@ -129,7 +129,13 @@ def test_samples_come_from_the_whole_model(longer, launch):
 @pytest.mark.slow
 def test_killed_at_twenty_instants(longer, launch):
     """SIGKILL at random instants, saves in the making included; the weights come out the same."""
-    steps = {"steps": 150, "batch_rows": 2, "save_every": 1, "log_every": 50, "keep": 2}
+    steps = {
+        "steps": 150,
+        "global_batch_size": 2,
+        "save_every": 1,
+        "log_every": 50,
+        "keep_checkpoints": 2,
+    }
     unbroken, broken = (longer(name, train=steps) for name in ("unbroken", "broken"))
     assert launch(unbroken) == [0]
     rng = random.Random(0)
@@ -137,14 +143,14 @@ def test_killed_at_twenty_instants(longer, launch):
     for _ in range(20):
         patch = (
             "import os, threading, liquidmm.train.trainer as t\n"
-            "step = t._Trainer.one_step\n"
+            "step = t._Trainer.train_step\n"
             f"left = [{rng.randint(2, 6)}]\n"
-            "def one_step(self, *rest):\n"
+            "def train_step(self, *rest):\n"
             "    left[0] -= 1\n"
             "    if left[0] == 0:\n"
             f"        threading.Timer({rng.uniform(0, 0.1)}, os.kill, (os.getpid(), 9)).start()\n"
             "    return step(self, *rest)\n"
-            "t._Trainer.one_step = one_step"
+            "t._Trainer.train_step = train_step"
         )
         assert launch(broken, patch=patch) == [-9]
         save = latest(Path(broken["out"]))
@@ -159,10 +165,10 @@ def test_killed_at_twenty_instants(longer, launch):
 
 
 def test_one_message_for_an_error_of_all_ranks(longer, launch):
-    plan = longer("out", train={"batch_rows": 3, "micro_batch_rows": 1})
+    plan = longer("out", train={"global_batch_size": 3, "micro_batch_size": 1})
     assert launch(plan, 2) == [1, 1]
     assert launch.told() == [
-        "train.batch_rows: 3 rows can't be shared evenly by 2 ranks. Choose a multiple."
+        "train.global_batch_size: 3 rows can't be shared evenly by 2 ranks. Choose a multiple."
     ]
     assert not (Path(plan["out"]) / "run.json").exists()
 
@@ -206,16 +212,16 @@ def test_torchrun_restarts_a_rank_that_died(longer, launch, tmp_path):
         "import json, os, sys\n"
         "import liquidmm.train.trainer as t\n"
         "from liquidmm.config import from_dict\n"
-        "from liquidmm.train.config import TrainRun\n"
-        "step = t._Trainer.one_step\n"
-        "def one_step(self, *rest):\n"
+        "from liquidmm.train.config import TrainConfig\n"
+        "step = t._Trainer.train_step\n"
+        "def train_step(self, *rest):\n"
         "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "    if first and self.step == 7 and self.world.rank == 1:\n"
         "        os._exit(3)\n"
         "    return step(self, *rest)\n"
-        "t._Trainer.one_step = one_step\n"
+        "t._Trainer.train_step = train_step\n"
         "plan = json.load(open(sys.argv[1]))\n"
-        "t.train(from_dict(TrainRun, plan, 'run.toml'))\n"
+        "t.train(from_dict(TrainConfig, plan, 'run.toml'))\n"
         "os._exit(0)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]

@@ -19,15 +19,15 @@ from liquidmm.data.shard_file import Row
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.batch import Batch, hidden_states
-from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.config import TrainConfig, differences
 from liquidmm.train.loss import head_of
 from liquidmm.train.metrics import read_metrics
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.trainer import train
 
 
-def build(plan, **changes) -> TrainRun:
-    run = from_dict(TrainRun, plan, "run.toml")
+def build(plan, **changes) -> TrainConfig:
+    run = from_dict(TrainConfig, plan, "run.toml")
     loop = {name: changes.pop(name) for name in list(changes) if hasattr(run.train, name)}
     return replace(run, train=replace(run.train, **loop), **changes)
 
@@ -74,7 +74,7 @@ def test_end_to_end(plan):
     AutoModelForCausalLM.from_pretrained(final)
     assert "| text_to_image | 3.0 |" in (final / "README.md").read_text()
     assert all(tensor.dtype == torch.bfloat16 for tensor in weights(final).values())
-    assert sorted(path.name for path in (run.out / "saves").iterdir()) == [
+    assert sorted(path.name for path in (run.out / "checkpoints").iterdir()) == [
         "step-00000002",
         "step-00000004",
     ]
@@ -84,7 +84,7 @@ def test_end_to_end(plan):
     ("precision", "matrices"), [("float32", "adamw"), ("bfloat16", "adamw"), ("float32", "muon")]
 )
 def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
-    plan["optim"]["matrices"] = matrices
+    plan["optim"]["optimizer"] = matrices
     unbroken = build(plan, out=tmp_path / "unbroken", precision=precision)
     train(unbroken)
 
@@ -101,7 +101,7 @@ def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
 
     ours, theirs = weights(broken.out / "final"), weights(unbroken.out / "final")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    states = [saved(run.out / "saves/step-00000004") for run in (broken, unbroken)]
+    states = [saved(run.out / "checkpoints/step-00000004") for run in (broken, unbroken)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     figures = [
@@ -115,16 +115,16 @@ def test_resumed_equals_unbroken(plan, tmp_path, precision, matrices):
 
 
 def test_rows_made_ahead_are_the_same(plan, tmp_path):
-    plan["data"] |= {"window": 8, "validation": []}
+    plan["data"] |= {"packing_buffer": 8, "eval": []}
     finals = []
     for workers in (0, 1):
-        plan["data"]["workers"] = workers
+        plan["data"]["num_workers"] = workers
         finals.append(weights(train(build(plan, out=tmp_path / str(workers)))))
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
 
 
 def test_what_is_too_long_is_left_out_and_counted(plan, caplog):
-    plan["data"] |= {"length": 32, "window": 16, "too_long": "leave_out", "validation": []}
+    plan["data"] |= {"seq_len": 32, "packing_buffer": 16, "overlong": "drop", "eval": []}
     run = build(plan)
     train(run)
     lines = read_metrics(run.out / "metrics.jsonl")
@@ -132,8 +132,8 @@ def test_what_is_too_long_is_left_out_and_counted(plan, caplog):
     assert counts == sorted(counts)
     assert counts[0] > 0
     assert "ids do not fit a row" in caplog.text
-    plan["data"]["too_long"] = "error"
-    with pytest.raises(DataError, match=r"ids, rows have 32.*data\.too_long"):
+    plan["data"]["overlong"] = "error"
+    with pytest.raises(DataError, match=r"32.*data"):
         train(build(plan, out=run.out / "again"))
 
 
@@ -212,7 +212,7 @@ def test_a_launcher_may_say_stop_twice(plan):
 def test_micro_batches_change_nothing_but_rounding(plan, tmp_path):
     outs = []
     for size in (1, 2, 0):
-        run = build(plan, out=tmp_path / str(size), micro_batch_rows=size, final_dtype="float32")
+        run = build(plan, out=tmp_path / str(size), micro_batch_size=size, save_dtype="float32")
         outs.append(weights(train(run)))
     for other in outs[1:]:
         for name, tensor in outs[0].items():
@@ -239,7 +239,10 @@ def test_other_settings_need_consent(plan):
 
 def test_what_is_shown_may_change(plan):
     saved = to_dict(build(plan))
-    assert differences(saved, build(plan, keep=7, save_every=1, final_dtype="float32")) == []
+    assert (
+        differences(saved, build(plan, keep_checkpoints=7, save_every=1, save_dtype="float32"))
+        == []
+    )
     assert differences(saved, build(plan, seed=5)) == ["seed is 5, was 0"]
 
 
@@ -247,7 +250,7 @@ def test_validation_folders_of_the_same_name(plan, shards, tmp_path):
     other = tmp_path / "other" / shards.name
     other.parent.mkdir()
     other.symlink_to(shards)
-    plan["data"]["validation"] = [{"path": str(path), "task": "text"} for path in (shards, other)]
+    plan["data"]["eval"] = [{"path": str(path), "task": "text"} for path in (shards, other)]
     run = build(plan, steps=2)
     train(run)
     last = read_metrics(run.out / "metrics.jsonl")[-1]
@@ -256,14 +259,14 @@ def test_validation_folders_of_the_same_name(plan, shards, tmp_path):
 
 
 def test_old_saves_go(plan):
-    run = build(plan, save_every=1, keep=1)
+    run = build(plan, save_every=1, keep_checkpoints=1)
     train(run)
-    assert [path.name for path in (run.out / "saves").iterdir()] == ["step-00000004"]
+    assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_no_number_stops_the_run(plan):
     plan["optim"]["lr"] = 1e30
-    plan["optim"]["warmup"] = 0
+    plan["optim"]["warmup_steps"] = 0
     run = build(plan)
     with pytest.raises(LiquidError, match=r"step \d: the gradient is (nan|inf).*last save is"):
         train(run)
@@ -290,20 +293,20 @@ def test_a_missing_checkpoint(plan, tmp_path):
 @pytest.mark.parametrize(
     ("table", "key", "value", "message"),
     [
-        ("train", "stepss", 4, "train.stepss: is an unknown key. Did you mean 'steps'?"),
+        ("train", "stepss", 4, "train.stepss: unknown key. Did you mean 'steps'?"),
         ("train", "steps", 0, "train.steps: must be at least 1"),
-        ("train", "micro_batch_rows", 3, "train.micro_batch_rows: must divide"),
-        ("train", "precision", "fp16", "train.precision: must be one of"),
-        ("data", "length", 4, "data.length: must be at least 8"),
+        ("train", "micro_batch_size", 3, "train.micro_batch_size: must divide"),
+        ("train", "precision", "fp16", "train.precision: expected one of"),
+        ("data", "seq_len", 4, "data.seq_len: must be at least 8"),
         ("data", "sources", [], "data.sources: is empty"),
         ("optim", "lr", 0, "optim.lr: must be above 0"),
-        ("optim", "warmup", 4, "warmup: must be below train.steps"),
+        ("optim", "warmup_steps", 4, "warmup_steps: must be below train.steps"),
     ],
 )
 def test_bad_run_files(plan, table, key, value, message):
     plan[table][key] = value
     with pytest.raises(ConfigError, match=re.escape(message)):
-        from_dict(TrainRun, plan, "run.toml")
+        from_dict(TrainConfig, plan, "run.toml")
 
 
 def test_command_line(plan, tmp_path):
@@ -313,7 +316,7 @@ def test_command_line(plan, tmp_path):
     for table in ("train", "optim"):
         lines += [f"[{table}]", *(f"{key} = {value}" for key, value in plan[table].items())]
     lines += ["[sample]", 'prompts = ["a red apple"]', 'questions = ["Who are you?"]']
-    lines += ["[data]", "length = 96"]
+    lines += ["[data]", "seq_len = 96"]
     for source in plan["data"]["sources"]:
         lines += ["[[data.sources]]", f'path = "{source["path"]}"', f'task = "{source["task"]}"']
     path = tmp_path / "run.toml"
@@ -337,7 +340,7 @@ def test_compiled_blocks(plan, tmp_path):
     drawn = []
 
     def on_sample(checkpoint, step):
-        drawn.append(Liquid.from_checkpoint(checkpoint).draw("a red apple").size)
+        drawn.append(Liquid(checkpoint).generate_image("a red apple").size)
 
     losses = []
     for compiled in (False, True):
@@ -369,11 +372,11 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
     tasks = ("text_to_image", "image_to_text")
     plan["data"] |= {
         "sources": [{"path": folder, "task": task} for task in tasks],
-        "validation": [{"path": folder, "task": task} for task in tasks],
-        "render": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
+        "eval": [{"path": folder, "task": task} for task in tasks],
+        "format": {"guidance_dropout": 0.0, "draw_in_chat_share": 0.0, "first_caption_share": 1.0},
     }
-    plan["optim"] = {"lr": 5e-3, "warmup": 10, "matrices": "muon"}
-    plan["train"] = {"steps": 500, "batch_rows": 8, "validate_rows": 16, "save_every": 0}
+    plan["optim"] = {"lr": 5e-3, "warmup_steps": 10, "optimizer": "muon"}
+    plan["train"] = {"steps": 500, "global_batch_size": 8, "eval_samples": 16, "save_every": 0}
     run = build(plan)
     train(run)
     last = read_metrics(run.out / "metrics.jsonl")[-1]
@@ -383,3 +386,44 @@ def test_learns_twenty_pairs_by_heart(plan, tmp_path, write_shards):
 
 COLOURS = ("red", "blue", "green", "yellow")
 THINGS = ("apple", "whale", "tree", "star", "house")
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new"),
+    [
+        ("", "final_dtype", "save_dtype"),
+        ("data", "length", "seq_len"),
+        ("data", "context", "max_document_tokens"),
+        ("data", "window", "packing_buffer"),
+        ("data", "workers", "num_workers"),
+        ("data", "too_long", "overlong"),
+        ("data", "render", "format"),
+        ("data", "validation", "eval"),
+        ("train", "batch_rows", "global_batch_size"),
+        ("train", "micro_batch_rows", "micro_batch_size"),
+        ("train", "validate_every", "eval_every"),
+        ("train", "validate_rows", "eval_samples"),
+        ("train", "keep", "keep_checkpoints"),
+        ("train", "spike", "loss_spike_sigma"),
+        ("optim", "matrices", "optimizer"),
+        ("optim", "warmup", "warmup_steps"),
+        ("optim", "clip", "grad_clip"),
+        ("optim", "max_z", "max_z_loss"),
+        ("parallel", "replicas", "dp_replicate"),
+        ("parallel", "reshard", "reshard_after_forward"),
+        ("parallel", "accumulate", "grad_accumulation"),
+        ("parallel", "offload", "cpu_offload"),
+        ("model", "attention", "attn_implementation"),
+        ("model", "checkpoint_activations", "activation_checkpointing"),
+        ("model.lora", "targets", "target_modules"),
+        ("model.lora", "quantize", "load_in_4bit"),
+    ],
+)
+def test_old_key_rejected_with_the_new_name(plan, table, old, new):
+    values = plan
+    for name in filter(None, table.split(".")):
+        values = values.setdefault(name, {})
+    values[old] = 1
+    key = f"{table}.{old}".lstrip(".")
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: .*'{new}'"):
+        from_dict(TrainConfig, plan, "run.toml")

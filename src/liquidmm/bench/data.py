@@ -15,7 +15,7 @@ from liquidmm.bench.formats import measure_formats
 from liquidmm.bench.loading import LoadingSizes, measure_loading
 from liquidmm.bench.report import Result, machine
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.runtime import resolve_device
 
 PARTS = ("encoding", "loading", "formats")

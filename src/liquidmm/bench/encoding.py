@@ -21,13 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from liquidmm.bench.encoding_sides import Task, our_side, release_side, stock_encoder
 from liquidmm.bench.report import Result
 from liquidmm.bench.worker import Lap, Worker, alternate, median_rate
-from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, list_chunks
 from liquidmm.encode import TokenizerFile
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
 from liquidmm.image_tokenizer.tokenizer import Precision, VQGANTokenizer, load_image_tokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
-from liquidmm.runtime import cores, resolve_device
+from liquidmm.runtime import cpu_count, resolve_device
 from liquidmm.train.flops import peak_of
 
 MODELS = ("large", "small")
@@ -124,7 +124,7 @@ class _Encoding:
         config = load_image_tokenizer(path).model.config
         side = config.resolution
         cpu = self.device == "cpu"
-        workers = self.sizes.workers or (cores() if cpu else 1)
+        workers = self.sizes.workers or (cpu_count() if cpu else 1)
         # a picture of the large model takes seconds on a CPU, a batch of the small one 0.1
         records = 1 if cpu and self.model == "large" else 64
         photo = self.sizes.photo if self.model == "large" else (side, side)
@@ -134,12 +134,12 @@ class _Encoding:
         self.task = Task(
             tokenizer=TokenizerFile(path=path, device=self.device),
             source=source,
-            parts=tuple(parts(source, records)),
+            parts=tuple(list_chunks(source, records)),
             files=files,
             size=side,
             out=self.folder / "shards",
             workers=workers,
-            decoders=1 if cpu else max(1, cores() - 1),
+            decoders=1 if cpu else max(1, cpu_count() - 1),
         )
 
     def measure(self) -> None:

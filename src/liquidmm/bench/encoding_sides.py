@@ -24,7 +24,7 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from liquidmm.bench.worker import Pacer
-from liquidmm.data.readers import Part, SourceConfig, entries
+from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
 from liquidmm.data.shard_file import write_shard
 from liquidmm.encode import EncodeConfig, Preparation, TokenizerFile
 from liquidmm.encode.part import PartEncoder, Seen
@@ -41,7 +41,7 @@ class Task:
     """The image tokenizer; the precision is our side's."""
     source: SourceConfig
     """The pictures and their captions."""
-    parts: tuple[Part, ...]
+    parts: tuple[Chunk, ...]
     """The same in parts, which make a shard each."""
     files: tuple[Path, ...]
     """The pictures alone."""
@@ -128,7 +128,7 @@ def _encode(task: Task, number: int) -> int:
     """Encode a part and write its shard; returns the number of pictures."""
     tokenizer, encoder = _opened(task)
     part = task.parts[number % len(task.parts)]
-    found = entries(task.source, part)
+    found = read_chunk(task.source, part)
     rows, refusals = encoder.encode(found, task.source.paths[0], _say_nothing)
     write_shard(task.out, number, part.name, rows, refusals, tokenizer.codebook_size)
     return len(rows)
@@ -141,7 +141,7 @@ def _opened(task: Task) -> tuple[VQGANTokenizer, PartEncoder]:
     torch.set_num_threads(1)
     tokenizer = task.tokenizer()
     config = EncodeConfig(size=task.size)
-    preparation = Preparation(config, tokenizer.factor)
+    preparation = Preparation(config, tokenizer.downsample_factor)
     return tokenizer, PartEncoder(tokenizer, preparation, config.batch_size, task.decoders)
 
 

@@ -22,21 +22,19 @@ from liquidmm.bench.report import Result, machine
 from liquidmm.bench.sizes import SHAPES
 from liquidmm.bench.worker import EndedError, Lap, Side, Worker, alternate, median_rate
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.decoders.decoder import Weights
+from liquidmm.generate.backends import Quantization
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.runtime import resolve_device
 
-PARTS = ("speed", "speculation", "memory")
+PARTS = ("speed", "memory")
 """What can be measured."""
 MODELS = ("default", *SHAPES)
 """What can be drawn with."""
 PLAIN = "135m"
 """The model whose figures have no prefix."""
-BEST: Weights = "int8"
+BEST = "int8"
 """The fastest weights on a CPU whose pictures are as faithful as those of float32."""
-WINDOWS = (2, 4, 8)
-"""Codes of a pass that speculation is tried with."""
 _ROUNDS = 5
 _WARM = 3
 _MIB = 2**20
@@ -54,7 +52,7 @@ class GenerateBench:
     """Pictures drawn at once."""
     codes: int = 64
     """Codes of a picture: all of the default model's, and the first of a shape's 1,024."""
-    best: Weights = BEST
+    best: str = BEST
     """Weights of the fastest setting, on a CPU."""
     requests: int = 500
     """Requests that memory is watched over, in steps of `REQUESTS`."""
@@ -108,8 +106,6 @@ def bench_generate(
                 source = config.checkpoint if model == "default" else SHAPES[model]
                 job = DrawJob(source=source, batch=batch, codes=config.codes, device=str(device))
                 _Comparison(result, config, job, model).measure(progress)
-    if "speculation" in config.parts:
-        _speculate(result, config, str(device), progress)
     if "memory" in config.parts:
         _watch_memory(result, config, str(device), progress)
     return result
@@ -127,12 +123,13 @@ class _Comparison:
         self.number = "bfloat16" if self.gpu else "float32"
         rows = 2 * job.batch
         self.sides: dict[str, tuple[Side, tuple[object, ...]]] = {
-            "ours": (draw_ours, (job, EngineConfig(rows=rows))),
+            "ours": (draw_ours, (job, EngineConfig(slots=rows))),
             "release": (draw_release, (job,)),
             "static": (draw_static, (job,)),
         }
         weights = None if self.gpu else config.best
-        fast = EngineConfig(rows=rows, weights=weights, graphs=self.gpu)
+        quantize: Quantization | None = "int8" if weights == "int8" else None
+        fast = EngineConfig(slots=rows, quantize=quantize, cuda_graphs=self.gpu)
         self.sides["best"] = (draw_ours, (job, fast))
         result.settings["best"] = {"weights": weights, "graphs": self.gpu}
 
@@ -194,33 +191,6 @@ class _Comparison:
         return "" if self.model == PLAIN else f"{self.model}_"
 
 
-def _speculate(
-    result: Result, config: GenerateBench, device: str, progress: Callable[[str], None]
-) -> None:
-    """Draw one picture at a time with windows of drafts and without, as the model is set."""
-    job = DrawJob(
-        source=config.checkpoint, batch=1, codes=config.codes, device=device, own_sampling=True
-    )
-    progress(f"default, speculation with windows of {', '.join(map(str, WINDOWS))} by turns")
-    with ExitStack() as stack:
-        workers = {
-            str(window): stack.enter_context(
-                Worker(draw_ours, device, job, EngineConfig(rows=2, window=window))
-            )
-            for window in (0, *WINDOWS)
-        }
-        laps, ended = alternate(workers, seconds=config.seconds / 2, rounds=_ROUNDS, warm=_WARM)
-    for window in WINDOWS:
-        found = laps.get(str(window))
-        if not found or "0" not in laps:
-            result.lacks(f"speculation_speedup_w{window}", str(ended))
-            continue
-        codes, passes = (sum(lap.counts[name] for lap in found) for name in ("codes", "passes"))
-        result.number(f"speculation_codes_per_pass_w{window}", codes / passes, "codes")
-        ratio = median_rate(found, "codes") / median_rate(laps["0"], "codes")
-        result.number(f"speculation_speedup_w{window}", ratio, "x")
-
-
 def _watch_memory(
     result: Result, config: GenerateBench, device: str, progress: Callable[[str], None]
 ) -> None:
@@ -241,7 +211,7 @@ def _watch_memory(
     job = DrawJob(source=shape, batch=8, codes=16, device=device)
     steps = max(2, config.requests // REQUESTS)
     try:
-        with Worker(answer_many, device, job, EngineConfig(rows=16)) as worker:
+        with Worker(answer_many, device, job, EngineConfig(slots=16)) as worker:
             held = [worker.lap().counts["resident"] for _ in range(steps)]
     except EndedError as error:
         result.lacks("memory_growth", str(error))

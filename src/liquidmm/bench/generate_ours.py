@@ -15,7 +15,7 @@ from liquidmm.bench.generate_job import DrawJob
 from liquidmm.bench.memory import resident
 from liquidmm.bench.worker import Pacer
 from liquidmm.generate.engine import Engine, EngineConfig
-from liquidmm.generate.requests import ImageRequest, Request, TextRequest
+from liquidmm.generate.requests import ImageRequest, TextRequest, TokenRequest
 from liquidmm.generate.sampling import SamplingConfig
 
 REQUESTS = 50
@@ -58,7 +58,7 @@ def draw_ours(pacer: Pacer, job: DrawJob, config: EngineConfig) -> None:
             seed, before = seed + job.batch, 0
             answers = [engine.submit(request) for request in picture_requests(job, seed)]
         engine.step()
-        drawn = sum(answer.drawn for answer in answers)
+        drawn = sum(answer.sampled for answer in answers)
         pacer.count(codes=drawn - before, passes=1)
         before = drawn
 
@@ -74,13 +74,13 @@ def answer_many(pacer: Pacer, job: DrawJob, config: EngineConfig) -> None:
     engine = engine_of(job, job.language_model(), config)
     requests = _mixture(job)
     while pacer.go():
-        for _ in engine.answers([next(requests) for _ in range(REQUESTS)]):
+        for _ in engine.run([next(requests) for _ in range(REQUESTS)]):
             pass
         gc.collect()
         pacer.count(resident=resident() or 0)
 
 
-def _mixture(job: DrawJob) -> Iterator[Request]:
+def _mixture(job: DrawJob) -> Iterator[TokenRequest]:
     """Yield pictures, guided or not, and texts with and without pictures, endlessly."""
     prompts, _ = job.prompts()
     plain = SamplingConfig(guidance=1.0, top_k=0, top_p=1.0)
@@ -96,7 +96,7 @@ def _mixture(job: DrawJob) -> Iterator[Request]:
                 prompt=prompt[: 1 + number % len(prompt)],
                 max_tokens=1 + number * 7 % 40,
                 sampling=plain,
-                picture_sampling=job.sampling,
+                image_sampling=job.sampling,
                 seed=number,
                 grid=(height, 4) if number % 4 else None,
             )

@@ -20,7 +20,7 @@ from liquidmm.data.examples import IGNORE, Example, Task
 from liquidmm.data.mixture import TokenStream
 from liquidmm.data.packing import PackedSequence, PackingConfig, pack
 from liquidmm.model.checkpoint import load_language_model, local_folder
-from liquidmm.train.config import LoopRun, TrainRun
+from liquidmm.train.config import LoopConfig, TrainConfig
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
 from liquidmm.train.setup import open_setup
@@ -85,9 +85,9 @@ class Rows(Protocol):
 class Job:
     """One training, to be done in several ways."""
 
-    source: TrainRun | Shape
+    source: TrainConfig | Shape
     """Where weights and rows come from."""
-    loop: LoopRun
+    loop: LoopConfig
     """Rows of a step and the type of the products."""
     model: ModelConfig
     """How our side computes the model."""
@@ -99,7 +99,7 @@ class Job:
     @property
     def lanes(self) -> range:
         """The lanes that one step takes a row of."""
-        return range(self.loop.batch_rows)
+        return range(self.loop.global_batch_size)
 
     @property
     def precision(self) -> torch.dtype:
@@ -116,7 +116,7 @@ class Job:
             The model: a checkpoint's on the CPU, one of random weights on the device.
         """
         options = {} if attention is None else {"attn_implementation": attention}
-        if isinstance(self.source, TrainRun):
+        if isinstance(self.source, TrainConfig):
             folder = local_folder(str(self.source.checkpoint))
             return load_language_model(folder, torch.float32, **options)
         with torch.device(self.device), torch.random.fork_rng(devices=[]):
@@ -133,7 +133,7 @@ class Job:
             CheckpointError: The checkpoint isn't one, or is broken.
             DataError: A folder of shards can't be read or doesn't fit the checkpoint.
         """
-        if isinstance(self.source, TrainRun):
+        if isinstance(self.source, TrainConfig):
             stream: TokenStream = open_setup(self.source, 1, torch.device("cpu")).stream
             return stream
         return RandomRows(self.source.vocabulary, self.source.length)

@@ -68,7 +68,7 @@ def ours(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
     Returns:
         The loss, scalar.
     """
-    config = LossConfig(max_z=MAX_Z)
+    config = LossConfig(max_z_loss=MAX_Z)
     task_ids = torch.zeros_like(label)[None]
     return next_token_loss(
         hidden[None], Head(weight=weight), label[None], task_ids, config, tasks=1

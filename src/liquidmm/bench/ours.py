@@ -22,11 +22,11 @@ from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.model.checkpoint import load_parts, local_folder
 from liquidmm.runtime import resolve_device, tune_cpu_allocator
 from liquidmm.train.batch import Batch, hidden_states
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
+from liquidmm.train.distributed import Distributed, ParallelConfig
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.metrics import Tally
+from liquidmm.train.metrics import LossMeter
 from liquidmm.train.model import LiquidForTraining, ModelConfig, load_for_training, prepare
-from liquidmm.train.parallel import Distributed, ParallelConfig
 from liquidmm.train.step import Stepper
 from liquidmm.vocabulary import Vocabulary
 
@@ -40,7 +40,7 @@ def train_packed(pacer: Pacer, job: Job) -> None:
     """
     tune_cpu_allocator()
     trainee = make_trainee(job, job.model, job.precision)
-    part_rows = job.loop.micro_batch_rows
+    part_rows = job.loop.micro_batch_size
     stepper = Stepper(trainee, job.optim, Distributed(job.device), part_rows=part_rows)
     stream = job.rows()
     while pacer.go():
@@ -48,7 +48,7 @@ def train_packed(pacer: Pacer, job: Job) -> None:
         rows = stream.take(job.lanes)
         batch = Batch.of(rows, pacer.device)
         drawing = time.perf_counter() - began
-        tally = Tally(TASKS)
+        tally = LossMeter(TASKS)
         norm = stepper.gradients(batch, int(batch.labels), tally)
         assert math.isfinite(norm), "the gradient is no number"
         tally.report()
@@ -88,8 +88,8 @@ def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> Liqui
     Returns:
         The model on the job's device, in training mode.
     """
-    loss = LossConfig(max_z=job.optim.max_z, z_loss=job.optim.z_loss)
-    if isinstance(job.source, TrainRun):
+    loss = LossConfig(max_z_loss=job.optim.max_z_loss, z_loss=job.optim.z_loss)
+    if isinstance(job.source, TrainConfig):
         folder = local_folder(str(job.source.checkpoint))
         processor, _ = load_parts(folder, torch.device("cpu"))
         return load_for_training(
@@ -101,7 +101,9 @@ def make_trainee(job: Job, config: ModelConfig, precision: torch.dtype) -> Liqui
             parallel=ParallelConfig(),
             precision=precision,
         )
-    model = job.language_model(None if config.attention == "auto" else config.attention)
+    model = job.language_model(
+        None if config.attn_implementation == "auto" else config.attn_implementation
+    )
     rows = job.source.vocabulary
     layout = Vocabulary(
         text_size=rows - 1, image_offset=rows - 1, codebook_size=1, boi=0, eoi=1, unconditional=2

@@ -178,7 +178,7 @@ def _arguments(job: Job, folder: str, size: int, accumulate: int) -> TrainingArg
     names = {each.name for each in fields(TrainingArguments)}
     # The name of transformers 5.23 and later; before, it was the other one.
     new, old = "activation_checkpointing", "gradient_checkpointing"
-    recompute: dict[str, Any] = {new if new in names else old: job.model.checkpoint_activations}
+    recompute: dict[str, Any] = {new if new in names else old: job.model.activation_checkpointing}
     arguments = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=size,
@@ -190,7 +190,7 @@ def _arguments(job: Job, folder: str, size: int, accumulate: int) -> TrainingArg
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],
         adam_epsilon=optim.eps,
-        max_grad_norm=optim.clip,
+        max_grad_norm=optim.grad_clip,
         bf16=job.precision == torch.bfloat16,
         use_cpu=job.device == "cpu",
         dataloader_pin_memory=job.device != "cpu",

@@ -22,7 +22,7 @@ from liquidmm.bench.worker import EndedError, Lap, Pacer, Worker, alternate, med
 from liquidmm.errors import ConfigError, suggest
 from liquidmm.runtime import resolve_device
 from liquidmm.train.batch import Batch
-from liquidmm.train.config import LoopRun
+from liquidmm.train.config import LoopConfig
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
@@ -78,7 +78,9 @@ SHAPES = {
 """Name -> shape."""
 COMPARED = "135m"
 """The shape that is also trained the release's way."""
-FAST = ModelConfig(attention="flex_attention", compile=True, checkpoint_activations=True)
+FAST = ModelConfig(
+    attn_implementation="flex_attention", compile=True, activation_checkpointing=True
+)
 """How our side computes a model on a GPU."""
 
 
@@ -95,10 +97,10 @@ def shape_of(name: str) -> Shape:
 
 def job_of(shape: Shape, device: str, model: ModelConfig = FAST) -> Job:
     """Make the training of a shape on a GPU."""
-    loop = LoopRun(
+    loop = LoopConfig(
         steps=1,
-        batch_rows=shape.rows,
-        micro_batch_rows=shape.micro_rows,
+        global_batch_size=shape.rows,
+        micro_batch_size=shape.micro_rows,
         precision="bfloat16",
     )
     return Job(source=shape, loop=loop, model=model, optim=OptimConfig(), device=device)
@@ -180,7 +182,7 @@ def check_side(pacer: Pacer, job: Job) -> None:
     """
     rows = job.rows().take(range(_CHECKED_ROWS))
     batch = Batch.of(rows, pacer.device)
-    plain = replace(job.model, attention="sdpa", compile=False)
+    plain = replace(job.model, attn_implementation="sdpa", compile=False)
     while pacer.go():
         found = []
         for config, precision in ((plain, torch.float32), (job.model, job.precision)):
@@ -215,13 +217,13 @@ def _report(result: Result, job: Job, laps: list[Lap], prefix: str) -> None:
     if laps[-1].memory is not None:
         result.number(f"{prefix}peak_memory", laps[-1].memory / _GIB, "GiB")
     result.settings[job.source.name] = {
-        "rows_in_a_step": job.loop.batch_rows,
-        "micro_batch_rows": job.loop.micro_batch_rows,
+        "rows_in_a_step": job.loop.global_batch_size,
+        "micro_batch_rows": job.loop.micro_batch_size,
         "row_length": job.source.length,
         "precision": job.loop.precision,
-        "attention": job.model.attention,
+        "attention": job.model.attn_implementation,
         "compiled": job.model.compile,
-        "checkpoint_activations": job.model.checkpoint_activations,
+        "checkpoint_activations": job.model.activation_checkpointing,
         "gigaflops_for_an_id": round(flops / 1e9, 6),
         "seconds_for_a_step": round(statistics.median(lap.seconds / lap.steps for lap in laps), 3),
         "rounds": len(laps),

@@ -90,11 +90,11 @@ def measure_speed(
     result.settings[f"{prefix}speed"] = {
         "padded_batch_sequences": size,
         "padded_batches_in_a_step": accumulate,
-        "micro_batch_rows": job.loop.micro_batch_rows or job.loop.batch_rows,
+        "micro_batch_rows": job.loop.micro_batch_size or job.loop.global_batch_size,
         "precision": job.loop.precision,
-        "attention": job.model.attention,
+        "attention": job.model.attn_implementation,
         "compiled": job.model.compile,
-        "max_z": job.optim.max_z,
+        "max_z": job.optim.max_z_loss,
         "rounds": len(laps["ours"]),
     }
     for name, side in (("ids_in_a_step", "ours"), ("padded_ids_in_a_step", "theirs")):

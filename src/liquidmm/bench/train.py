@@ -18,15 +18,15 @@ from liquidmm.bench.sizes import FAST, SHAPES, check_fast_path, job_of, measure_
 from liquidmm.bench.speed import measure_efficiency, measure_speed
 from liquidmm.config import load_run
 from liquidmm.errors import ConfigError, suggest
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.runtime import resolve_device
-from liquidmm.train.config import LoopRun, TrainRun
+from liquidmm.train.config import LoopConfig, TrainConfig
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
 
 PARTS = ("efficiency", "speed", "loss", "sizes")
 """What can be measured, in this order."""
-FAST_ICONS = replace(FAST, checkpoint_activations=False)
+FAST_ICONS = replace(FAST, activation_checkpointing=False)
 """How a checkpoint is computed on a GPU."""
 
 
@@ -116,7 +116,7 @@ def _measure_icons(
     shipped = config.checkpoint == DEFAULT_MODEL
     result.settings["run"] = str(config.run)
     result.settings["checkpoint"] = "default model" if shipped else str(config.checkpoint)
-    progress(f"packing {config.steps * job.loop.batch_rows:,} rows")
+    progress(f"packing {config.steps * job.loop.global_batch_size:,} rows")
     batches = measure_efficiency(result, job, config.steps, config.sequences)
     if "speed" not in config.parts:
         return
@@ -140,22 +140,26 @@ def icon_job(config: TrainBench, device: str) -> Job:
     Raises:
         ConfigError: The run file can't be read.
     """
-    run = load_run(TrainRun, config.run)
+    run = load_run(TrainConfig, config.run)
     sources = tuple(
         replace(source, path=config.data / source.path.name) for source in run.data.sources
     )
     gpu = device.startswith("cuda")
-    loop = LoopRun(
+    loop = LoopConfig(
         steps=1,
-        batch_rows=run.train.batch_rows,
-        micro_batch_rows=run.train.micro_batch_rows,
+        global_batch_size=run.train.global_batch_size,
+        micro_batch_size=run.train.micro_batch_size,
         precision="bfloat16" if gpu else "float32",
     )
-    data = replace(run.data, sources=sources, validation=())
+    data = replace(run.data, sources=sources, eval=())
     if config.length:
-        rows = max(1, run.train.batch_rows * data.length // config.length)
-        loop = replace(loop, batch_rows=rows, micro_batch_rows=0)
-        data = replace(data, length=config.length, context=min(data.packing.longest, config.length))
+        rows = max(1, run.train.global_batch_size * data.seq_len // config.length)
+        loop = replace(loop, global_batch_size=rows, micro_batch_size=0)
+        data = replace(
+            data,
+            seq_len=config.length,
+            max_document_tokens=min(data.packing.longest, config.length),
+        )
     run = replace(
         run,
         checkpoint=config.checkpoint,

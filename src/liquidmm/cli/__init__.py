@@ -30,19 +30,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # make one
     "expand": (
         "liquidmm.cli.expand:command",
-        "Make a Liquid checkpoint of any decoder language model.",
+        "Turn a decoder language model into a Liquid checkpoint.",
     ),
-    "init-base": (
-        "liquidmm.cli.init_base:command",
-        "Make a small random language model and its tokenizer from texts.",
+    "init": (
+        "liquidmm.cli.init:command",
+        "Create a small random language model and train its tokenizer.",
     ),
     "train-tokenizer": (
         "liquidmm.cli.train_tokenizer:command",
-        "Train an image tokenizer from RUN.toml and print its folder.",
+        "Train an image tokenizer from a TOML config.",
     ),
     "reconstruct": (
         "liquidmm.cli.reconstruct:command",
-        "Show a picture beside its reconstruction and print the PSNR.",
+        "Compare an image with its reconstruction.",
     ),
     "data": ("liquidmm.cli.data:command", "Make the built-in data sets: icons, scenes and text."),
     "encode": (

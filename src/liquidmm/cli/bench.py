@@ -124,7 +124,7 @@ def data(as_json: bool, only: str | None, samples: str | None, **options: Any) -
 @click.option("--best", help="Weights of the fastest setting on a CPU.  [default: int8]")
 @click.option("--requests", type=int, help="Requests that memory is watched over.  [default: 500]")
 @click.option("--seconds", type=float, help="Time of each comparison, about.  [default: 40]")
-@click.option("--only", help="Parts, with commas: speed,speculation,memory.  [default: all]")
+@click.option("--only", help="Parts, with commas: speed,memory.  [default: all]")
 @click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def generate(

@@ -8,7 +8,7 @@ code 1. A generated image never replaces a file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ class Chat:
         self._out = out
         self._dropped = 0
 
-    def run(self, lines: Iterator[str] | Any, *, stop_at_error: bool) -> None:
+    def run(self, lines: Iterable[str], *, stop_at_error: bool) -> None:
         """Handle lines until one ends the chat."""
         for line in lines:
             try:

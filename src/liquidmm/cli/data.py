@@ -147,20 +147,20 @@ def replay(
     **options: Any,
 ) -> None:
     """Ask an untrained CHECKPOINT about many words, and keep what it says as conversations."""
-    from liquidmm.generate.jobs import Job
-    from liquidmm.generate.load import load
+    from liquidmm.generate.liquid import load
+    from liquidmm.generate.requests import GenerationRequest
     from liquidmm.icons.replay import ReplayConfig, build_replay
 
     config = ReplayConfig(source=source or checkpoint.resolve().name, **options)
     model = load(str(checkpoint))
 
     def answer(prompts: Sequence[str]) -> list[str]:
-        jobs = [
-            Job(mode="text", prompt=prompt, max_tokens=max_tokens, seed=config.seed)
+        requests = [
+            GenerationRequest(mode="text", prompt=prompt, max_tokens=max_tokens, seed=config.seed)
             for prompt in prompts
         ]
         said = []
-        for (reply,) in model.run(jobs):
+        for (reply,) in model.generate(requests):
             if reply.error is not None:
                 raise reply.error
             # What the limit cut off would teach to stop in the middle of a sentence.
@@ -209,17 +209,17 @@ def inspect(
 
 
 def _write_sheet(folder: Path, path: Path, pictures: int, tokenizer: Path | None) -> None:
-    from liquidmm.cli.options import check_picture_path, save_picture
+    from liquidmm.cli.options import check_image_path, save_image
     from liquidmm.data.sheet import sheet
-    from liquidmm.generate.load import DEFAULT_MODEL
+    from liquidmm.generate.liquid import DEFAULT_MODEL
     from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
     from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
 
-    check_picture_path(path)
+    check_image_path(path)
     source = tokenizer or DEFAULT_MODEL
     inside = source / IMAGE_TOKENIZER_FOLDER
     loaded = load_image_tokenizer(inside if inside.is_dir() else source)
-    save_picture(sheet(folder, loaded, pictures), path)
+    save_image(sheet(folder, loaded, pictures), path)
     click.echo(f"{path}: pictures decoded from their codes", err=True)
 
 

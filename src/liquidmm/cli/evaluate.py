@@ -33,7 +33,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--batch", default=25, show_default=True, help="Pictures at a time.")
 @click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
-@click.option("--weights", help="float32, bfloat16 or int8.  [default: as loaded]")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="dtype of the weights: float32, bfloat16 or float16.",
+)
+@click.option("--quantize", help="Quantize the weights: int8 (CPU only).")
 @click.option("-o", "--out", type=_FOLDER, help="Keep answers, pictures and the result here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -> None:

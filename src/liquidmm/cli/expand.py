@@ -1,7 +1,4 @@
-"""`liquid expand`: make a Liquid checkpoint of a language model.
-
-Contract: the folder written goes to stdout.
-"""
+"""The command `liquid expand`."""
 
 from __future__ import annotations
 
@@ -20,23 +17,34 @@ _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 @click.argument("base")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--codebook-size", type=int, help="Image codes.  [default: the image tokenizer's, or 8192]"
+    "--codebook-size",
+    type=int,
+    help="Number of image tokens.  [default: the image tokenizer's, or 8192]",
 )
-@click.option("--init", type=_INITS, default="mean", show_default=True, help="Start of new rows.")
 @click.option(
-    "--spread", default=1.0, show_default=True, help="Deviation of normal and codebook starts."
+    "--init", type=_INITS, default="mean", show_default=True, help="Start of the new rows."
 )
-@click.option("--image-tokenizer", type=click.Path(path_type=Path), help="Put it in as well.")
 @click.option(
-    "--size", "sizes", type=Size(), multiple=True, help="A picture size to be trained on."
+    "--init-std",
+    default=1.0,
+    show_default=True,
+    help="Standard deviation of the normal and codebook starts, relative to the old rows.",
 )
-@click.option("--dtype", type=_DTYPES, help="Number type of the weights.  [default: the base's]")
-@click.option("--seed", default=0, show_default=True, help="Seed of random starts.")
+@click.option(
+    "--image-tokenizer",
+    type=click.Path(path_type=Path),
+    help="Image tokenizer to include in the checkpoint.",
+)
+@click.option(
+    "--size", "sizes", type=Size(), multiple=True, help="Size of the training images; repeatable."
+)
+@click.option("--dtype", type=_DTYPES, help="dtype of the saved weights.  [default: the base's]")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 def command(base: str, out: Path, **options: Any) -> None:
-    """Make a Liquid checkpoint of any decoder language model.
+    """Turn a decoder language model into a Liquid checkpoint.
 
-    BASE is a Hugging Face model folder, a .gguf file or owner/name on the hub; OUT is the folder to
-    write. The logits of the base's own ids stay as they are.
+    BASE is a Hugging Face model folder, a .gguf file or owner/name on the hub. OUT is the folder to
+    write; its path is printed. The logits of the base's own tokens do not change.
     """
     from liquidmm.model.expand import ExpandConfig, expand
 

@@ -1,7 +1,4 @@
-"""`liquid export`: write a checkpoint in the form that another engine loads.
-
-Contract: the folder written goes to stdout.
-"""
+"""`liquid export`: write a checkpoint in the format of another engine."""
 
 from __future__ import annotations
 
@@ -13,18 +10,18 @@ import click
 @click.command("export")
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", required=True, metavar="ENGINE", help="vllm or gguf.")
+@click.option("--format", "target", required=True, metavar="FORMAT", help="vllm or gguf.")
 @click.option(
     "--dtype",
-    metavar="TYPE",
-    help="float32, bfloat16, float16; for gguf also q8_0.  [default: the checkpoint's]",
+    metavar="DTYPE",
+    help="float32, bfloat16 or float16; for gguf also q8_0.  [default: the checkpoint's]",
 )
-def command(checkpoint: str, out: Path, to: str, dtype: str | None) -> None:
-    """Write a checkpoint in the form that vLLM or llama.cpp loads.
+def command(checkpoint: str, out: Path, target: str, dtype: str | None) -> None:
+    """Export a checkpoint to vLLM or llama.cpp.
 
-    CHECKPOINT is a folder or owner/name on the hub; OUT is the folder to write. vllm writes a stock
-    transformers folder, gguf a file model.gguf for llama.cpp; docs/engines.md says what runs where.
+    CHECKPOINT is a folder or owner/name on the Hugging Face hub; OUT is the folder to write. The
+    format vllm is a stock transformers folder; gguf is one file, OUT/model.gguf, for llama.cpp.
     """
-    from liquidmm.export.folder import export
+    from liquidmm.export.export import export_checkpoint
 
-    click.echo(export(checkpoint, out, to, dtype))
+    click.echo(export_checkpoint(checkpoint, out, target, dtype))

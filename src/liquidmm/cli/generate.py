@@ -51,9 +51,7 @@ _SETTINGS = ("size", "seed", "guidance", "temperature", "top_k", "top_p")
 @click.option("--size", type=Size(), help="A size the model was trained on.  [default: its first]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i uses seed + i.")
 @click.option("--guidance", type=float, help="How closely to follow the prompt; 1 is unguided.")
-@click.option(
-    "--temperature", type=float, help="Lower is more predictable, higher is more varied."
-)
+@click.option("--temperature", type=float, help="Lower is more predictable, higher is more varied.")
 @click.option("--top-k", type=int, help="Sample from the k likeliest image tokens; 0 is off.")
 @click.option(
     "--top-p",

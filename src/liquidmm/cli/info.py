@@ -1,7 +1,4 @@
-"""`liquid info`: what is installed, where it would run, and what a checkpoint is made of.
-
-Contract: reads configuration files only, no weights; a folder that is no checkpoint is an error.
-"""
+"""The command `liquid info`; it reads configuration files only, not weights."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ _MODEL_KEYS = (
 def command(checkpoint: Path | None, as_json: bool) -> None:
     """Show versions, the device and a checkpoint's layout.
 
-    CHECKPOINT is the folder of a Liquid model; without it only the installation is shown.
+    CHECKPOINT is the folder of a Liquid model; without it, only the installation is shown.
     """
     report = {"installation": _installation()}
     if checkpoint is not None:
@@ -70,12 +67,10 @@ def _layout(folder: Path) -> dict[str, Any]:
     rows["architecture"] = ", ".join(config.get("architectures") or ["unknown"])
     rows.update({key: config[key] for key in _MODEL_KEYS if key in config})
     rows.update(vocabulary.to_dict())
-    rows["weights_mib"] = round(_size_of(folder, "*.safetensors") / 2**20, 1)
-    rows["image_tokenizer_mib"] = round(
-        _size_of(folder / "image_tokenizer", "*.safetensors") / 2**20, 1
-    )
+    rows["weights_mib"] = _weights_mib(folder)
+    rows["image_tokenizer_mib"] = _weights_mib(folder / "image_tokenizer")
     return rows
 
 
-def _size_of(folder: Path, pattern: str) -> int:
-    return sum(file.stat().st_size for file in folder.glob(pattern))
+def _weights_mib(folder: Path) -> float:
+    return round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20, 1)

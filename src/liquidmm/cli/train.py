@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from liquidmm.train.config import TrainRun
+    from liquidmm.train.config import TrainConfig
     from liquidmm.train.trainer import OnSample
 
 
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     help="Only check the run and its files and say what it would need, without loading weights. "
     "The options below belong to it.",
 )
-@click.option("--ranks", type=int, help="Devices to plan for (1).")
-@click.option("--device-memory", "memory_gib", type=float, help="GiB of each device (80).")
+@click.option("--num-gpus", "num_gpus", type=int, help="Devices to plan for (1).")
+@click.option("--gpu-memory", "gpu_memory_gib", type=float, help="GiB of each device (80).")
 @click.option(
     "--peak-tflops", type=float, help="Dense peak of each (that of the GPU here, or of an H100)."
 )
-@click.option("--mfu", type=float, help="Share of the peak that is reached (0.4).")
+@click.option(
+    "--assumed-mfu", "assumed_mfu", type=float, help="Share of the peak that is reached (0.4)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 def command(
     run: Path,
@@ -49,14 +51,14 @@ def command(
     A run that was stopped goes on where it was when the same command is given again.
     """
     from liquidmm.config import load_run
-    from liquidmm.train.config import TrainRun
+    from liquidmm.train.config import TrainConfig
 
     given = {name: value for name, value in machine.items() if value is not None}
     if (given or as_json) and not dry_run:
         raise click.UsageError(
-            "--ranks, --device-memory, --peak-tflops, --mfu and --json need --dry-run."
+            "--num-gpus, --gpu-memory, --peak-tflops, --assumed-mfu and --json need --dry-run."
         )
-    settings = load_run(TrainRun, run, overrides)
+    settings = load_run(TrainConfig, run, overrides)
     if dry_run:
         click.echo(_plan(settings, given, as_json))
         return
@@ -73,7 +75,7 @@ def command(
         os._exit(0)
 
 
-def _plan(run: TrainRun, machine: dict[str, float], as_json: bool) -> str:
+def _plan(run: TrainConfig, machine: dict[str, float], as_json: bool) -> str:
     import json
 
     from liquidmm.config import from_dict, to_dict
@@ -83,7 +85,7 @@ def _plan(run: TrainRun, machine: dict[str, float], as_json: bool) -> str:
     return json.dumps(to_dict(plan), indent=2) if as_json else report(plan)
 
 
-def _sampler(run: TrainRun) -> OnSample:
+def _sampler(run: TrainConfig) -> OnSample:
     from dataclasses import replace
 
     from liquidmm.errors import LiquidError
@@ -99,10 +101,12 @@ def _sampler(run: TrainRun) -> OnSample:
     def show(checkpoint: Checkpoint, step: int) -> None:
         path = run.out / "samples" / f"step-{step:08d}.png"
         try:
-            liquid = Liquid.from_checkpoint(checkpoint)
+            liquid = Liquid(checkpoint)
             pairs: list[tuple[str, str]] = []
             if prompts:
-                sampling = replace(liquid.sampling, guidance=run.sample.guidance)
+                sampling = liquid.sampling
+                if run.sample.guidance is not None:
+                    sampling = replace(sampling, guidance=run.sample.guidance)
                 pictures = liquid.generate_images(prompts, seeds=seeds, sampling=sampling)
                 with atomic_file(path) as temporary:
                     contact_sheet(pictures, columns=8, captions=prompts).save(temporary)

@@ -1,7 +1,4 @@
-"""`liquid train-tokenizer`: train an image tokenizer from a run file.
-
-Contract: the tokenizer's folder goes to stdout, progress and scores to stderr.
-"""
+"""The command `liquid train-tokenizer`."""
 
 from __future__ import annotations
 
@@ -12,14 +9,17 @@ import click
 
 @click.command("train-tokenizer")
 @click.argument("run_file", metavar="RUN.toml", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run's folder.")
-@click.option("--stop-at", type=click.IntRange(min=1), help="Stop at this step; resume later.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option("--resume", is_flag=True, help="Resume from the checkpoint in the output folder.")
+@click.option("--stop-at", type=click.IntRange(min=1), help="Stop at this step with a checkpoint.")
 def command(run_file: Path, overrides: tuple[str, ...], resume: bool, stop_at: int | None) -> None:
-    """Train an image tokenizer from RUN.toml and print its folder."""
+    """Train an image tokenizer from a TOML config.
+
+    The folder of the tokenizer is printed.
+    """
     from liquidmm.config import load_run
-    from liquidmm.image_tokenizer.training.config import TokenizerRun
+    from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
     from liquidmm.image_tokenizer.training.trainer import train_tokenizer
 
-    run = load_run(TokenizerRun, run_file, overrides)
+    run = load_run(TrainTokenizerConfig, run_file, overrides)
     click.echo(train_tokenizer(run, resume=resume, stop_at=stop_at))

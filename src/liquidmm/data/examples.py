@@ -100,22 +100,25 @@ class ExampleBuilder:
     """Renders rows for one tokenizer and vocabulary."""
 
     def __init__(
-        self, sequences: Sequences, config: ExampleConfig | None = None, factor: int | None = None
+        self,
+        sequences: Sequences,
+        config: ExampleConfig | None = None,
+        downsample_factor: int | None = None,
     ) -> None:
         """Set up.
 
         Args:
             sequences: Lays the ids out.
             config: The random choices; None for the defaults.
-            factor: Pixels per code and side, needed to say the size of a picture.
+            downsample_factor: Pixels per code and side, needed to say the size of a picture.
 
         Raises:
             ConfigError: Size hints are wanted and the factor is not known.
         """
         self.sequences = sequences
         self.config = config or ExampleConfig()
-        self.factor = factor
-        if self.config.size_hint and factor is None:
+        self.downsample_factor = downsample_factor
+        if self.config.size_hint and downsample_factor is None:
             raise ConfigError(
                 "size_hint: the tokenizer's factor is unknown. Pass it, or turn it off."
             )
@@ -181,7 +184,7 @@ class ExampleBuilder:
                         return self._drawn_in_chat(row, caption, rng)
                     prompt = self._prompt(row, caption, rng)
                 # the prompt already ends with the marker that begins the picture
-                answer = self.sequences.picture(row.pictures[0])[1:]
+                answer = self.sequences.image(row.pictures[0])[1:]
         if self.sequences.eos is not None:
             answer = [*answer, self.sequences.eos]
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
@@ -194,9 +197,9 @@ class ExampleBuilder:
     def _prompt(self, row: Row, caption: str, rng: np.random.Generator) -> list[int]:
         request = prompts.REQUESTS[int(rng.integers(len(prompts.REQUESTS)))]
         size = None
-        if self.config.size_hint and self.factor is not None:
+        if self.config.size_hint and self.downsample_factor is not None:
             height, width = row.pictures[0].shape
-            size = (width * self.factor, height * self.factor)
+            size = (width * self.downsample_factor, height * self.downsample_factor)
         return self.sequences.text_to_image_prompt(caption, request, size)
 
     def _drawn_in_chat(

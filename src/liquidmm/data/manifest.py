@@ -41,7 +41,7 @@ class Provenance:
     """Fingerprint of the image tokenizer."""
     codebook_size: int
     """Number of codes of the image tokenizer."""
-    factor: int
+    downsample_factor: int
     """Pixels per code and side."""
     source: str
     """Path of the source as it was given."""
@@ -170,7 +170,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "image_tokenizer": {
             "fingerprint": origin.fingerprint,
             "codebook_size": origin.codebook_size,
-            "factor": origin.factor,
+            "downsample_factor": origin.downsample_factor,
         },
     }
 

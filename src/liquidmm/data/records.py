@@ -15,8 +15,8 @@ from liquidmm.data.validation import describe, names, string, strings
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
-Picture: TypeAlias = Path | str | bytes
-"""A file, the URL of one, or its content; `vision.pixels.open_image` opens all three."""
+ImageSource: TypeAlias = Path | str | bytes
+"""A file, the URL of one, or its content; `image_tokenizer.images.open_image` opens all three."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -55,7 +55,7 @@ class ImageTextRecord:
 
     key: str
     """Name of the record, used in messages."""
-    image: Picture
+    image: ImageSource
     """Path or URL of the picture, or its file content."""
     captions: tuple[str, ...]
     """One or more captions, none empty; the first is the canonical one."""
@@ -75,7 +75,7 @@ class ChatRecord:
     """Name of the record, used in messages."""
     messages: tuple[Message, ...]
     """The turns in order; at least one is the assistant's."""
-    images: tuple[Picture, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     """One picture per `<image>` in the messages, in order."""
     source: str = ""
     """Data set the record comes from."""
@@ -88,7 +88,7 @@ class ChatRecord:
 Record: TypeAlias = TextRecord | ImageTextRecord | ChatRecord
 
 
-def pictures_of(record: Record) -> tuple[Picture, ...]:
+def images_of(record: Record) -> tuple[ImageSource, ...]:
     """Return the pictures of a record in the order in which they are shown."""
     match record:
         case ImageTextRecord():
@@ -99,7 +99,7 @@ def pictures_of(record: Record) -> tuple[Picture, ...]:
             return ()
 
 
-def picture(value: object, name: str, where: str, root: Path | str) -> Picture:
+def parse_image(value: object, name: str, where: str, root: Path | str) -> ImageSource:
     """Return the picture that a field names or holds.
 
     Args:
@@ -156,7 +156,7 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
         images = _images(obj, messages, where, root)
         return ChatRecord(key=key, messages=messages, images=images, **common)
     if "image" in obj:
-        image = picture(obj["image"], "image", where, root)
+        image = parse_image(obj["image"], "image", where, root)
         return ImageTextRecord(key=key, image=image, captions=_captions(obj, where), **common)
     if "text" in obj:
         return TextRecord(key=key, text=string(obj, "text", where), **common)
@@ -235,14 +235,14 @@ def _piece(value: object, where: str) -> str:
 
 def _images(
     obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path | str
-) -> tuple[Picture, ...]:
+) -> tuple[ImageSource, ...]:
     items = obj.get("images", [])
     if not isinstance(items, list):
         raise DataError(
             f"{where}: 'images' must be a list of pictures (got {describe(items)}). "
             "Correct the record."
         )
-    images = tuple(picture(item, f"images[{n}]", where, root) for n, item in enumerate(items))
+    images = tuple(parse_image(item, f"images[{n}]", where, root) for n, item in enumerate(items))
     wanted = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
     if len(images) != wanted:
         raise DataError(

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from liquidmm.data.manifest import MANIFEST, REJECTED, Manifest, Provenance, read_manifest
-from liquidmm.data.readers import SourceConfig, digest, parts
+from liquidmm.data.readers import SourceConfig, digest, list_chunks
 from liquidmm.data.shard_file import shard_name
 from liquidmm.data.shard_folder import begin, finish, tally, write_quarantine
 from liquidmm.encode import engine as engines
@@ -106,13 +106,13 @@ class _Encoding:
         if isinstance(here, TokenizerFile) and engine.kind != "local":
             here = replace(here, device="cpu")  # the machine that submits may have no GPU
         opened = here()
-        Preparation(config, opened.factor)
+        Preparation(config, opened.downsample_factor)
         if opened.codebook_size > 2**16:
             raise ConfigError(
                 f"tokenizer: {opened.codebook_size} codes do not fit 16 bits. Use at most 65536."
             )
         self.source, self.out, self.config, self.engine = source, out, config, engine
-        self.parts = parts(source, config.shard_records)
+        self.parts = list_chunks(source, config.shard_records)
         counts = [part.count for part in self.parts]
         self.entries = None if None in counts else sum(count for count in counts if count)
         self.progress = Progress(out / _WORK / "counts")
@@ -128,7 +128,7 @@ class _Encoding:
         self.origin = Provenance(
             fingerprint=opened.fingerprint,
             codebook_size=opened.codebook_size,
-            factor=opened.factor,
+            downsample_factor=opened.downsample_factor,
             source=", ".join(source.paths),
             source_digest=digest(source),
             settings=settings(source, config, precision),

@@ -17,7 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 from liquidmm.encode.config import EngineConfig
 from liquidmm.encode.job import Job, work
 from liquidmm.errors import LiquidError
-from liquidmm.runtime import cores
+from liquidmm.runtime import cpu_count
 
 QUIET = 1
 """Local rank of which datatrove shows nothing but errors; its log files have everything."""
@@ -60,7 +60,7 @@ def workers_of(engine: EngineConfig, device: torch.device, shards: int) -> int:
         return engine.workers
     wanted = engine.workers
     if not wanted and device.type == "cpu":
-        wanted = max(1, cores() // engine.threads)
+        wanted = max(1, cpu_count() // engine.threads)
     elif not wanted:
         wanted = _gpus(device)
     return min(wanted, shards)
@@ -80,7 +80,7 @@ def decoders_of(engine: EngineConfig, device: torch.device, workers: int) -> int
         return _GPU_DECODERS if engine.gpus else 1
     if device.type == "cpu":
         return 1
-    return max(1, min(_MOST_DECODERS, cores() // workers))
+    return max(1, min(_MOST_DECODERS, cpu_count() // workers))
 
 
 def check_ended(folder: Path) -> None:

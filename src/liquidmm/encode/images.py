@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from liquidmm.data.records import Picture
+from liquidmm.data.records import ImageSource
 from liquidmm.encode.config import BucketConfig, EncodeConfig
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.image_tokenizer.images import center_crop, open_image, pad_square
@@ -53,7 +53,7 @@ class Preparation:
         """Every width and height that comes out, each once."""
         return list(dict.fromkeys(size for sizes in self._aspects.values() for size in sizes))
 
-    def open(self, picture: Picture, where: str) -> Pixels:
+    def open(self, picture: ImageSource, where: str) -> Pixels:
         """Open and prepare a picture.
 
         Args:

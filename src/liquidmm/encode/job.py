@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from liquidmm.data.manifest import Provenance
-from liquidmm.data.readers import Part, SourceConfig, entries
+from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
 from liquidmm.data.shard_file import read_info, shard_name, write_shard
 from liquidmm.data.shard_folder import finish, tally
 from liquidmm.encode.config import EncodeConfig
@@ -67,7 +67,7 @@ class Job:
     """What is encoded."""
     numbers: tuple[int, ...]
     """Numbers of the shards that were missing."""
-    missing: tuple[Part, ...]
+    missing: tuple[Chunk, ...]
     """Their parts of the source."""
     parts: int
     """Number of all parts."""
@@ -131,14 +131,14 @@ def _finish(job: Job, progress: Progress) -> None:
 def _work(job: Job, counts: TaskProgress, places: Sequence[int]) -> None:
     tune_cpu_allocator()
     tokenizer = job.tokenizer()
-    preparation = Preparation(job.config, tokenizer.factor)
+    preparation = Preparation(job.config, tokenizer.downsample_factor)
     source = ", ".join(job.source.paths)
     with PartEncoder(tokenizer, preparation, job.config.batch_size, job.decoders) as encoder:
         for place in places:
             part, number = job.missing[place], job.numbers[place]
             path = job.out / shard_name(number)
             if not path.exists():
-                found = entries(job.source, part)
+                found = read_chunk(job.source, part)
                 rows, refusals = encoder.encode(found, source, counts.tell)
                 size = job.origin.codebook_size
                 write_shard(job.out, number, part.name, rows, refusals, size)

@@ -17,7 +17,7 @@ from liquidmm.encode.config import EngineConfig
 from liquidmm.encode.engine import QUIET, EncodeStep, WorkerKilledError
 from liquidmm.encode.progress import Progress
 from liquidmm.errors import ConfigError, LiquidError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 _RETRIES = 3
 """Times that a task is done again whose worker was lost."""
@@ -56,7 +56,7 @@ class RayTasks(LocalPipelineExecutor):  # type: ignore[misc]
             WorkerKilledError: The worker of a task was lost again and again.
             ConfigError: There is no cluster at the address.
         """
-        ray = require("ray", "ray")
+        ray = require_extra("ray", "ray")
         ours = not ray.is_initialized()
         if ours:
             self._connect(ray)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from liquidmm.data.manifest import RejectedSample
-from liquidmm.data.readers import Entry
-from liquidmm.data.records import ImageTextRecord, Picture, Record, TextRecord, pictures_of
+from liquidmm.data.readers import ParsedRecord
+from liquidmm.data.records import ImageSource, ImageTextRecord, Record, TextRecord, images_of
 from liquidmm.data.shard_file import Codes, Row
 from liquidmm.encode.images import Pixels, Preparation, Size
 from liquidmm.errors import DataError
@@ -45,7 +45,7 @@ class Seen:
 class _Place:
     """An entry that waits for the codes of its pictures."""
 
-    entry: Entry
+    entry: ParsedRecord
     """Where it is, without its record."""
     row: Row | None
     """What becomes of it, without codes; None when it was refused."""
@@ -103,7 +103,7 @@ class PartEncoder:
         self._threads.shutdown(cancel_futures=True)
 
     def encode(
-        self, entries: Iterable[Entry], source: str, tell: Callable[[Seen], None]
+        self, entries: Iterable[ParsedRecord], source: str, tell: Callable[[Seen], None]
     ) -> tuple[list[Row], list[RejectedSample]]:
         """Encode the entries of one part.
 
@@ -131,12 +131,12 @@ class PartEncoder:
             self._encode(batch, pictures, tell)
         return _sorted_out(places, pictures.codes, source)
 
-    def _place(self, entry: Entry, pictures: _Pictures) -> _Place:
+    def _place(self, entry: ParsedRecord, pictures: _Pictures) -> _Place:
         record = entry.record
         if record is None:
             return _Place(entry=entry, row=None)
         names = []
-        for picture in pictures_of(record):
+        for picture in images_of(record):
             name = _name(picture)
             names.append(name)
             if name not in pictures.names:
@@ -145,7 +145,7 @@ class PartEncoder:
         # the record may hold the content of a file, which must not be kept
         return _Place(entry=replace(entry, record=None), row=_row(record), pictures=tuple(names))
 
-    def _open(self, picture: Picture) -> Pixels | str:
+    def _open(self, picture: ImageSource) -> Pixels | str:
         try:
             where = "picture" if isinstance(picture, bytes) else str(picture)
             return self._preparation.open(picture, where)
@@ -220,7 +220,7 @@ def _row(record: Record) -> Row:
     return Row(kind="chat", key=key, source=source, license=licence, messages=record.messages)
 
 
-def _name(picture: Picture) -> str:
+def _name(picture: ImageSource) -> str:
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()
     return str(picture)

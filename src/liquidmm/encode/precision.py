@@ -13,8 +13,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from liquidmm.data.readers import Part, SourceConfig, entries
-from liquidmm.data.records import pictures_of
+from liquidmm.data.readers import Chunk, SourceConfig, read_chunk
+from liquidmm.data.records import images_of
 from liquidmm.encode.config import EncodeConfig
 from liquidmm.encode.images import Pixels, Preparation
 from liquidmm.encode.job import TokenizerFile
@@ -31,7 +31,7 @@ _FASTEST_FIRST: tuple[Precision, ...] = ("bfloat16", "tf32")
 def choose_precision(
     tokenizer: TokenizerFile,
     source: SourceConfig,
-    parts: Sequence[Part],
+    parts: Sequence[Chunk],
     config: EncodeConfig,
     *,
     elsewhere: bool,
@@ -59,7 +59,9 @@ def choose_precision(
         return wanted
     if wanted == "auto" and (elsewhere or exact.device.type != "cuda"):
         return "float32"
-    found = list(islice(_pictures(source, parts, Preparation(config, exact.factor)), PICTURES))
+    found = list(
+        islice(_pictures(source, parts, Preparation(config, exact.downsample_factor)), PICTURES)
+    )
     if wanted != "auto":
         share = _agreement(replace(tokenizer, precision=wanted), found)
         if share < config.agreement:
@@ -87,11 +89,11 @@ def _agreement(tokenizer: TokenizerFile, pictures: list[Pixels]) -> float:
 
 
 def _pictures(
-    source: SourceConfig, parts: Sequence[Part], preparation: Preparation
+    source: SourceConfig, parts: Sequence[Chunk], preparation: Preparation
 ) -> Iterator[Pixels]:
-    everything = (entry for part in parts for entry in entries(source, part))
+    everything = (entry for part in parts for entry in read_chunk(source, part))
     for entry in islice(everything, _TRIES):
-        for picture in pictures_of(entry.record) if entry.record is not None else ():
+        for picture in images_of(entry.record) if entry.record is not None else ():
             try:
                 yield preparation.open(picture, entry.where)
             except DataError:

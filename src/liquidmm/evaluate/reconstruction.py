@@ -36,7 +36,7 @@ def reconstruction(context: Context) -> None:
         chosen = sample(icons, split, context.n, context.seed)
         ratios, codes = [], []
         for _, chunk in context.chunks(part, chosen):
-            originals = torch.stack([_pixels(icon, tokenizer.factor) for icon in chunk])
+            originals = torch.stack([_pixels(icon, tokenizer.downsample_factor) for icon in chunk])
             found, rebuilt = round_trip(tokenizer, originals)
             ratios += [pixels.psnr(a, b) for a, b in zip(originals, rebuilt, strict=True)]
             codes.append(found.flatten())
@@ -68,7 +68,7 @@ def contact_sheet(context: Context) -> None:
     for split in ("train", "held_out_pairs"):
         chosen = sample(icons, split, min(context.n, SHEET_COLUMNS), context.seed)
         context.progress(split, 0, len(chosen))
-        originals = torch.stack([_pixels(icon, tokenizer.factor) for icon in chosen])
+        originals = torch.stack([_pixels(icon, tokenizer.downsample_factor) for icon in chosen])
         _, rebuilt = round_trip(tokenizer, originals)
         drawn = context.model().generate_images(
             [icon.captions[0] for icon in chosen],

@@ -18,9 +18,9 @@ from liquidmm.evaluate.reconstruction import contact_sheet, reconstruction
 from liquidmm.evaluate.report import Context, Journal, Model, Report
 from liquidmm.evaluate.scenes import scenes
 from liquidmm.evaluate.text import text
-from liquidmm.generate.decoders.decoder import Weights
+from liquidmm.generate.backends import Quantization
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.liquid import DEFAULT_MODEL, load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +74,10 @@ class EvaluateConfig:
     """Pictures at a time."""
     device: str | None = None
     """Device name; None chooses."""
-    weights: Weights | None = None
-    """How weights are held while drawing and writing; None keeps the type they are loaded in."""
+    dtype: str = "auto"
+    """dtype of the weights: "float32", "bfloat16", "float16" or "auto"."""
+    quantize: Quantization | None = None
+    """Quantization of the weights; None keeps their dtype."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -142,10 +144,13 @@ def run(
         settings["sampling"] = sampling
     if config.baseline is not None:
         settings["baseline"] = str(config.baseline)
-    if config.weights is not None:
-        settings["weights"] = config.weights
+    for name, value in (("dtype", config.dtype), ("quantize", config.quantize)):
+        if value not in (None, "auto"):
+            settings[name] = value
     if load_model is None:
-        load_model = partial(load, engine=EngineConfig(weights=config.weights))
+        load_model = partial(
+            load, dtype=config.dtype, engine=EngineConfig(quantize=config.quantize)
+        )
     report = Report(task=name, settings=dict(settings))
     folder = config.out / name if config.out is not None and task.keeps else None
     context = Context(

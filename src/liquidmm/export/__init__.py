@@ -1,1 +1,1 @@
-"""Other engines: checkpoint folders for vLLM and llama.cpp, and guided pictures on a vLLM."""
+"""Checkpoints for other engines: vLLM folders and GGUF files, and image generation with vLLM."""

@@ -1,9 +1,10 @@
 """A checkpoint as one GGUF file, the format of llama.cpp.
 
-Contract: the file holds the language model with all rows, the tokenizer with a token for each row,
-the chat template, and the vocabulary's layout under `liquid.*`, which llama.cpp passes over. In the
-checkpoint's own number type or float32 its weights are bit for bit the checkpoint's (Gemma's norms,
-which are stored plus 1, up to rounding). The image tokenizer is no part of it.
+The file contains the language model with the complete embedding table, the tokenizer with a token
+for each embedding row, the chat template, and the vocabulary's layout under `liquid.*`, which
+llama.cpp ignores. In the checkpoint's own dtype or float32 the weights are bit for bit the
+checkpoint's (up to rounding for Gemma's norms, which are stored plus 1). The image tokenizer is not
+part of the file.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from liquidmm.export.gguf_model import ModelFile
 from liquidmm.export.gguf_tokens import TokenTable, token_table
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.processor import LiquidProcessor
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-"""Number types of the weights -> their names in the format."""
+"""dtypes of the weights -> their names in the format."""
 
-HALF_LARGEST = float(np.finfo(np.float16).max)
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BLOCK = 32
 """Weights that share a scale in q8_0."""
 
@@ -37,16 +38,18 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
     Args:
         checkpoint: The checkpoint.
         path: The file; an existing one is replaced.
-        dtype: One of `TYPES`, the type of matrices; norms and biases are always float32.
+        dtype: One of `TYPES`, the dtype of matrices; norms and biases are always float32.
 
     Raises:
-        CheckpointError: llama.cpp can't compute the model, or a weight doesn't fit the type.
-        ConfigError: The type is unknown.
-        MissingExtraError: The package `gguf` isn't installed.
+        CheckpointError: llama.cpp does not support the model, or a weight does not fit the dtype.
+        ConfigError: The dtype is unknown.
+        MissingExtraError: The package `gguf` is not installed.
     """
     if dtype not in TYPES:
-        raise ConfigError(f"dtype: '{dtype}' is unknown.{suggest(dtype, TYPES)}")
-    gguf = require("gguf", "gguf")
+        raise ConfigError(
+            f"dtype: expected one of {', '.join(TYPES)}, got '{dtype}'.{suggest(dtype, TYPES)}"
+        )
+    gguf = require_extra("gguf", "gguf")
     model = ModelFile(checkpoint.model)
     processor = checkpoint.processor
     tokens = token_table(processor.tokenizer, checkpoint.vocabulary, model.config.vocab_size)
@@ -55,35 +58,41 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
         name = f"MOSTLY_{TYPES[dtype]}" if dtype != "float32" else "ALL_F32"
         writer.add_file_type(gguf.LlamaFileType[name])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        model.write_numbers(writer)
+        model.write_metadata(writer)
         _write_tokens(writer, tokens, processor)
-        kinds = {}
-        for name, shape in model.shapes():
-            kinds[name] = kind = gguf.GGMLQuantizationType[_type_of(name, shape, dtype)]
-            stored = math.prod(gguf.quant_shape_to_byte_shape(shape, kind))
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), stored, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, weight in model.weights():
-            data = weight.numpy()
-            if kinds[name] == gguf.GGMLQuantizationType.F16 and np.abs(data).max() > HALF_LARGEST:
-                raise CheckpointError(
-                    f"{name}: a weight is beyond {HALF_LARGEST:.0f}, the largest of float16. "
-                    "Choose --dtype bfloat16."
-                )
-            writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(data), kinds[name]))
+        _write_weights(writer, model, dtype)
     finally:
         writer.close()
 
 
+def _write_weights(writer: Any, model: ModelFile, dtype: str) -> None:
+    """Write the header, the shapes and then one weight after the other."""
+    gguf = require_extra("gguf", "gguf")
+    kinds = {}
+    for name, shape in model.shapes():
+        kinds[name] = kind = gguf.GGMLQuantizationType[_type_of(name, shape, dtype)]
+        size = math.prod(gguf.quant_shape_to_byte_shape(shape, kind))
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, weight in model.weights():
+        data = weight.numpy()
+        if kinds[name] == gguf.GGMLQuantizationType.F16 and np.abs(data).max() > FLOAT16_MAX:
+            raise CheckpointError(
+                f"{name}: a weight is above {FLOAT16_MAX:.0f}, the maximum of float16. "
+                "Choose --dtype bfloat16."
+            )
+        writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(data), kinds[name]))
+
+
 def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
-    """Choose the type that a weight is stored in."""
+    """Return the GGUF type of a weight."""
     if len(shape) < 2:
         return TYPES["float32"]
     if dtype == "q8_0" and shape[-1] % _BLOCK:
         raise CheckpointError(
-            f"{name}: rows of {shape[-1]} weights can't be cut into blocks of {_BLOCK} for q8_0. "
+            f"{name}: q8_0 needs rows of a multiple of {_BLOCK} weights, got {shape[-1]}. "
             "Choose --dtype bfloat16."
         )
     return TYPES[dtype]
@@ -94,7 +103,7 @@ def _write_tokens(writer: Any, table: TokenTable, processor: LiquidProcessor) ->
     tokenizer, sequences = processor.tokenizer, processor.sequences
     if sequences.eos is None:
         raise CheckpointError(
-            "tokenizer: has no eos token, and llama.cpp would take another for it. Name one in "
+            "tokenizer: has no eos token, and llama.cpp would use another one. Name it in "
             "tokenizer_config.json."
         )
     writer.add_tokenizer_model(table.model)
@@ -113,7 +122,7 @@ def _write_tokens(writer: Any, table: TokenTable, processor: LiquidProcessor) ->
         "unk": tokenizer.unk_token_id,
         "pad": tokenizer.pad_token_id,
     }
-    # A tokenizer without a chat template can't chat, but its model still draws and describes.
+    # Without a template the model cannot chat, but it still generates and describes images.
     with contextlib.suppress(CheckpointError):
         writer.add_chat_template(sequences.chat_template)
         named["eot"] = sequences.end_of_turn

@@ -1,7 +1,7 @@
-"""Where vLLM runs: in this process, or behind the OpenAI completions API.
+"""A vLLM engine, in this process or behind the OpenAI completions API.
 
-Contract: ids go in and ids come back, in order; both ways take the same `Completion` and do the
-same with it. Whatever vLLM refuses is a `LiquidError` with vLLM's words.
+Token ids go in and token ids come back, in order. Both backends treat the same `CompletionRequest`
+in the same way. A request that vLLM rejects raises a `LiquidError` with vLLM's message.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ from urllib.request import Request, urlopen
 
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
-_NEVER = -100.0
-"""Logit bias of a marker in text, the least that the API takes."""
+_FORBIDDEN_BIAS = -100.0
+"""Logit bias of a forbidden token, the lowest that the API accepts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """Ids to continue."""
+class CompletionRequest:
+    """Token ids to continue."""
 
     prompt: tuple[int, ...]
-    """Ids to continue."""
     max_tokens: int
-    """Ids to add at most."""
     sampling: SamplingConfig
-    """How ids are drawn."""
     stop: tuple[int, ...]
-    """Ids that end it; the one that came is the last id of the answer."""
+    """Token ids that end the completion; the one that occurs is its last token."""
     seed: int | None = None
-    """Seed of vLLM's own random numbers; pictures have theirs among the extra arguments."""
+    """Seed of vLLM's own random numbers; images have theirs among the extra arguments."""
     forbidden: tuple[int, ...] = ()
-    """Ids that may not come."""
+    """Token ids that must not be generated."""
     extra: Mapping[str, str | int | float] = field(default_factory=dict)
     """Arguments for the plugin."""
 
@@ -57,21 +54,21 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """Ids that vLLM added."""
+class Completion:
+    """Token ids that vLLM generated."""
 
     ids: tuple[int, ...]
-    """All of them, the id that ended it included."""
+    """All of them, including the token that ended the completion."""
 
 
 class Backend(Protocol):
-    """A vLLM somewhere."""
+    """A vLLM engine."""
 
-    def complete(self, requests: Sequence[Completion]) -> list[Answer]:
-        """Continue several prompts at once; answers come in order.
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Continue several prompts at once; completions are in the order of the requests.
 
         Raises:
-            LiquidError: vLLM can't be reached or refused a request.
+            LiquidError: vLLM cannot be reached or rejected a request.
         """
 
 
@@ -79,21 +76,21 @@ class InProcess:
     """A `vllm.LLM`, made with `scheduler_cls="liquidmm.export.vllm_scheduler.PairScheduler"`."""
 
     def __init__(self, llm: Any) -> None:
-        """Keep it.
+        """Wrap an LLM.
 
         Raises:
-            MissingExtraError: vLLM isn't installed.
+            MissingExtraError: vLLM is not installed.
         """
         self._llm = llm
-        self._parameters = require("vllm", "vllm").SamplingParams
-        self._refusals = (ValueError, require("vllm.exceptions", "vllm").VLLMError)
+        self._parameters = require_extra("vllm", "vllm").SamplingParams
+        self._errors = (ValueError, require_extra("vllm.exceptions", "vllm").VLLMError)
 
-    def complete(self, requests: Sequence[Completion]) -> list[Answer]:
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Continue several prompts at once."""
         parameters = [
             self._parameters(
                 **request.fields(),
-                logit_bias=dict.fromkeys(request.forbidden, _NEVER) or None,
+                logit_bias=dict.fromkeys(request.forbidden, _FORBIDDEN_BIAS) or None,
                 extra_args=dict(request.extra) or None,
                 detokenize=False,
             )
@@ -102,39 +99,40 @@ class InProcess:
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
         try:
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        except self._refusals as error:
-            raise LiquidError(f"vllm: refused a request ({_first_line(str(error))}).") from error
-        return [Answer(ids=tuple(output.outputs[0].token_ids)) for output in outputs]
+        except self._errors as error:
+            raise LiquidError(f"vllm: rejected a request ({_message(str(error))}).") from error
+        return [Completion(ids=tuple(output.outputs[0].token_ids)) for output in outputs]
 
 
 class Server:
-    """A server with the OpenAI completions API, as `vllm serve` starts it."""
+    """A server with the OpenAI completions API, as started by `vllm serve`."""
 
     def __init__(
         self, url: str, model: str | None = None, timeout: float = 600.0, connections: int = 64
     ) -> None:
-        """Remember where it is.
+        """Check the settings; nothing is sent yet.
 
         Args:
-            url: Its address, as http://localhost:8000.
-            model: Name of the model there; None asks the server.
+            url: Address, such as http://localhost:8000.
+            model: Name of the model on the server; None asks the server.
             timeout: Seconds to wait for an answer.
-            connections: Requests sent at once, even: a picture needs two.
+            connections: Requests sent at once; an even number, because an image needs two.
 
         Raises:
-            ConfigError: The address or the number is none.
+            ConfigError: The address or the number of connections is invalid.
         """
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"url: {url!r} is no address. Give one as http://localhost:8000.")
+            raise ConfigError(
+                f"url: expected an address such as http://localhost:8000, got {url!r}."
+            )
         if connections < 2 or connections % 2:
-            raise ConfigError(f"connections: {connections} is not even. Give 2, 4, 6, ...")
+            raise ConfigError(f"connections: expected 2, 4, 6, ..., got {connections}.")
         self.url = url.rstrip("/").removesuffix("/v1")
-        """Its address."""
         self._model = model
         self._timeout = timeout
         self._connections = connections
 
-    def complete(self, requests: Sequence[Completion]) -> list[Answer]:
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Continue several prompts at once."""
         if self._model is None:
             self._model = self.models()[0]
@@ -142,19 +140,19 @@ class Server:
             return list(pool.map(self._complete, requests))
 
     def models(self) -> list[str]:
-        """Ask what is served.
+        """Return the names of the served models.
 
         Raises:
-            LiquidError: The server gives no answer.
+            LiquidError: The server does not answer.
         """
         return [model["id"] for model in self._call("/v1/models", None)["data"]]
 
-    def body(self, request: Completion) -> dict[str, Any]:
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
         """Return the JSON body of one request to /v1/completions.
 
-        With OpenAI's own client, what it doesn't know goes into `extra_body`.
+        With OpenAI's own client, the fields it does not know go into `extra_body`.
         """
-        bias = {str(token): _NEVER for token in request.forbidden}
+        bias = {str(token): _FORBIDDEN_BIAS for token in request.forbidden}
         return {
             "model": self._model,
             "prompt": list(request.prompt),
@@ -164,14 +162,14 @@ class Server:
             "return_token_ids": True,
         }
 
-    def _complete(self, request: Completion) -> Answer:
+    def _complete(self, request: CompletionRequest) -> Completion:
         answer = self._call("/v1/completions", self.body(request))
         ids = answer["choices"][0].get("token_ids")
         if ids is None:
             raise LiquidError(
                 f"{self.url}: returns no token ids. Serve the checkpoint with vLLM 0.32 or newer."
             )
-        return Answer(ids=tuple(ids))
+        return Completion(ids=tuple(ids))
 
     def _call(self, path: str, body: dict[str, Any] | None) -> Any:
         request = Request(  # noqa: S310 (the scheme is checked above)
@@ -183,16 +181,18 @@ class Server:
             with urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
                 return json.load(answer)
         except HTTPError as error:
-            told = _first_line(error.read().decode(errors="replace"))
-            raise LiquidError(f"{self.url}: refused a request ({error.code}: {told}).") from error
+            reason = _message(error.read().decode(errors="replace"))
+            raise LiquidError(
+                f"{self.url}: rejected a request ({error.code}: {reason})."
+            ) from error
         except (OSError, HTTPException, ValueError) as error:
             raise LiquidError(
-                f"{self.url}: gives no answer ({error}). Is it `vllm serve`, and is it running?"
+                f"{self.url}: does not answer ({error}). Check that `vllm serve` is running there."
             ) from error
 
 
-def _first_line(text: str) -> str:
-    """Give the message of an error, without what stands around it in JSON."""
+def _message(text: str) -> str:
+    """Return the first line of an error message, which may be wrapped in JSON."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["error"]["message"]
     return (text.strip() or "no reason given").splitlines()[0]

@@ -1,9 +1,9 @@
-"""Pictures and words from a vLLM that serves a Liquid checkpoint.
+"""A client for a vLLM engine that serves a Liquid checkpoint.
 
-Contract: `VLLMClient` has the prompts, sizes and defaults of `liquidmm.Liquid` and none of the
-weights: the checkpoint's processor makes ids, vLLM continues them (`vllm_backends`), and processor
-and image tokenizer make words and pictures of the ids that come back. A picture is returned only if
-it is one: the ids of both halves are the same, all of them codes, and eoi follows the last one.
+`VLLMClient` has the prompts, sizes and defaults of `liquidmm.Liquid` and none of the weights: the
+checkpoint's processor makes token ids, vLLM continues them (`vllm_backends`), and the processor and
+the image tokenizer turn the result into text and images. An image is returned only if both requests
+of its pair returned the same tokens: all codes, followed by eoi.
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import LiquidError
-from liquidmm.export.pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
-from liquidmm.export.vllm_backends import Answer, Backend, Completion
-from liquidmm.generate.jobs import GREEDY_SAMPLING, RequestBuilder, one_seed_each
-from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.sampling import SamplingConfig, saved_sampling
-from liquidmm.generate.words import stop_ids, words
+from liquidmm.export.vllm_backends import Backend, Completion, CompletionRequest
+from liquidmm.export.vllm_pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
+from liquidmm.generate.detokenize import detokenize, stop_tokens
+from liquidmm.generate.images import ImageCodec, ImageLike
+from liquidmm.generate.requests import (
+    GenerationRequest,
+    ImageRequest,
+    RequestBuilder,
+    TextRequest,
+    TokenRequest,
+    caption_request,
+    chat_request,
+    image_requests,
+    question_request,
+)
+from liquidmm.generate.sampling import GREEDY_SAMPLING, SamplingConfig, saved_sampling
 from liquidmm.model.checkpoint import Checkpoint, empty_language_model, load_parts, local_folder
 from liquidmm.runtime import resolve_device
 from liquidmm.sequences import Turn
@@ -30,27 +40,22 @@ from liquidmm.vocabulary import Vocabulary
 
 
 class VLLMClient:
-    """Draws, describes and answers through a vLLM."""
+    """Generates images and text with vLLM."""
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
-        """Put the parts together; `load` is shorter.
-
-        Args:
-            checkpoint: What vLLM serves; its weights aren't used.
-            backend: The vLLM.
-        """
+        """Use a loaded checkpoint, whose weights are not needed; `load` is shorter."""
         processor = checkpoint.processor
         self.sizes = processor.sizes
-        """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
+        """Trained image sizes, (width, height) in pixels, the default first; may be empty."""
         self.sampling = saved_sampling(processor.sampling, checkpoint.vocabulary.codebook_size)
-        """How pictures are drawn unless told otherwise."""
+        """The default sampling of images."""
         self._backend = backend
         self._vocabulary = checkpoint.vocabulary
         self._sequences = processor.sequences
         self._tokenizer = processor.tokenizer
-        self._pictures = Pictures(checkpoint)
-        self._reader = RequestBuilder(self._sequences, self._pictures, self.sampling)
-        self._stop = tuple(sorted(stop_ids(checkpoint.model, self._sequences)))
+        self._images = ImageCodec(checkpoint)
+        self._builder = RequestBuilder(self._sequences, self._images, self.sampling)
+        self._stop = tuple(sorted(stop_tokens(checkpoint.model, self._sequences)))
 
     @classmethod
     def load(
@@ -60,18 +65,18 @@ class VLLMClient:
 
         Args:
             folder: The folder that vLLM serves, or owner/name on the Hugging Face hub.
-            backend: The vLLM.
-            image_tokenizer: Another image tokenizer; None takes the folder's own.
+            backend: The vLLM engine.
+            image_tokenizer: Another image tokenizer; None uses the folder's own.
 
         Raises:
-            CheckpointError: The folder is no checkpoint.
+            CheckpointError: The folder is not a checkpoint.
         """
         path = local_folder(folder)
         processor, images = load_parts(path, resolve_device(None), image_tokenizer)
         model = empty_language_model(path)
-        return cls(Checkpoint(model=model, processor=processor, images=images), backend)
+        return cls(Checkpoint(model=model, processor=processor, image_tokenizer=images), backend)
 
-    def draw(
+    def generate_image(
         self,
         prompt: str,
         *,
@@ -79,15 +84,15 @@ class VLLMClient:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> Image.Image:
-        """Draw a picture; arguments as in `Liquid.draw`.
+        """Generate an image; arguments as in `Liquid.generate_image`.
 
         Raises:
             DataError: The prompt is empty.
-            ConfigError: The size was not trained.
-            LiquidError: vLLM refused, can't be reached, or ran the halves apart.
+            ConfigError: The checkpoint was not trained on this size.
+            LiquidError: vLLM cannot be reached, rejected a request, or separated a pair.
         """
         codes = self.generate_codes([prompt], size=size, seeds=[seed], sampling=sampling)
-        return self._pictures.decode(codes[0])
+        return self._images.decode(codes[0])
 
     def generate_codes(
         self,
@@ -97,46 +102,37 @@ class VLLMClient:
         seeds: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
     ) -> list[Tensor]:
-        """Draw the codes of several pictures at once; arguments as in `Liquid.generate_codes`.
+        """Generate the codes of several images at once; arguments as in `Liquid.generate_codes`.
 
         Returns:
             Codes, (h, w), int64, in order.
         """
-        size = self._pictures.size(size)
-        grid = self._pictures.grid(size)
-        sampling = sampling or self.sampling
-        sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
-        requests = [
-            self._halves(
-                self._reader.picture_prompt(prompt, size),
-                grid,
-                seed,
-                sampling,
-            )
-            for prompt, seed in zip(prompts, one_seed_each(prompts, seeds), strict=True)
-        ]
-        answers = iter(self._backend.complete([half for pair in requests for half in pair]))
+        requests = image_requests(prompts, size=size, seeds=seeds, sampling=sampling)
+        images = [one for one in self._build(requests) if isinstance(one, ImageRequest)]
+        for image in images:
+            image.sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
+        pairs = [self._pair(image) for image in images]
+        completions = iter(self._backend.complete([one for pair in pairs for one in pair]))
         return [
-            read_picture([next(answers) for _ in pair], self._vocabulary, grid) for pair in requests
+            read_codes([next(completions) for _ in pair], self._vocabulary, image.grid)
+            for image, pair in zip(images, pairs, strict=True)
         ]
 
     def describe(self, image: ImageLike, *, max_tokens: int = 64) -> str:
-        """Say in words what a picture shows; as `Liquid.describe`."""
+        """Describe an image, as `Liquid.describe`."""
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
-        """Describe several pictures at once."""
-        prompts = [self._reader.caption_prompt(image) for image in images]
-        return self._write(prompts, max_tokens, GREEDY_SAMPLING, 0)
+        """Describe several images at once."""
+        return self._texts([caption_request(image, max_tokens) for image in images])
 
     def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
-        """Answer a question about a picture; as `Liquid.ask`.
+        """Answer a question about an image, as `Liquid.ask`.
 
         Raises:
             DataError: The question is empty.
         """
-        prompt = self._reader.question_prompt([image], question)
-        return self._write([prompt], max_tokens, GREEDY_SAMPLING, 0)[0]
+        return self._texts([question_request(image, question, max_tokens)])[0]
 
     def chat(
         self,
@@ -147,49 +143,52 @@ class VLLMClient:
         seed: int = 0,
         sampling: SamplingConfig = GREEDY_SAMPLING,
     ) -> str:
-        """Answer a conversation in words.
+        """Answer a conversation with text.
 
         Args:
-            messages: Turns with `role` and `content`; each `<image>` stands for the next picture.
-            images: The pictures, in order.
-            max_tokens: Length of the text at most.
-            seed: Seed of the random numbers; vLLM draws text itself.
-            sampling: How text is drawn.
-
-        Returns:
-            The answer.
+            messages: Turns with `role` and `content`; each `<image>` stands for the next image.
+            images: The images, in order.
+            max_tokens: Maximum length of the text.
+            seed: Seed of vLLM's own sampler.
+            sampling: How text is sampled.
         """
-        prompt = self._reader.chat_prompt(messages, images)
-        return self._write([prompt], max_tokens, sampling, seed)[0]
+        request = chat_request(
+            messages, images, mode="text", max_tokens=max_tokens, seed=seed, sampling=sampling
+        )
+        return self._texts([request])[0]
 
-    def _write(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: SamplingConfig, seed: int
-    ) -> list[str]:
-        markers = self._vocabulary
-        requests = [
-            Completion(
-                prompt=tuple(prompt),
-                max_tokens=max_tokens,
-                sampling=sampling,
-                seed=seed,
+    def _build(self, requests: Sequence[GenerationRequest]) -> list[TokenRequest]:
+        return [built for request in requests for built in self._builder.build(request)]
+
+    def _texts(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        vocabulary = self._vocabulary
+        completion_requests = [
+            CompletionRequest(
+                prompt=request.prompt,
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+                seed=request.seed,
                 stop=self._stop,
-                forbidden=(markers.boi, markers.eoi, markers.unconditional),
+                forbidden=(vocabulary.boi, vocabulary.eoi, vocabulary.unconditional),
             )
-            for prompt in prompts
+            for request in self._build(requests)
+            if isinstance(request, TextRequest)
         ]
-        answers = self._backend.complete(requests)
-        return [words(self._tokenizer, answer.ids).strip() for answer in answers]
+        completions = self._backend.complete(completion_requests)
+        return [detokenize(self._tokenizer, completion.ids).strip() for completion in completions]
 
-    def _halves(
-        self, prompt: Sequence[int], grid: tuple[int, int], seed: int, sampling: SamplingConfig
-    ) -> list[Completion]:
-        """Make the requests of one picture."""
-        codes, name = grid[0] * grid[1], uuid.uuid4().hex
-        prompts = [prompt]
+    def _pair(self, request: ImageRequest) -> list[CompletionRequest]:
+        """Return the completion requests of one image."""
+        codes, name, sampling = (
+            request.grid[0] * request.grid[1],
+            uuid.uuid4().hex,
+            request.sampling,
+        )
+        prompts: list[Sequence[int]] = [request.prompt]
         if sampling.guidance != 1:
             prompts.append(self._sequences.unconditional_prompt())
         return [
-            Completion(
+            CompletionRequest(
                 prompt=tuple(ids),
                 max_tokens=codes + 1,
                 sampling=sampling,
@@ -197,7 +196,7 @@ class VLLMClient:
                 extra={
                     PAIR: name,
                     ROLE: role,
-                    SEED: seed,
+                    SEED: request.seed,
                     GUIDANCE: sampling.guidance,
                     CODES: codes,
                 },
@@ -206,33 +205,33 @@ class VLLMClient:
         ]
 
 
-def read_picture(halves: Sequence[Answer], vocabulary: Vocabulary, grid: tuple[int, int]) -> Tensor:
-    """Turn what came back for the halves of a picture into its codes.
+def read_codes(pair: Sequence[Completion], vocabulary: Vocabulary, grid: tuple[int, int]) -> Tensor:
+    """Read the codes of an image from the completions of its pair.
 
     Args:
-        halves: Both answers, or the conditional one where the guidance is 1.
-        vocabulary: The checkpoint's.
+        pair: Both completions, or the conditional one if the guidance is 1.
+        vocabulary: The checkpoint's vocabulary.
         grid: Rows and columns of codes.
 
     Returns:
         Codes, (h, w), int64.
 
     Raises:
-        LiquidError: The halves were stopped, or what came back is no picture.
+        LiquidError: The pair was stopped, or the completions are not an image.
     """
     count, marker = grid[0] * grid[1], vocabulary.unconditional
-    stopped = [half.ids.index(marker) for half in halves if marker in half.ids]
+    stopped = [one.ids.index(marker) for one in pair if marker in one.ids]
     if stopped:
         raise LiquidError(
-            f"picture: stopped after {min(stopped)} of {count} codes, vLLM ran its halves apart. "
-            "Start vLLM with --scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler; "
-            "its log says more."
+            f"image: stopped after {min(stopped)} of {count} codes because vLLM separated its two "
+            "requests. Start vLLM with --scheduler-cls "
+            "liquidmm.export.vllm_scheduler.PairScheduler; its log has the details."
         )
-    ids = torch.tensor(halves[0].ids)
-    whole = all(half.ids == halves[0].ids for half in halves) and len(ids) == count + 1
+    ids = torch.tensor(pair[0].ids)
+    whole = all(one.ids == pair[0].ids for one in pair) and len(ids) == count + 1
     if not whole or ids[-1] != vocabulary.eoi or not vocabulary.is_image(ids[:-1]).all():
         raise LiquidError(
-            f"picture: vLLM's ids are no picture of {count} codes. Install liquidmm beside vLLM, "
+            f"image: vLLM did not return {count} codes. Install liquidmm in vLLM's environment, "
             "serve this checkpoint and leave speculative decoding off."
         )
     return vocabulary.to_codes(ids[:-1]).view(grid)

@@ -1,11 +1,11 @@
-"""The logits processor that makes vLLM draw pictures; vLLM finds it by its entry point.
+"""The logits processor that generates images in vLLM.
 
-Contract: installing this package is enough (entry point group `vllm.logits_processors`): any vLLM
-in the same environment loads `PairGuidance`, and it changes nothing but the rows of halves of
-pictures (`pairs`). It serves both of vLLM's model runners, which ask for different methods: V1
-tells what joined and left the batch, V2 tells which request slots are in a step. Bad arguments are
-refused when a request arrives; what goes wrong later is logged and stops the pair, never the
-engine. Importing this module needs vLLM.
+Installing this package is enough (entry point group `vllm.logits_processors`): any vLLM in the same
+environment loads `PairGuidance`, which changes only the rows of guided pairs (`vllm_pairs`). It
+supports both model runners of vLLM, which call different methods: V1 reports what joined and left
+the batch, V2 reports which request slots are in a step. Invalid arguments are rejected when a
+request arrives; later problems are logged and stop the pair, never the engine. Importing this
+module requires vLLM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm.v1.sample.logits_processor import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as RunnerV2
 
 from liquidmm.errors import CheckpointError
-from liquidmm.export.pairs import Half, PairGuide, Row
+from liquidmm.export.vllm_pairs import ActiveRequest, GuidedRequest, PairSampler
 from liquidmm.model.checkpoint import local_folder
 from liquidmm.model.processor import read_vocabulary
 
@@ -28,92 +28,95 @@ logger = init_logger("vllm.liquidmm")
 
 
 class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
-    """Joins the two halves of every picture in the batch."""
+    """Joins the two requests of every guided pair in the batch."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a request with bad arguments; both runners call this as it arrives."""
-        Half.of(sampling_params)
+        """Reject a request with invalid arguments; both runners call this on arrival."""
+        GuidedRequest.from_settings(sampling_params)
 
     def __init__(self, vllm_config: Any, state: Any, is_pin_memory: bool = False) -> None:
-        """Read the served checkpoint's vocabulary.
+        """Read the vocabulary of the served checkpoint.
 
         Args:
             vllm_config: vLLM's configuration; its model is a folder or a name on the hub.
             state: The device (V1), or the state of the request slots (V2).
-            is_pin_memory: Given by V1 only.
+            is_pin_memory: Passed by V1 only.
         """
         del is_pin_memory
         self._state = state
-        self._batch: dict[int, tuple[Half, Sequence[int]]] = {}
-        self._slots: dict[int, Half] = {}
-        self._guide: PairGuide | None = None
+        self._batch: dict[int, tuple[GuidedRequest, Sequence[int]]] = {}
+        self._slots: dict[int, GuidedRequest] = {}
+        self._sampler: PairSampler | None = None
         try:
             folder = local_folder(vllm_config.model_config.model)
-            self._guide = PairGuide(read_vocabulary(folder))
+            self._sampler = PairSampler(read_vocabulary(folder))
         except CheckpointError as error:
-            logger.info("no pictures from this model: %s", error)
+            logger.info("this model cannot generate images: %s", error)
 
     def is_argmax_invariant(self) -> bool:
-        """Say that greedy requests are changed too (V1)."""
+        """Return False: greedy requests change too (V1)."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Take in which requests joined, left or moved (V1)."""
-        process_dict_updates(self._batch, batch_update, _started)
+        """Record which requests joined, left or moved (V1)."""
+        process_dict_updates(self._batch, batch_update, _joined)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Take in the request that a slot now holds (V2)."""
-        half = Half.of(sampling_params)
-        if half is None:
+        """Record the new request of a slot (V2)."""
+        request = GuidedRequest.from_settings(sampling_params)
+        if request is None:
             self._slots.pop(req_idx, None)
         else:
-            self._slots[req_idx] = half
-        return half is not None
+            self._slots[req_idx] = request
+        return request is not None
 
     def apply(self, logits: Tensor, context: Any = None) -> Tensor:
-        """Give the rows of pairs their ids.
+        """Sample the tokens of guided pairs.
 
         Args:
             logits: Scores of the step, (R, V); changed in place.
             context: The step's slots (V2); None from V1.
         """
-        if self._guide is not None:
-            rows = self._rows() if context is None else self._rows_of(context, logits.shape[0])
-            for message in self._guide.apply(logits, rows):
-                logger.error("picture stopped: %s", message)
+        if self._sampler is not None:
+            if context is None:
+                requests = self._from_batch()
+            else:
+                requests = self._from_slots(context, logits.shape[0])
+            for message in self._sampler.apply(logits, requests):
+                logger.error("image stopped: %s", message)
         return logits
 
-    def _rows(self) -> list[Row]:
+    def _from_batch(self) -> list[ActiveRequest]:
         return [
-            Row(place=place, half=half, drawn=len(ids))
-            for place, (half, ids) in self._batch.items()
+            ActiveRequest(row=row, request=request, generated=len(ids))
+            for row, (request, ids) in self._batch.items()
         ]
 
-    def _rows_of(self, context: Any, count: int) -> list[Row]:
-        """List the halves whose prompt is computed (V2)."""
+    def _from_slots(self, context: Any, count: int) -> list[ActiveRequest]:
+        """List the guided requests whose prompt is computed (V2)."""
         slots = context.idx_mapping_np.tolist()
         if self._slots.keys().isdisjoint(slots):
             return []
         if count != len(slots):
-            # Speculation gives a request several rows; halves that have them are no pair.
+            # Speculation gives a request several rows; such requests are never a pair.
             return [
-                Row(place=place, half=self._slots[slot], drawn=0)
-                for place, slot in enumerate(context.expanded_idx_mapping.tolist())
+                ActiveRequest(row=row, request=self._slots[slot], generated=0)
+                for row, slot in enumerate(context.expanded_idx_mapping.tolist())
                 if slot in self._slots
             ]
         lengths = context.seq_lens_upper_bound_np.tolist()
-        given, filled = self._state.prompt_len.np, self._state.prefill_len.np
+        prompts, prefills = self._state.prompt_len.np, self._state.prefill_len.np
         return [
-            Row(place=place, half=self._slots[slot], drawn=length - int(given[slot]))
-            for place, (slot, length) in enumerate(zip(slots, lengths, strict=True))
-            if slot in self._slots and length >= filled[slot]
+            ActiveRequest(row=row, request=self._slots[slot], generated=length - int(prompts[slot]))
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
+            if slot in self._slots and length >= prefills[slot]
         ]
 
 
-def _started(
+def _joined(
     params: Any, _: Sequence[int] | None, output_ids: Sequence[int]
-) -> tuple[Half, Sequence[int]] | None:
-    """Give what is kept of a request that joined; vLLM goes on filling ``output_ids``."""
-    half = Half.of(params)
-    return None if half is None else (half, output_ids)
+) -> tuple[GuidedRequest, Sequence[int]] | None:
+    """Return what is kept of a request that joined; vLLM keeps filling ``output_ids``."""
+    request = GuidedRequest.from_settings(params)
+    return None if request is None else (request, output_ids)

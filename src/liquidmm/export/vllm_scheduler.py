@@ -1,11 +1,10 @@
-"""A vLLM scheduler that starts the two halves of a picture in one step.
+"""A vLLM scheduler that starts both requests of a guided pair in one step.
 
-Contract: chosen with `--scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler`. vLLM's own
-scheduler starts a request in the step after it came, so the halves of a pair, which come one after
-the other, may start in two steps; the processor (`vllm_plugin`) then stops them. This one holds
-them back (`pair_queue`) until both are there, fit into one step and have cache blocks to their end.
-Everything else is vLLM's scheduler, which says of itself that its interface may change. Importing
-this module needs vLLM.
+Select it with `--scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler`. vLLM's own scheduler
+starts a request in the step after its arrival, so the requests of a pair may start in two steps;
+the processor (`vllm_plugin`) then stops them. This scheduler queues them (`vllm_pair_queue`) until
+both have arrived, fit into one step and have cache blocks to their end. Everything else is vLLM's
+scheduler, whose interface may change. Importing this module requires vLLM.
 """
 
 from __future__ import annotations
@@ -17,79 +16,82 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from liquidmm.export.pair_queue import PairQueue, Room, blocks_of
-from liquidmm.export.pairs import Half
+from liquidmm.export.vllm_pair_queue import Capacity, PairQueue
+from liquidmm.export.vllm_pairs import GuidedRequest
 
 
 class PairScheduler(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler behind a queue of pairs."""
 
     def __new__(cls, vllm_config: Any, **_: Any) -> PairScheduler:
-        """Build on the asynchronous scheduler where the engine runs that way."""
-        runs_ahead = vllm_config.scheduler_config.async_scheduling
-        scheduler: PairScheduler = super().__new__(AsyncPairScheduler if runs_ahead else cls)
+        """Build on the asynchronous scheduler where the engine uses it."""
+        is_async = vllm_config.scheduler_config.async_scheduling
+        scheduler: PairScheduler = super().__new__(AsyncPairScheduler if is_async else cls)
         return scheduler
 
     def __init__(self, **options: Any) -> None:
-        """Take what vLLM's scheduler takes."""
         super().__init__(**options)
-        self._held: PairQueue[Any] = PairQueue()
+        self._queue: PairQueue[Any] = PairQueue()
 
     def add_request(self, request: Any) -> None:
-        """Hold a new request back until it may start."""
+        """Queue a new request until it may start."""
         if request.request_id in self.requests:  # more input of a streaming session
             super().add_request(request)
         else:
-            self._held.add(request, _half(request), time.monotonic())
+            self._queue.add(request, _guided_request(request), time.monotonic())
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:
-        """Let in what may start, then plan the step as vLLM does."""
-        for request in self._held.leave(self._fits, time.monotonic()):
+        """Admit what may start, then plan the step as vLLM does."""
+        for request in self._queue.pop_ready(self._fits, time.monotonic()):
             super().add_request(request)
         return super().schedule(*arguments, **options)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, *status: Any) -> Any:
-        """End requests, those that are held back too; None ends all."""
+        """Finish requests, queued ones included; None finishes all."""
         ids = {request_ids} if isinstance(request_ids, str) else request_ids
         ids = None if ids is None else set(ids)
-        for request in self._held.remove(lambda held: ids is None or held.request_id in ids):
+        for request in self._queue.remove(lambda queued: ids is None or queued.request_id in ids):
             super().add_request(request)
         return super().finish_requests(ids, *status)
 
     def get_request_counts(self) -> tuple[int, int]:
-        """Count what is held back as waiting."""
+        """Count queued requests as waiting."""
         running, waiting = super().get_request_counts()
-        return running, waiting + len(self._held)
+        return running, waiting + len(self._queue)
 
     def _fits(self, pair: tuple[Any, Any]) -> bool:
-        """Tell whether both halves can start in the next step and run to their end."""
-        there = [*self.running, *self.waiting]
-        if not there:
-            return True  # it won't ever have more room
-        wanted = sum(map(self._needs, [*there, *pair]), Room(rows=0, ids=0, blocks=0))
-        return Room(
-            rows=self.max_num_active_reqs,
-            ids=self.max_num_scheduled_tokens,
+        """Return whether both requests can start in the next step and run to their end."""
+        present = [*self.running, *self.waiting]
+        if not present:
+            return True  # there will never be more room
+        needed = Capacity(requests=0, tokens=0, blocks=0)
+        for request in (*present, *pair):
+            needed += self._needs(request)
+        return Capacity(
+            requests=self.max_num_active_reqs,
+            tokens=self.max_num_scheduled_tokens,
             blocks=self.cache_config.num_gpu_blocks - 1,  # vLLM keeps one block empty
-        ).holds(wanted)
+        ).fits(needed)
 
-    def _needs(self, request: Any) -> Room:
-        """Give what a request takes of the next step and of the cache.
+    def _needs(self, request: Any) -> Capacity:
+        """Return what a request uses of the next step and of the cache.
 
-        A half is counted with all the blocks it will ever need, any other request with those it
-        has then.
+        A request of a pair counts with all the blocks it will ever need, any other request with
+        those it has after the step.
         """
-        left = max(request.num_tokens - request.num_computed_tokens, 1)
-        reached = request.num_computed_tokens + left
-        if _half(request) is not None:
-            reached = request.num_prompt_tokens + request.max_tokens
+        remaining = max(request.num_tokens - request.num_computed_tokens, 1)
+        length = request.num_computed_tokens + remaining
+        if _guided_request(request) is not None:
+            length = request.num_prompt_tokens + request.max_tokens
         groups = len(self.kv_cache_config.kv_cache_groups)
-        return Room(rows=1, ids=left, blocks=blocks_of(reached, self.block_size, groups))
+        blocks = -(-length // self.block_size) * groups
+        return Capacity(requests=1, tokens=remaining, blocks=blocks)
 
 
 class AsyncPairScheduler(PairScheduler, AsyncScheduler):  # type: ignore[misc]
-    """The same for an engine that plans a step while the one before runs."""
+    """The same for an engine that plans a step while the previous one runs."""
 
 
-def _half(request: Any) -> Half | None:
-    return None if request.sampling_params is None else Half.of(request.sampling_params)
+def _guided_request(request: Any) -> GuidedRequest | None:
+    params = request.sampling_params
+    return None if params is None else GuidedRequest.from_settings(params)

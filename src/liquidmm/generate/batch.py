@@ -28,9 +28,7 @@ _ROUND_TO = 16
 class Batch:
     """The sequences on one backend. Their slots, lengths and next tokens are changed only here."""
 
-    def __init__(
-        self, backend: Backend, spec: ModelSpec, graphs: CudaGraphs | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, spec: ModelSpec, graphs: CudaGraphs | None = None) -> None:
         """Create an empty batch; ``graphs`` captures decoding steps, None runs them directly."""
         self._backend = backend
         self._spec = spec

@@ -39,7 +39,7 @@ class ImageCodec:
     @property
     def available(self) -> bool:
         """Whether the checkpoint can generate images."""
-        return bool(self.sizes) and self._checkpoint.images is not None
+        return bool(self.sizes) and self._checkpoint.image_tokenizer is not None
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Return the size to generate; None is the default size.
@@ -59,7 +59,7 @@ class ImageCodec:
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of codes for a size in pixels."""
-        factor = self._checkpoint.image_tokenizer.factor
+        factor = self._checkpoint.require_image_tokenizer().downsample_factor
         return size[1] // factor, size[0] // factor
 
     def encode(self, image: ImageLike) -> Tensor:
@@ -75,15 +75,15 @@ class ImageCodec:
         rgb = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
         aspect = rgb.width / rgb.height
         width, height = min(self.sizes, key=lambda size: abs(size[0] / size[1] - aspect))
-        if self._checkpoint.processor.prepare == "pad" and width == height:
+        if self._checkpoint.processor.resize == "pad" and width == height:
             fitted = pad_square(rgb, width)
         else:
             fitted = center_crop(rgb, width, height)
-        return self._checkpoint.image_tokenizer.encode(to_tensor(fitted)[None])[0].cpu()
+        return self._checkpoint.require_image_tokenizer().encode(to_tensor(fitted)[None])[0].cpu()
 
     def decode(self, codes: Tensor) -> Image.Image:
         """Return the image of codes, (h, w), RGB."""
-        return to_image(self._checkpoint.image_tokenizer.decode(codes[None])[0])
+        return to_image(self._checkpoint.require_image_tokenizer().decode(codes[None])[0])
 
     def preview(self, codes: Tensor, grid: tuple[int, int]) -> Image.Image:
         """Return an image of which only the first rows of codes are known; the rest is gray.
@@ -95,7 +95,7 @@ class ImageCodec:
         Returns:
             The image, RGB. The last known rows may still change slightly.
         """
-        factor = self._checkpoint.image_tokenizer.factor
+        factor = self._checkpoint.require_image_tokenizer().downsample_factor
         canvas = Image.new("RGB", (grid[1] * factor, grid[0] * factor), _GRAY)
         canvas.paste(self.decode(codes), (0, 0))
         return canvas

@@ -242,7 +242,8 @@ class RequestBuilder:
             if request.guidance is not None:
                 image_sampling = dataclasses.replace(image_sampling, guidance=request.guidance)
         is_caption = request.mode == "caption"
-        default = GREEDY_SAMPLING if is_caption else DEFAULT_CHAT_SAMPLING
+        is_greedy = request.greedy or (is_caption and request.greedy is None)
+        default = GREEDY_SAMPLING if is_greedy else DEFAULT_CHAT_SAMPLING
         return TextRequest(
             prompt=self._caption(request) if is_caption else self._conversation(request),
             max_tokens=request.max_tokens,

@@ -40,9 +40,7 @@ def padded_count(count: int, backend: Backend) -> int:
 class SamplingGroup:
     """Sequences that sample from the same range of tokens."""
 
-    def __init__(
-        self, sequences: Sequence[SequenceState], tokens: slice, backend: Backend
-    ) -> None:
+    def __init__(self, sequences: Sequence[SequenceState], tokens: slice, backend: Backend) -> None:
         self.sequences = list(sequences)
         self._backend = backend
         self._range = tokens
@@ -58,9 +56,7 @@ class SamplingGroup:
         """For each slot, the sequence whose token it gets."""
         self._guided = any(sequence.guided for sequence in sequences)
         configs = [sequence.sampling for sequence in sequences]
-        self._scale = torch.tensor(
-            [[config.guidance] for config in configs], device=backend.device
-        )
+        self._scale = torch.tensor([[config.guidance] for config in configs], device=backend.device)
         self._sampler = Sampler(configs, backend.device)
         self._seeds = self._tensor([sequence.request.seed for sequence in sequences])
         self._steps = self._tensor([sequence.steps for sequence in sequences])

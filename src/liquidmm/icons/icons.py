@@ -37,7 +37,7 @@ from liquidmm.icons.icon_sets import (
     read_sets,
     read_trademarks,
 )
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 DEFAULT_STYLES = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 """The four styles of the default model."""
@@ -165,7 +165,7 @@ def render(icons: IconSet, name: str, config: IconsConfig) -> bytes:
         DataError: The drawing can't be rendered.
         MissingExtraError: `resvg-py` is not installed.
     """
-    resvg = require("resvg_py", "icons")
+    resvg = require_extra("resvg_py", "icons")
     try:
         png = resvg.svg_to_bytes(
             svg_string=icons.svg(name, config.size, config.margin),

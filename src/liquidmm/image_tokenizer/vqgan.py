@@ -1,95 +1,137 @@
-"""The VQGAN of taming-transformers, in the shape that Chameleon and Liquid use it.
+"""The VQGAN of taming-transformers as used by Chameleon and Liquid.
 
-Contract: pixels (B, 3, H, W) in [-1, 1] <-> codes (B, h, w) in 0..codebook_size-1, where
-h = H / factor and w = W / factor. Parameter names are taming's, so that published weights load by
-name. Nothing here trains, checks user input or reads files. Runs in float32 or under bfloat16
-autocast, in either memory format.
+It maps pixels (B, 3, H, W) in [-1, 1] to codes (B, h, w) in 0..codebook_size-1 and back, where h
+and w are H and W divided by the downsampling factor. A code is the index of the codebook vector
+nearest to a latent by Euclidean distance, always computed in float32. Parameter names are taming's,
+so that published weights load by name.
 
 Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional
 
+from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError
-from liquidmm.image_tokenizer.quantizer import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VQGANConfig:
-    """The shape of a VQGAN; the defaults are Chameleon's."""
+    """Shape of a VQGAN; the defaults are Chameleon's."""
 
-    resolution: int = 512
-    """Side in pixels the model was made for; any other that the factor divides works too."""
-    in_channels: int = 3
-    """Colour channels in and out."""
-    base_channels: int = 128
+    resolution: Annotated[int, Ge(1)] = 512
+    """Side in pixels of the training images; any other multiple of the downsampling factor works
+    too."""
+    in_channels: Annotated[int, Ge(1)] = 3
+    """Color channels of input and output."""
+    base_channels: Annotated[int, Ge(1)] = 128
     """Width at full resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: tuple[Annotated[int, Ge(1)], ...] = (1, 1, 2, 2, 4)
     """Width of each level in ``base_channels``; each level but the last halves the side."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Ge(1)] = 2
     """Residual blocks of each encoder level; the decoder has one more."""
     attention_resolutions: tuple[int, ...] = ()
-    """Sides, counted from ``resolution``, at which a level has attention; the middle has it."""
-    latent_channels: int = 256
-    """Channels between encoder or decoder and the quantizer's 1x1 convolutions."""
-    code_dim: int = 256
+    """Sides, relative to ``resolution``, whose level has attention; the middle always has it."""
+    latent_channels: Annotated[int, Ge(1)] = 256
+    """Channels between encoder or decoder and the 1x1 convolutions of the quantizer."""
+    code_dim: Annotated[int, Ge(1)] = 256
     """Length of a codebook vector."""
-    codebook_size: int = 8192
+    codebook_size: Annotated[int, Ge(1)] = 8192
     """Number of codebook vectors."""
-    norm_groups: int = 32
-    """Groups of the normalisation, at most; 32 as published. Narrow models need fewer: one channel
-    in a group makes every layer forget the mean colours of the picture."""
+    norm_groups: Annotated[int, Ge(1)] = 32
+    """Largest number of normalization groups; 32 as published. Narrow models need fewer: with one
+    channel per group, every layer loses the mean colors of the image."""
 
     def __post_init__(self) -> None:
-        """Refuse shapes that cannot be built."""
-        for name in (
-            "resolution",
-            "in_channels",
-            "base_channels",
-            "num_res_blocks",
-            "latent_channels",
-            "code_dim",
-            "codebook_size",
-            "norm_groups",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}. Give at least 1.")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+        check_ranges(self)
+        if not self.channel_multipliers:
+            raise ConfigError("channel_multipliers: is empty. Add at least one.")
+        if self.resolution % self.downsample_factor:
             raise ConfigError(
-                f"channel_multipliers: {self.channel_multipliers}. Give at least one, each >= 1."
-            )
-        if self.resolution % self.factor:
-            raise ConfigError(
-                f"resolution: {self.resolution} is not a multiple of the factor {self.factor}. "
-                "Change one of them."
+                f"resolution: expected a multiple of the downsampling factor "
+                f"{self.downsample_factor}, got {self.resolution}."
             )
 
     @property
-    def factor(self) -> int:
-        """Pixels of a side per code."""
+    def downsample_factor(self) -> int:
+        """Pixels per code along each side."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 
 
+class Quantizer(nn.Module):
+    """The codebook and the search for the nearest vector in it."""
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+
+    def nearest(self, vectors: Tensor, chunk: int = 16384) -> Tensor:
+        """Find the index of the nearest codebook vector.
+
+        Args:
+            vectors: (N, D).
+            chunk: Vectors searched at once, which limits the memory to chunk x K floats.
+
+        Returns:
+            Indices, (N,), int64; the lower one of two at equal distance.
+        """
+        codebook = self.embedding.weight.float()
+        half_norms = codebook.square().sum(1).mul(0.5)  # (K,)
+        # |z - e|^2 / 2 without the term in z, which is the same for all codes.
+        return torch.cat(
+            [
+                torch.addmm(half_norms, part, codebook.t(), alpha=-1.0).argmin(1)
+                for part in torch.split(vectors.float(), chunk)
+            ]
+        )
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize for training.
+
+        Args:
+            latents: (B, D, h, w).
+
+        Returns:
+            The nearest vectors, (B, D, h, w), float32, whose gradient passes straight through to
+            the latents; their codes, (B, h, w), int64; and the commitment loss, the mean squared
+            distance, whose gradient reaches the latents only.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            batch, dim, height, width = latents.shape
+            flat = latents.permute(0, 2, 3, 1).reshape(-1, dim)
+            codes = self.nearest(flat.detach()).view(batch, height, width)
+            chosen = self.lookup(codes)
+            commitment = functional.mse_loss(latents, chosen.detach())
+            return latents + (chosen - latents).detach(), codes, commitment
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to their vectors, (B, D, h, w)."""
+        vectors: Tensor = self.embedding(codes)
+        return vectors.permute(0, 3, 1, 2)
+
+
 def _silu(x: Tensor) -> Tensor:
-    # Every x here is a fresh result of a normalisation: without gradients nobody else needs it.
+    # Every x is the fresh result of a normalization, so without gradients it can be overwritten.
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    # The largest number of groups that divides the channels, up to the wanted one.
+    # The largest number of groups up to the limit that divides the channels.
     fitting = max(g for g in range(1, groups + 1) if channels % g == 0)
     return nn.GroupNorm(fitting, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut."""
+    """Two normalized 3x3 convolutions and a shortcut."""
 
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
-        """Build for ``channels`` in and ``out_channels`` out, normalised in ``groups``."""
         super().__init__()
         self.norm1 = _norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -108,10 +150,9 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head of self-attention over all positions."""
+    """Single-head self-attention over all positions."""
 
     def __init__(self, channels: int, groups: int) -> None:
-        """Build for ``channels``, normalised in ``groups``."""
         super().__init__()
         self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
@@ -132,10 +173,9 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the side; padded on the right and bottom only, as published."""
+    """Halves the side; padded on the right and bottom only, as published."""
 
     def __init__(self, channels: int) -> None:
-        """Build for ``channels``."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
@@ -146,10 +186,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side by repeating pixels, then a 3x3 convolution."""
+    """Doubles the side by repeating pixels, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
-        """Build for ``channels``."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -160,10 +199,9 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the coarsest level."""
+    """Residual block, attention, residual block at the coarsest level."""
 
     def __init__(self, channels: int, groups: int) -> None:
-        """Build for ``channels``, normalised in ``groups``."""
         super().__init__()
         self.block_1 = ResBlock(channels, channels, groups)
         self.attn_1 = AttentionBlock(channels, groups)
@@ -176,12 +214,11 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then its resampling if it has one."""
+    """The blocks of one resolution, followed by resampling if there is any."""
 
     def __init__(
         self, channels: int, out_channels: int, blocks: int, groups: int, *, attention: bool
     ) -> None:
-        """Build ``blocks`` residual blocks, each followed by attention if wanted."""
         super().__init__()
         self.block = nn.ModuleList(
             ResBlock(channels if index == 0 else out_channels, out_channels, groups)
@@ -190,12 +227,12 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(
             AttentionBlock(out_channels, groups) for _ in range(blocks * attention)
         )
-        # One of the two is set by the encoder or decoder; taming keeps them under these names.
+        # The encoder or decoder sets one of them; the names are taming's.
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the level."""
+        """Map (B, C, H, W) to the level's width and, after resampling, side."""
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn) > 0:
@@ -207,10 +244,9 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to latents."""
+    """Maps pixels to latents."""
 
     def __init__(self, config: VQGANConfig) -> None:
-        """Build from a shape."""
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
@@ -238,10 +274,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels."""
+    """Maps latents to pixels."""
 
     def __init__(self, config: VQGANConfig) -> None:
-        """Build from a shape."""
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
         channels = widths[-1]
@@ -271,10 +306,9 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Encoder, quantizer and decoder; with ``decoder=False`` it can only make codes."""
+    """Encoder, quantizer and decoder; with ``decoder=False`` it can only encode."""
 
     def __init__(self, config: VQGANConfig, decoder: bool = True) -> None:
-        """Build with random weights from the global generator."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -284,7 +318,7 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
-        """Map pixels (B, 3, H, W) to what is quantized, (B, D, h, w)."""
+        """Map pixels (B, 3, H, W) to latents before quantization, (B, D, h, w)."""
         latents: Tensor = self.quant_conv(self.encoder(pixels))
         return latents
 
@@ -293,27 +327,21 @@ class VQGAN(nn.Module):
         return self.nearest(self.encode_latents(pixels))
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Map what is quantized (B, D, h, w) to codes, (B, h, w), int64."""
+        """Map latents (B, D, h, w) to codes, (B, h, w), int64."""
         flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
         return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
 
     def decode_latents(self, quantized: Tensor) -> Tensor:
-        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not bounded.
+        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not clamped.
 
         Raises:
             RuntimeError: The model was built without a decoder.
         """
         if self.decoder is None:
-            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
+            raise RuntimeError("vqgan: has no decoder. Load weights that have one.")
         pixels: Tensor = self.decoder(self.post_quant_conv(quantized))
         return pixels
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Map codes (B, h, w) to pixels, (B, 3, H, W), not bounded."""
+        """Map codes (B, h, w) to pixels, (B, 3, H, W), not clamped."""
         return self.decode_latents(self.quantize.lookup(codes))
-
-    def last_layer(self) -> Tensor:
-        """Give the weight the adaptive adversarial weight is measured at."""
-        if self.decoder is None:
-            raise RuntimeError("vqgan: built without a decoder. Load weights that have one.")
-        return self.decoder.conv_out.weight

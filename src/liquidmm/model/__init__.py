@@ -1,1 +1,1 @@
-"""A checkpoint folder and how one is made: processor, load and save, expansion, a base model."""
+"""The checkpoint folder: load, save, expand a language model, create one from scratch."""

@@ -1,9 +1,9 @@
-"""A Liquid model on disk and in memory: language model, processor and image tokenizer.
+"""A Liquid checkpoint: language model, processor and image tokenizer.
 
-Contract: the folder is a stock Hugging Face causal language model (`config.json`, safetensors,
-tokenizer files, `chat_template.jinja`) that loads without this package; `processor_config.json` and
-`image_tokenizer/` stand beside it. Saving is whole or not at all and writes safetensors only.
-Loading never runs code from a folder, and a weight that is missing is an error.
+The folder is a stock Hugging Face causal language model (`config.json`, safetensors, tokenizer
+files, `chat_template.jinja`) that loads without this package, plus `processor_config.json` and
+`image_tokenizer/`. Saving is atomic and writes safetensors only. Loading never runs code from a
+folder, and a missing weight is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,17 +21,14 @@ import torch
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.files import atomic_folder
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
-from liquidmm.model.processor import LiquidProcessor, read_config, read_json, read_vocabulary
+from liquidmm.model.processor import LiquidProcessor, first_line, read_config, read_json
 from liquidmm.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
-    from liquidmm.model.processor import Prepare
     from liquidmm.vocabulary import Vocabulary
-
-__all__ = ["Checkpoint", "load_language_model", "local_folder", "quiet", "read_vocabulary"]
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -40,49 +37,48 @@ _HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The three parts of a Liquid model; they fit each other."""
+    """The three parts of a Liquid model, checked to fit each other."""
 
     model: PreTrainedModel
-    """A stock causal language model with at least `vocabulary.size` rows."""
+    """A stock causal language model with at least `vocabulary.size` embedding rows."""
     processor: LiquidProcessor
-    """Tokenizer, id layout and picture sizes."""
-    images: ImageTokenizer | None
-    """The image tokenizer, or None where the folder has none; `image_tokenizer` insists."""
+    """Tokenizer, vocabulary layout and image sizes."""
+    image_tokenizer: ImageTokenizer | None
+    """The image tokenizer, or None if the folder has none; see `require_image_tokenizer`."""
 
     def __post_init__(self) -> None:
-        rows = table_of(self.model).shape[0]
+        rows = embedding_weight(self.model).shape[0]
         if rows < self.vocabulary.size:
             raise CheckpointError(
-                f"model: has {rows} rows, the vocabulary needs {self.vocabulary.size}. "
-                "Take both from the same checkpoint."
+                f"model: expected at least {self.vocabulary.size} embedding rows, got {rows}. "
+                "Use the model and the processor of the same checkpoint."
             )
-        check_codebook(self.images, self.vocabulary.codebook_size)
-        factor = 1 if self.images is None else self.images.factor
+        check_codebook(self.image_tokenizer, self.vocabulary.codebook_size)
+        factor = 1 if self.image_tokenizer is None else self.image_tokenizer.downsample_factor
         for width, height in self.processor.sizes:
             if min(width, height) <= 0 or width % factor or height % factor:
                 raise CheckpointError(
-                    f"sizes: {width} x {height} is no multiple of the image tokenizer's factor "
-                    f"{factor}. Choose multiples."
+                    f"sizes: expected multiples of the image tokenizer's downsampling factor "
+                    f"{factor}, got {width} x {height}."
                 )
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Where text, codes and markers lie."""
+        """Id ranges of text tokens, image tokens and special tokens."""
         return self.processor.vocabulary
 
-    @property
-    def image_tokenizer(self) -> ImageTokenizer:
-        """The image tokenizer.
+    def require_image_tokenizer(self) -> ImageTokenizer:
+        """Return the image tokenizer.
 
         Raises:
             CheckpointError: This checkpoint has none.
         """
-        if self.images is None:
+        if self.image_tokenizer is None:
             raise CheckpointError(
-                f"checkpoint: has no image tokenizer (no {IMAGE_TOKENIZER_FOLDER}/). "
-                "Name the folder of the one it was trained with."
+                f"checkpoint: has no image tokenizer (no {IMAGE_TOKENIZER_FOLDER}/). Pass the "
+                "folder of the image tokenizer that it was trained with."
             )
-        return self.images
+        return self.image_tokenizer
 
     @classmethod
     def load(
@@ -92,25 +88,25 @@ class Checkpoint:
         dtype: str = "auto",
         image_tokenizer: Path | None = None,
     ) -> Checkpoint:
-        """Load a checkpoint, ready for inference.
+        """Load a checkpoint for inference.
 
         Args:
-            folder: A folder, or the name of one on the Hugging Face hub (owner/name).
-            device: Where to put model and image tokenizer; None takes the best there is.
+            folder: A folder, or owner/name on the Hugging Face hub.
+            device: Device of the model and the image tokenizer; None chooses the fastest.
             dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU.
-            image_tokenizer: Another image tokenizer; None takes the folder's own, if it has one.
+            image_tokenizer: Another image tokenizer; None loads the folder's own, if it has one.
 
         Raises:
-            CheckpointError: The folder is no Liquid checkpoint, its parts don't fit, or a file in
-                it is broken.
+            CheckpointError: The folder is not a Liquid checkpoint, its parts do not fit each other,
+                or a file in it is broken.
             ConfigError: The device or dtype is unknown.
         """
         path = local_folder(folder)
         target = resolve_device(device)
-        processor, images = load_parts(path, target, image_tokenizer)
+        processor, tokenizer = load_parts(path, target, image_tokenizer)
         model = load_language_model(path, resolve_dtype(dtype, target))
         cast("torch.nn.Module", model).to(target).eval()
-        return cls(model=model, processor=processor, images=images)
+        return cls(model=model, processor=processor, image_tokenizer=tokenizer)
 
     def save(
         self,
@@ -120,27 +116,25 @@ class Checkpoint:
         max_shard_size: str = "5GB",
         overwrite: bool = False,
     ) -> Path:
-        """Write the checkpoint as one folder, whole or not at all.
+        """Write the checkpoint as one folder, completely or not at all.
 
         Args:
             folder: Where to write; must be missing or empty unless `overwrite`.
-            dtype: Number type of the language model's weights on disk; None keeps the model's own.
+            dtype: dtype of the language model's weights on disk; None keeps the model's own.
             max_shard_size: Largest weight file, such as "40MB".
-            overwrite: Replace what is there.
+            overwrite: Replace an existing folder.
 
         Returns:
             ``folder``.
 
         Raises:
             ConfigError: The dtype is unknown.
-            LiquidError: The folder exists or can't be written.
+            LiquidError: The folder exists or cannot be written.
         """
         chosen = self.model.dtype
         if dtype is not None:
             if dtype == "auto":
-                raise ConfigError(
-                    "dtype: 'auto' can't be saved. Name float32, bfloat16 or float16."
-                )
+                raise ConfigError("dtype: expected float32, bfloat16 or float16, got 'auto'.")
             chosen = resolve_dtype(dtype, torch.device("cpu"))
         with atomic_folder(folder, overwrite=overwrite) as temporary, quiet():
             self.model.save_pretrained(
@@ -153,64 +147,45 @@ class Checkpoint:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (temporary / "config.json").write_text(text, encoding="utf-8")
             self.processor.save_pretrained(temporary)
-            if self.images is not None:
-                self.images.save(temporary / IMAGE_TOKENIZER_FOLDER)
+            if self.image_tokenizer is not None:
+                self.image_tokenizer.save(temporary / IMAGE_TOKENIZER_FOLDER)
         return folder
 
-    def with_pictures(
-        self,
-        images: ImageTokenizer,
-        sizes: tuple[tuple[int, int], ...],
-        prepare: Prepare = "crop",
-    ) -> Checkpoint:
-        """Return this checkpoint with another image tokenizer and other trained picture sizes.
 
-        Args:
-            images: Its codebook must have as many codes as the vocabulary.
-            sizes: Width and height in pixels; multiples of the tokenizer's factor.
-            prepare: How a picture of another shape was fitted in training.
-
-        Raises:
-            CheckpointError: The codebook differs, or a size is no multiple of the factor.
-        """
-        processor = LiquidProcessor(self.processor.tokenizer, self.vocabulary, sizes, prepare)
-        return replace(self, images=images, processor=processor)
-
-
-def table_of(model: PreTrainedModel) -> torch.Tensor:
-    """Return the input embedding's weight, (rows, D)."""
+def embedding_weight(model: PreTrainedModel) -> torch.Tensor:
+    """Return the weight of the input embedding, (rows, D)."""
     return cast("torch.nn.Embedding", model.get_input_embeddings()).weight
 
 
-def check_codebook(images: ImageTokenizer | None, codebook_size: int) -> None:
-    """Refuse an image tokenizer whose codebook has another size.
+def check_codebook(image_tokenizer: ImageTokenizer | None, codebook_size: int) -> None:
+    """Check that an image tokenizer has as many codes as the language model has image tokens.
 
     Raises:
-        CheckpointError: The sizes differ.
+        CheckpointError: The numbers differ.
     """
-    if images is not None and images.codebook_size != codebook_size:
+    if image_tokenizer is not None and image_tokenizer.codebook_size != codebook_size:
+        found = image_tokenizer.codebook_size
         raise CheckpointError(
-            f"image tokenizer: its codebook has {images.codebook_size} codes, the language model "
-            f"{codebook_size}. Expand with --codebook-size {images.codebook_size}, "
-            "or use the tokenizer that belongs to the model."
+            f"image tokenizer: expected {codebook_size} codes, as in the language model, got "
+            f"{found}. Expand with --codebook-size {found}, or use the model's image tokenizer."
         )
 
 
 def load_parts(
     folder: Path, device: torch.device, image_tokenizer: Path | None = None
 ) -> tuple[LiquidProcessor, ImageTokenizer | None]:
-    """Load what stands beside the language model.
+    """Load everything but the language model.
 
     Args:
         folder: A local checkpoint folder.
-        device: Where to put the image tokenizer.
-        image_tokenizer: Another image tokenizer; None takes the folder's own, if it has one.
+        device: Device of the image tokenizer.
+        image_tokenizer: Another image tokenizer; None loads the folder's own, if it has one.
 
     Returns:
-        The processor, and the image tokenizer where there is one.
+        The processor, and the image tokenizer or None.
 
     Raises:
-        CheckpointError: The folder is no Liquid checkpoint, or a file in it is broken.
+        CheckpointError: The folder is not a Liquid checkpoint, or a file in it is broken.
     """
     processor = LiquidProcessor.from_pretrained(folder)
     own = folder / IMAGE_TOKENIZER_FOLDER
@@ -221,16 +196,16 @@ def load_parts(
 def load_language_model(
     folder: Path, dtype: torch.dtype, gguf_file: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load a causal language model and insist that no weight is missing.
+    """Load a causal language model and check that no weight is missing.
 
     Args:
         folder: A local model folder.
-        dtype: Number type of the weights in memory.
+        dtype: dtype of the weights in memory.
         gguf_file: Name of a GGUF file in the folder to read instead of safetensors.
-        **options: What else transformers shall know, such as `attn_implementation`.
+        **options: Further options of `from_pretrained`, such as `attn_implementation`.
 
     Raises:
-        CheckpointError: A file is missing or broken, or the weights don't fit the configuration.
+        CheckpointError: A file is missing or broken, or the weights do not fit the configuration.
     """
     from transformers import AutoModelForCausalLM
 
@@ -241,11 +216,10 @@ def load_language_model(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True, **options
             )
             model, report = loaded
-    # Broken files raise a dozen kinds, safetensors' own among them, which has no public base.
+    # Broken files raise a dozen types, among them safetensors' own, which has no public base.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{folder}: the weights can't be read ({reason}). "
+            f"{folder}: the weights cannot be read ({first_line(error)}). "
             "Copy or convert the model again, as safetensors."
         ) from error
     missing = sorted(report["missing_keys"])
@@ -257,18 +231,18 @@ def load_language_model(
 
 
 def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """Build a causal language model of a folder's shape without any weight.
+    """Build a folder's causal language model without loading weights.
 
     Args:
         folder: A local model folder.
-        **options: What else transformers shall know, such as `attn_implementation`.
+        **options: Further options of `from_config`, such as `attn_implementation`.
 
     Returns:
-        The model, float32, its parameters on the meta device; buffers are real, since they are
-        computed and in no file.
+        The model, float32, with its parameters on the meta device. Buffers are real, because they
+        are computed and not stored in any file.
 
     Raises:
-        CheckpointError: The configuration can't be read.
+        CheckpointError: The configuration cannot be read.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -280,16 +254,16 @@ def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
                 config, dtype=torch.float32, **options
             )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{folder}: no model can be made of its config.json ({reason}). Copy it again."
+            f"{folder}: no model can be built from its config.json ({first_line(error)}). "
+            "Copy it again."
         ) from error
     model.tie_weights()
     return cast("PreTrainedModel", model)
 
 
 def _gguf_options(gguf_file: str) -> dict[str, Any]:
-    """Ask for plain dense weights; transformers before 5.23 gives nothing else."""
+    """Request plain dense weights; transformers before 5.23 always returns them."""
     import transformers
 
     options: dict[str, Any] = {"gguf_file": gguf_file}
@@ -299,14 +273,14 @@ def _gguf_options(gguf_file: str) -> dict[str, Any]:
 
 
 def local_folder(name: str | Path) -> Path:
-    """Give the local folder of a path or of a model on the hub.
+    """Return the local folder of a path or of a model on the hub.
 
     Args:
         name: A path; or owner/name, which is downloaded (safetensors and JSON only) or taken from
             the local cache.
 
     Raises:
-        CheckpointError: There is neither such a folder nor such a model.
+        CheckpointError: Neither exists.
     """
     path = Path(name)
     if path.exists() or not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
@@ -319,7 +293,7 @@ def local_folder(name: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise CheckpointError(
-            f"{name}: is neither a folder here nor a model that the hub gives. "
+            f"{name}: not a local folder, and the hub did not provide such a model. "
             "Check the name, the network and your access."
         ) from error
 
@@ -339,10 +313,10 @@ def quiet() -> Iterator[None]:
 
 
 def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert floating weights; weights that share memory still do afterwards."""
-    done: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    """Convert floating-point weights; weights that share memory still do afterwards."""
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for tensor in state.values():
         key = (tensor.data_ptr(), tensor.shape)
-        if key not in done:
-            done[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return {name: done[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
+        if key not in converted:
+            converted[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: converted[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}

@@ -1,18 +1,18 @@
-"""The text side of a checkpoint: tokenizer, id layout and the pictures the model was trained on.
+"""The text side of a checkpoint: tokenizer, vocabulary layout and image sizes.
 
-Contract: one `processor_config.json` beside the tokenizer's own files, read and written here only::
+They are stored in `processor_config.json` next to the tokenizer's own files::
 
     {"processor_class": "LiquidProcessor",
      "vocabulary": {"text_size": ..., "image_offset": ..., "codebook_size": ...,
                     "boi": ..., "eoi": ..., "unconditional": ...},
      "sizes": [[width, height], ...],
-     "prepare": "crop" | "pad",
-     "sampling": {"guidance": ..., ...}}      only where defaults were measured for the model
+     "resize": "crop" | "pad",
+     "sampling": {"guidance": ..., ...}}      only if defaults were measured for the model
 
-A folder without it is still understood when it has the layout of the published Liquid checkpoint
-(https://huggingface.co/Junfeng5/Liquid_V1_7B): the tokens `<boi>`, `<eoi>` and `<unconditional>`
-are in the tokenizer, and the table has 8192 rows more than the tokenizer has tokens; code 0 then
-has the id ``len(tokenizer)``, and pictures are 512 x 512.
+A folder without this file is accepted if it has the layout of the published Liquid checkpoint
+(https://huggingface.co/Junfeng5/Liquid_V1_7B): the tokenizer contains `<boi>`, `<eoi>` and
+`<unconditional>`, the embedding has 8192 rows more than the tokenizer has tokens, code 0 has the id
+``len(tokenizer)``, and images are 512 x 512.
 """
 
 from __future__ import annotations
@@ -34,55 +34,54 @@ PROCESSOR_FILE = "processor_config.json"
 PUBLISHED_CODEBOOK = 8192
 PUBLISHED_SIZES = ((512, 512),)
 
-Prepare = Literal["crop", "pad"]
+ResizeMode = Literal["crop", "pad"]
+"""How an image of another aspect ratio is fitted: cut out the center, or pad to a square."""
 
 
 class LiquidProcessor(ProcessorMixin):
-    """Tokenizer, vocabulary and picture sizes of one checkpoint; `sequences` lays ids out."""
+    """Tokenizer, vocabulary and image sizes of one checkpoint; `sequences` builds token ids."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         vocabulary: Vocabulary,
         sizes: tuple[tuple[int, int], ...] = (),
-        prepare: Prepare = "crop",
+        resize: ResizeMode = "crop",
         sampling: dict[str, Any] | None = None,
     ) -> None:
-        """Put the parts together.
+        """Check and combine the parts.
 
         Args:
-            tokenizer: The Hugging Face tokenizer, which knows the three markers.
-            vocabulary: Where text, codes and markers lie.
-            sizes: Width and height in pixels of the pictures trained on; empty where the model was
-                never trained on pictures.
-            prepare: How a picture of another shape was fitted in training.
-            sampling: Fields of `liquidmm.generate.sampling.SamplingConfig` that this model draws
-                best with; None where nobody measured them.
+            tokenizer: The Hugging Face tokenizer, including the three image special tokens.
+            vocabulary: Id ranges of text tokens, image tokens and special tokens.
+            sizes: Width and height in pixels of the training images; empty if there were none.
+            resize: How training images were fitted to ``sizes``.
+            sampling: The model's default fields of `liquidmm.generate.sampling.SamplingConfig`.
 
         Raises:
-            CheckpointError: The tokenizer's markers have other ids than the vocabulary says.
+            CheckpointError: The tokenizer has other ids for the special tokens.
         """
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.sizes = sizes
-        self.prepare: Prepare = prepare
+        self.resize: ResizeMode = resize
         self.sampling = sampling
         self.sequences = Sequences(tokenizer, vocabulary)
         found = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
         expected = [vocabulary.boi, vocabulary.eoi, vocabulary.unconditional]
         if found != expected:
             raise CheckpointError(
-                f"tokenizer: {', '.join(SPECIAL_TOKENS)} have the ids {found}, the vocabulary says "
-                f"{expected}. Take tokenizer and {PROCESSOR_FILE} from the same checkpoint."
+                f"tokenizer: expected the ids {expected} for {', '.join(SPECIAL_TOKENS)}, got "
+                f"{found}. Use the tokenizer and {PROCESSOR_FILE} of the same checkpoint."
             )
 
     def to_dict(self, **_: Any) -> dict[str, Any]:
-        """Return what `processor_config.json` holds."""
+        """Return the content of `processor_config.json`."""
         fields: dict[str, Any] = {
             "processor_class": type(self).__name__,
             "vocabulary": self.vocabulary.to_dict(),
             "sizes": [list(size) for size in self.sizes],
-            "prepare": self.prepare,
+            "resize": self.resize,
         }
         return fields if self.sampling is None else {**fields, "sampling": self.sampling}
 
@@ -102,41 +101,40 @@ class LiquidProcessor(ProcessorMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> LiquidProcessor:
-        """Read a checkpoint folder's tokenizer and layout; other options are ignored.
+        """Load the processor of a checkpoint folder; other options are ignored.
 
         Raises:
-            CheckpointError: The folder is no Liquid checkpoint, or a file in it is broken.
+            CheckpointError: The folder is not a Liquid checkpoint, or a file in it is broken.
         """
         del kwargs
         folder = Path(pretrained_model_name_or_path)
         vocabulary = read_vocabulary(folder)
-        sizes, prepare = _pictures(folder)
-        return cls(load_tokenizer(folder), vocabulary, sizes, prepare, _sampling(folder))
+        return cls(load_tokenizer(folder), vocabulary, **_read_options(folder))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Read the id layout of a checkpoint folder from its JSON files alone.
+    """Read the vocabulary layout of a checkpoint folder from its JSON files.
 
     Raises:
-        CheckpointError: The folder is missing, is no model, has no image codes, or is broken.
+        CheckpointError: The folder is missing, is not a model, has no image tokens, or is broken.
     """
     folder = Path(folder)
     rows = read_config(folder).get("vocab_size")
-    if (folder / PROCESSOR_FILE).is_file():
-        data = read_json(folder / PROCESSOR_FILE).get("vocabulary")
-        if isinstance(data, dict):
-            vocabulary = Vocabulary.from_dict(data, str(folder / PROCESSOR_FILE))
-            if rows is not None and rows < vocabulary.size:
-                raise CheckpointError(
-                    f"{folder}: the model has {rows} rows, {PROCESSOR_FILE} needs "
-                    f"{vocabulary.size}. Take both from the same checkpoint."
-                )
-            return vocabulary
+    path = folder / PROCESSOR_FILE
+    data = read_json(path).get("vocabulary") if path.is_file() else None
+    if isinstance(data, dict):
+        vocabulary = Vocabulary.from_dict(data, str(path))
+        if rows is not None and rows < vocabulary.size:
+            raise CheckpointError(
+                f"{folder}: vocab_size: expected at least {vocabulary.size} ({PROCESSOR_FILE}), "
+                f"got {rows} (config.json). Use both files of the same checkpoint."
+            )
+        return vocabulary
     published = _published_vocabulary(folder, rows)
     if published is None:
         raise CheckpointError(
-            f"{folder}: is a language model without image codes. "
-            f"Make a checkpoint of it first: liquid expand {folder} OUT"
+            f"{folder}: is a language model without image tokens. "
+            f"Create a checkpoint from it first: liquid expand {folder} OUT"
         )
     return published
 
@@ -145,7 +143,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder.
 
     Raises:
-        CheckpointError: The folder has none, or it is broken.
+        CheckpointError: The folder has no tokenizer, or it is broken.
     """
     from transformers import AutoTokenizer
 
@@ -156,24 +154,24 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    # tokenizers raises plain Exception for a file it can't parse.
+    # tokenizers raises a plain Exception for a file it cannot parse.
     except Exception as error:
         raise CheckpointError(
-            f"{folder}: the tokenizer can't be read ({_first_line(error)}). Copy its files again."
+            f"{folder}: the tokenizer cannot be read ({first_line(error)}). Copy its files again."
         ) from error
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json`, which every model folder has.
+    """Read the `config.json` of a model folder.
 
     Raises:
-        CheckpointError: There is no such folder or file, or it is broken.
+        CheckpointError: The folder or the file is missing, or the file is broken.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder. Check the path.")
+        raise CheckpointError(f"{folder}: no such folder. Check the path.")
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: is no model folder (no config.json). Check the path.")
+        raise CheckpointError(f"{folder}: not a model folder (no config.json). Check the path.")
     return read_json(folder / "config.json")
 
 
@@ -181,44 +179,46 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        CheckpointError: The file can't be read or holds something else.
+        CheckpointError: The file cannot be read or contains something else.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}). Copy the file again.") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}). Copy the file again.") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds no JSON object. Copy the file again.")
+        raise CheckpointError(f"{path}: expected a JSON object. Copy the file again.")
     return data
 
 
-def _pictures(folder: Path) -> tuple[tuple[tuple[int, int], ...], Prepare]:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _read_options(folder: Path) -> dict[str, Any]:
+    """Read sizes, resize mode and sampling defaults."""
     path = folder / PROCESSOR_FILE
     if not path.is_file():
-        return PUBLISHED_SIZES, "crop"
+        return {"sizes": PUBLISHED_SIZES}
     data = read_json(path)
-    prepare = data.get("prepare", "crop")
+    # Older checkpoints call it "prepare".
+    resize = data.get("resize", data.get("prepare", "crop"))
+    sampling = data.get("sampling")
     try:
         sizes = tuple((int(width), int(height)) for width, height in data.get("sizes", []))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: sizes is {data['sizes']!r}. Give pairs of width and height in pixels."
+            f"{path}: sizes: expected pairs of width and height in pixels, got {data['sizes']!r}."
         ) from error
-    if prepare not in ("crop", "pad"):
-        raise CheckpointError(f"{path}: prepare is {prepare!r}. Give 'crop' or 'pad'.")
-    return sizes, cast("Prepare", prepare)
-
-
-def _sampling(folder: Path) -> dict[str, Any] | None:
-    path = folder / PROCESSOR_FILE
-    found = read_json(path).get("sampling") if path.is_file() else None
-    if found is not None and not isinstance(found, dict):
-        raise CheckpointError(f"{path}: sampling is {found!r}. Give an object, or leave it out.")
-    return found
+    if resize not in ("crop", "pad"):
+        raise CheckpointError(f"{path}: resize: expected 'crop' or 'pad', got {resize!r}.")
+    if sampling is not None and not isinstance(sampling, dict):
+        raise CheckpointError(f"{path}: sampling: expected an object, got {sampling!r}.")
+    return {"sizes": sizes, "resize": resize, "sampling": sampling}
 
 
 def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
-    """Recognise the published layout, or return None."""
+    """Recognize the published layout, or return None."""
     if rows is None or not (folder / "tokenizer.json").is_file():
         return None
     data = read_json(folder / "tokenizer.json")
@@ -227,15 +227,16 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
         pieces = {piece[0]: index for index, piece in enumerate(pieces)}
     added = {token["content"]: token["id"] for token in data.get("added_tokens", ())}
     tokens = {**pieces, **added}
-    if not all(marker in tokens for marker in SPECIAL_TOKENS):
+    if not all(token in tokens for token in SPECIAL_TOKENS):
         return None
     text_size = len(tokens)
     if rows != text_size + PUBLISHED_CODEBOOK:
         raise CheckpointError(
-            f"{folder}: knows {SPECIAL_TOKENS[0]} but has neither {PROCESSOR_FILE} nor the published "
-            f"layout ({rows} rows for {text_size} tokens). Copy {PROCESSOR_FILE} from its source."
+            f"{folder}: the tokenizer contains {SPECIAL_TOKENS[0]}, but {PROCESSOR_FILE} is "
+            f"missing and the layout is not the published one (vocab_size {rows}, {text_size} "
+            f"tokens). Copy {PROCESSOR_FILE} from where the model came from."
         )
-    boi, eoi, unconditional = (tokens[marker] for marker in SPECIAL_TOKENS)
+    boi, eoi, unconditional = (tokens[token] for token in SPECIAL_TOKENS)
     return Vocabulary(
         text_size=text_size,
         image_offset=text_size,
@@ -244,7 +245,3 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
         eoi=eoi,
         unconditional=unconditional,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

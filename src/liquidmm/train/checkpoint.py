@@ -1,6 +1,6 @@
 """Saves of a running training, from which it goes on.
 
-    OUT/saves/step-00000500/  shard-*.safetensors   what is learnt and the optimizer's memory of it
+    OUT/checkpoints/step-00000500/  shard-*.safetensors   what is learnt and the optimizer's memory of it
                               state.json            where the run stands
 
 Contract: a save appears whole or not at all: the ranks write their parts into a folder of another
@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from liquidmm.errors import CheckpointError, LiquidError
 from liquidmm.files import atomic_file
-from liquidmm.train.parallel import Distributed
+from liquidmm.train.distributed import Distributed
 
 _NAME = re.compile(r"step-(\d{8})")
 # What the two optimizers of `build_optimizers` remember about a parameter.
@@ -62,7 +62,7 @@ class Progress:
     """What the spike watch has learnt."""
 
 
-class Saver:
+class Checkpointer:
     """Writes the saves of a run, one at a time, while the training goes on."""
 
     def __init__(self, out: Path, keep: int, world: Distributed) -> None:
@@ -73,7 +73,7 @@ class Saver:
             keep: Saves to leave, at least 1.
             world: The ranks.
         """
-        self._saves = out / "saves"
+        self._saves = out / "checkpoints"
         self._keep = keep
         self._world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
@@ -100,7 +100,7 @@ class Saver:
         self.finish()
         folder = self._saves / f"step-{progress.step:08d}"
         partial = self._saves / f".{folder.name}"
-        with self._world.together():
+        with self._world.raise_together():
             if self._world.is_main:
                 shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
                 with _disk(folder):
@@ -137,7 +137,7 @@ class Saver:
             return
         (future, folder), self._pending = self._pending, None
         partial = folder.with_name(f".{folder.name}")
-        with self._world.together():
+        with self._world.raise_together():
             try:
                 with _disk(folder):
                     future.result()
@@ -161,7 +161,7 @@ def latest(out: Path) -> Path | None:
     Returns:
         Its folder, or None.
     """
-    saves = _saves(out / "saves")
+    saves = _saves(out / "checkpoints")
     return saves[-1] if saves else None
 
 
@@ -217,7 +217,7 @@ def restore(
         ) from error
     if missing:
         raise CheckpointError(
-            f"{folder}: holds no {missing[0]}. Resume with the model and the optim.matrices of the "
+            f"{folder}: holds no {missing[0]}. Resume with the model and the optim.optimizer of the "
             "saved run."
         )
 

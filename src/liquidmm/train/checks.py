@@ -12,13 +12,13 @@ from liquidmm.data.draws import Source
 from liquidmm.data.examples import KINDS
 from liquidmm.data.manifest import read_manifest
 from liquidmm.errors import ConfigError, DataError
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 
 # Around the codes of a picture: begin, end, and at least one id of something else.
 _AROUND = 3
 
 
-def check_length(run: TrainRun, config: PreTrainedConfig) -> None:
+def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
     """Refuse sequences that are longer than the context of the model.
 
     Args:
@@ -31,14 +31,14 @@ def check_length(run: TrainRun, config: PreTrainedConfig) -> None:
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = run.data.packing.longest
     if context is not None and longest > context:
-        name = "context" if run.data.context else "length"
+        name = "max_document_tokens" if run.data.max_document_tokens else "seq_len"
         raise ConfigError(
             f"data.{name}: sequences have up to {longest} ids, the model has "
-            f"max_position_embeddings = {context}. Set data.context to at most that."
+            f"max_position_embeddings = {context}. Set data.max_document_tokens to at most that."
         )
 
 
-def check_quantized(run: TrainRun, ranks: int) -> None:
+def check_quantized(run: TrainConfig, ranks: int) -> None:
     """Refuse weights in 4 bits on several ranks, which FSDP2 can't share.
 
     Args:
@@ -48,14 +48,14 @@ def check_quantized(run: TrainRun, ranks: int) -> None:
     Raises:
         ConfigError: They are wanted there.
     """
-    if ranks > 1 and run.model.lora is not None and run.model.lora.quantize:
+    if ranks > 1 and run.model.lora is not None and run.model.lora.load_in_4bit:
         raise ConfigError(
-            f"model.lora.quantize: works on one rank, this run has {ranks}. Leave it out; LoRA "
+            f"model.lora.load_in_4bit: works on one rank, this run has {ranks}. Leave it out; LoRA "
             "without it is shared by all ranks."
         )
 
 
-def check_pictures(run: TrainRun) -> None:
+def check_pictures(run: TrainConfig) -> None:
     """Refuse sources with a picture that fits into no row.
 
     Args:
@@ -65,8 +65,8 @@ def check_pictures(run: TrainRun) -> None:
         DataError: A source holds one, or is no folder of shards.
     """
     longest = run.data.packing.longest
-    leave_out = run.data.too_long == "leave_out"
-    for table, sources in (("sources", run.data.sources), ("validation", run.data.validation)):
+    leave_out = run.data.overlong == "drop"
+    for table, sources in (("sources", run.data.sources), ("eval", run.data.eval)):
         for place, source in enumerate(sources):
             needed = _needed(source)
             if not needed:
@@ -77,7 +77,7 @@ def check_pictures(run: TrainRun) -> None:
             if needed[name] > longest:
                 raise DataError(
                     f"data.{table}.{place}: {source.path} has pictures of {name} codes, which take "
-                    f"at least {needed[name]} ids; a sequence has {longest} (data.length). Use "
+                    f"at least {needed[name]} ids; a sequence has {longest} (data.seq_len). Use "
                     "longer rows, or encode smaller pictures."
                 )
 

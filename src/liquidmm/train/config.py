@@ -1,112 +1,141 @@
 """The run file of `liquid train`: what to train, on what, for how long, and what to show.
 
 Contract: every key has its one default here or beside its owner (`Source`, `ExampleConfig`,
-`OptimConfig`); checks of one table stand in that table, checks across tables in `TrainRun`. Nothing
+`OptimConfig`); checks of one table stand in that table, checks across tables in `TrainConfig`. Nothing
 is opened or loaded here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from liquidmm.config import to_dict
 from liquidmm.data.draws import Source, check_sources
 from liquidmm.data.examples import ExampleConfig
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
+from liquidmm.train.distributed import ParallelConfig
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig
-from liquidmm.train.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataRun:
+class DataConfig:
     """Where sequences come from."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "length": "seq_len",
+        "context": "max_document_tokens",
+        "window": "packing_buffer",
+        "workers": "num_workers",
+        "too_long": "overlong",
+        "render": "format",
+        "validation": "eval",
+    }
 
     sources: tuple[Source, ...]
     """What is trained on."""
-    validation: tuple[Source, ...] = ()
+    eval: tuple[Source, ...] = ()
     """What is measured along the way, each source by itself; the weight has no meaning here."""
-    length: int = 2048
+    seq_len: int = 2048
     """Ids in a row; sequences are packed into rows and never see each other."""
-    context: int = 0
+    max_document_tokens: int = 0
     """Ids of the longest sequence; 0: as long as a row. Rows may be longer than what the model has
     positions for, which fills them better; sequences may not."""
-    too_long: Literal["error", "leave_out"] = "error"
+    overlong: Literal["error", "drop"] = "error"
     """What is done with a record that has a picture and is longer: stop the run with its name, or
     leave it out and count it. Text without pictures is cut."""
-    window: int = 512
+    packing_buffer: int = 512
     """Examples that are packed together. More fill rows better, and take longer at the start."""
-    workers: int = 0
+    num_workers: int = 0
     """Processes of each rank that make rows ahead; 0 makes them between steps. The rows are the
     same, whatever the number."""
-    render: ExampleConfig = field(default_factory=ExampleConfig)
+    format: ExampleConfig = field(default_factory=ExampleConfig)
     """The random choices of rendering; validation has no guidance dropout."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_sources(self.sources)
-        if self.length < 8:
-            raise ConfigError(f"length: must be at least 8 ({self.length}).")
-        if self.workers < 0:
-            raise ConfigError(f"workers: must be 0 or more ({self.workers}).")
+        if self.seq_len < 8:
+            raise ConfigError(f"seq_len: must be at least 8 ({self.seq_len}).")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers: must be 0 or more ({self.num_workers}).")
         self.packing  # noqa: B018 - checks the rest
 
     @property
     def packing(self) -> PackingConfig:
         """How rows are filled."""
         return PackingConfig(
-            length=self.length, context=self.context, window=self.window, too_long=self.too_long
+            length=self.seq_len,
+            context=self.max_document_tokens,
+            window=self.packing_buffer,
+            too_long="leave_out" if self.overlong == "drop" else "error",
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoopRun:
+class LoopConfig:
     """How long, how large and how often."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "batch_rows": "global_batch_size",
+        "micro_batch_rows": "micro_batch_size",
+        "validate_every": "eval_every",
+        "validate_rows": "eval_samples",
+        "keep": "keep_checkpoints",
+        "spike": "loss_spike_sigma",
+    }
 
     steps: int
     """Optimizer steps of the run."""
-    batch_rows: int = 16
+    global_batch_size: int = 16
     """Rows of one optimizer step, on all ranks together."""
-    micro_batch_rows: int = 0
+    micro_batch_size: int = 0
     """Rows a rank computes at a time; 0 computes its rows of a step at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights and optimizer stay in float32."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
-    validate_every: int = 0
+    eval_every: int = 0
     """Steps between two validations; 0 validates only at the end."""
-    validate_rows: int = 32
+    eval_samples: int = 32
     """Rows of each validation source, on all ranks together."""
     sample_every: int = 0
     """Steps between two sample grids; 0 draws only at the end."""
     save_every: int = 500
     """Steps between two saves; 0 saves only when the run is stopped."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """How many of the last saves are kept."""
-    spike: float = 6.0
+    loss_spike_sigma: float = 6.0
     """Report a loss that lies so many standard deviations above the mean of the steps before; 0
     reports none."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("steps", "batch_rows", "log_every", "validate_rows", "keep"):
+        for name in ("steps", "global_batch_size", "log_every", "eval_samples", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1 ({getattr(self, name)}).")
-        for name in ("micro_batch_rows", "validate_every", "sample_every", "save_every", "spike"):
+        for name in (
+            "micro_batch_size",
+            "eval_every",
+            "sample_every",
+            "save_every",
+            "loss_spike_sigma",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
-        if self.micro_batch_rows and self.batch_rows % self.micro_batch_rows:
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
             raise ConfigError(
-                f"micro_batch_rows: must divide batch_rows ({self.micro_batch_rows} of "
-                f"{self.batch_rows})."
+                f"micro_batch_size: must divide global_batch_size ({self.micro_batch_size} of "
+                f"{self.global_batch_size})."
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleRun:
+class SampleConfig:
     """What is drawn along the way."""
 
     prompts: tuple[str, ...] = ()
@@ -114,23 +143,27 @@ class SampleRun:
     beside it, in a text file."""
     questions: tuple[str, ...] = ()
     """What the model is asked without a picture; question and answer go to the same file."""
-    guidance: float = 7.0
-    """Guidance of the grid."""
+    guidance: float | None = None
+    """Guidance scale of the grid; None uses the checkpoint's own."""
     seed: int = 0
     """Seed of the first picture; the next ones count up from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainRun:
+class TrainConfig:
     """One training of the language model."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "final_dtype": "save_dtype",
+    }
 
     checkpoint: Path
     """Liquid checkpoint to start from, as `liquid expand` writes it."""
     out: Path
     """Folder of this run: metrics, samples, saves and `final`."""
-    data: DataRun
+    data: DataConfig
     """Where sequences come from."""
-    train: LoopRun
+    train: LoopConfig
     """How long, how large and how often."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """What of the model is trained, and how it is computed."""
@@ -138,7 +171,7 @@ class TrainRun:
     """How several ranks share the model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer, schedule and stabilizers."""
-    sample: SampleRun = field(default_factory=SampleRun)
+    sample: SampleConfig = field(default_factory=SampleConfig)
     """What is drawn along the way."""
     trackers: tuple[Literal["trackio", "wandb"], ...] = ()
     """Where figures go besides metrics.jsonl and TensorBoard."""
@@ -146,16 +179,16 @@ class TrainRun:
     """Seed of the order of the data and of guidance dropout."""
     device: str | None = None
     """Device to train on; None takes the fastest."""
-    final_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the weights in `final`."""
 
     def __post_init__(self) -> None:
         """Check what concerns two tables."""
         if self.seed < 0:
             raise ConfigError(f"seed: must be 0 or more ({self.seed}).")
-        if self.optim.warmup >= self.train.steps:
+        if self.optim.warmup_steps >= self.train.steps:
             raise ConfigError(
-                f"optim.warmup: must be below train.steps ({self.optim.warmup} of "
+                f"optim.warmup_steps: must be below train.steps ({self.optim.warmup_steps} of "
                 f"{self.train.steps})."
             )
         if self.out.resolve() == self.checkpoint.resolve():
@@ -167,19 +200,19 @@ class TrainRun:
         Raises:
             ConfigError: The rows can't be shared evenly.
         """
-        for name in ("batch_rows", "validate_rows"):
+        for name in ("global_batch_size", "eval_samples"):
             rows = getattr(self.train, name)
             if rows % ranks:
                 raise ConfigError(
                     f"train.{name}: {rows} rows can't be shared evenly by {ranks} ranks. Choose a "
                     "multiple."
                 )
-        rows = self.train.batch_rows // ranks
-        micro = self.train.micro_batch_rows
+        rows = self.train.global_batch_size // ranks
+        micro = self.train.micro_batch_size
         if micro and rows % micro:
             raise ConfigError(
-                f"train.micro_batch_rows: must divide the rows of a rank ({micro} of {rows}: "
-                f"{self.train.batch_rows} rows on {ranks} ranks)."
+                f"train.micro_batch_size: must divide the rows of a rank ({micro} of {rows}: "
+                f"{self.train.global_batch_size} rows on {ranks} ranks)."
             )
         return rows
 
@@ -189,27 +222,27 @@ class TrainRun:
 _FREE = {
     "out",
     "device",
-    "final_dtype",
+    "save_dtype",
     "sample",
     "trackers",
     "parallel",
-    "model.attention",
-    "model.checkpoint_activations",
+    "model.attn_implementation",
+    "model.activation_checkpointing",
     "model.compile",
-    "data.validation",
-    "data.workers",
-    "train.micro_batch_rows",
+    "data.eval",
+    "data.num_workers",
+    "train.micro_batch_size",
     "train.log_every",
-    "train.validate_every",
-    "train.validate_rows",
+    "train.eval_every",
+    "train.eval_samples",
     "train.sample_every",
     "train.save_every",
-    "train.keep",
-    "train.spike",
+    "train.keep_checkpoints",
+    "train.loss_spike_sigma",
 }
 
 
-def differences(old: dict[str, Any], new: TrainRun) -> list[str]:
+def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     """Say what a run would learn differently from the one that was saved.
 
     Args:

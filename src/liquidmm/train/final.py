@@ -44,7 +44,7 @@ def model_card(run: dict[str, Any], figures: dict[str, Any]) -> str:
     data, loop, optim = run["data"], run["train"], run["optim"]
     sources = [f"| `{s['path']}` | {s['task']} | {s['weight']} |" for s in data["sources"]]
     results = [f"| {name} | {value} |" for name, value in figures.items()]
-    seen = loop["steps"] * loop["batch_rows"] * data["length"]
+    seen = loop["steps"] * loop["global_batch_size"] * data["seq_len"]
     lines = [
         "# A Liquid model",
         "",
@@ -54,11 +54,11 @@ def model_card(run: dict[str, Any], figures: dict[str, Any]) -> str:
         "",
         "## Training",
         "",
-        f"Started from `{run['checkpoint']}`: {loop['steps']} steps of {loop['batch_rows']} rows",
-        f"of {data['length']} ids, {seen / 1e6:.1f}M ids in all. Matrices by {optim['matrices']},",
+        f"Started from `{run['checkpoint']}`: {loop['steps']} steps of {loop['global_batch_size']} rows",
+        f"of {data['seq_len']} ids, {seen / 1e6:.1f}M ids in all. Matrices by {optim['optimizer']},",
         f"the rest by adamw; learning rate {optim['lr']} ({optim['schedule']}, warm-up",
-        f"{optim['warmup']}), weight decay {optim['weight_decay']}, clip {optim['clip']}, max-z",
-        f"{optim['max_z']}, products in {loop['precision']}, seed {run['seed']}.",
+        f"{optim['warmup_steps']}), weight decay {optim['weight_decay']}, clip {optim['grad_clip']}, max-z",
+        f"{optim['max_z_loss']}, products in {loop['precision']}, seed {run['seed']}.",
         "",
         "| shards | task | weight |",
         "|---|---|---|",

@@ -5,7 +5,7 @@ model needs, by the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311,
 Kaplan et al. 2020 (arXiv:2001.08361): 2 operations per id and matrix weight forward and 4 backward
 (gradients by the input and by the weight), and the products of attention. Norms, activation
 functions, softmax, the embedding table (a lookup), the optimizer and whatever is computed a second
-time (`checkpoint_activations`) don't count.
+time (`activation_checkpointing`) don't count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from liquidmm.train.adapters import blocks_of
+from liquidmm.train.lora import blocks_of
 
 # TFLOP/s without sparsity: bfloat16 products with float32 sums, then float32 (without TF32, which
 # PyTorch leaves off). From NVIDIA's data sheets; where these give rates "with sparsity", half of

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from liquidmm.train.adapters import blocks_of
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 from liquidmm.train.flops import head_size
+from liquidmm.train.lora import blocks_of
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.model import Attention
 from liquidmm.train.optim import build_optimizers
@@ -40,13 +40,13 @@ class Footprint:
     """Its part of the averages: two of each weight for AdamW, one for Muon."""
     gathered: int
     """Weights as the products take them. Sharded: what lies outside the blocks, two blocks (all
-    without `reshard`), and the gradients of one. On one rank: autocast's copies."""
+    without `reshard_after_forward`), and the gradients of one. On one rank: autocast's copies."""
     activations: int
     """What a micro-batch keeps for its backward pass."""
     loss: int
     """A chunk of logits, hidden states with their gradient, and the gradient of the head."""
     host: int
-    """What `parallel.offload` keeps in the CPU's memory instead."""
+    """What `parallel.cpu_offload` keeps in the CPU's memory instead."""
 
     @property
     def total(self) -> int:
@@ -55,7 +55,7 @@ class Footprint:
         return sum(kept) + self.activations + self.loss
 
 
-def footprint(model: PreTrainedModel, run: TrainRun, ranks: int) -> Footprint:
+def footprint(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Footprint:
     """Estimate the memory of one rank.
 
     Args:
@@ -71,22 +71,22 @@ def footprint(model: PreTrainedModel, run: TrainRun, ranks: int) -> Footprint:
     """
     shards = run.parallel.shards(ranks)
     rows = run.rows_of_rank(ranks)
-    micro = run.train.micro_batch_rows or rows
+    micro = run.train.micro_batch_size or rows
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     parameters, optimizer = _weights(model, run) // shards, _states(model, run) // shards
     gradients = 4 * trained // shards
     # FSDP adds the gradients of micro-batches up before it exchanges them.
-    added_up = ranks > 1 and micro < rows and run.parallel.accumulate == "whole"
+    added_up = ranks > 1 and micro < rows and run.parallel.grad_accumulation == "full"
     whole = 4 * trained if added_up else 0
-    offload = run.parallel.offload and ranks > 1
+    cpu_offload = run.parallel.cpu_offload and ranks > 1
     return Footprint(
-        parameters=0 if offload else parameters,
-        gradients=whole if offload else max(whole, gradients),
-        optimizer=0 if offload else optimizer,
+        parameters=0 if cpu_offload else parameters,
+        gradients=whole if cpu_offload else max(whole, gradients),
+        optimizer=0 if cpu_offload else optimizer,
         gathered=_gathered(model, run, sharded=ranks > 1),
         activations=_activations(model, run, micro, sharded=ranks > 1),
         loss=_loss(model, run, micro, sharded=ranks > 1),
-        host=parameters + gradients + optimizer if offload else 0,
+        host=parameters + gradients + optimizer if cpu_offload else 0,
     )
 
 
@@ -137,17 +137,17 @@ def block_activations(
     return kept + size * length + 4 * heads  # the mask as numbers
 
 
-def _weights(model: PreTrainedModel, run: TrainRun) -> int:
+def _weights(model: PreTrainedModel, run: TrainConfig) -> int:
     lora = run.model.lora
     small = 0
-    if lora is not None and lora.quantize:
+    if lora is not None and lora.load_in_4bit:
         blocks = blocks_of(model).parameters()
         small = sum(w.numel() for w in blocks if w.dim() == 2 and not w.requires_grad)
     every = sum(weight.numel() for weight in model.parameters())
     return 4 * (every - small) + round(_FOUR_BITS * small)
 
 
-def _states(model: PreTrainedModel, run: TrainRun) -> int:
+def _states(model: PreTrainedModel, run: TrainConfig) -> int:
     total = 0
     for optimizer in build_optimizers(model, run.optim):
         averages = 1 if isinstance(optimizer, torch.optim.Muon) else 2
@@ -156,38 +156,43 @@ def _states(model: PreTrainedModel, run: TrainRun) -> int:
     return total
 
 
-def _gathered(model: PreTrainedModel, run: TrainRun, *, sharded: bool) -> int:
+def _gathered(model: PreTrainedModel, run: TrainConfig, *, sharded: bool) -> int:
     size = _precision(run).itemsize
     blocks = [list(block.parameters()) for block in blocks_of(model)]
     counts = [sum(weight.numel() for weight in block) for block in blocks]
     if not sharded:
         lora = run.model.lora
-        if size == 4 or (lora is not None and lora.quantize):
+        if size == 4 or (lora is not None and lora.load_in_4bit):
             return 0
         return size * sum(w.numel() for block in blocks for w in block if w.dim() > 1)
     outside = sum(weight.numel() for weight in model.parameters()) - sum(counts)
-    held = min(2, len(counts)) * max(counts) if run.parallel.reshard else sum(counts)
+    held = min(2, len(counts)) * max(counts) if run.parallel.reshard_after_forward else sum(counts)
     learnt = max(sum(w.numel() for w in block if w.requires_grad) for block in blocks)
     return size * (outside + held) + (size + 4) * learnt
 
 
-def _activations(model: PreTrainedModel, run: TrainRun, rows: int, *, sharded: bool) -> int:
+def _activations(model: PreTrainedModel, run: TrainConfig, rows: int, *, sharded: bool) -> int:
     config = model.config.get_text_config()
     precision = _precision(run)
     blocks = blocks_of(model)
     block = block_activations(
-        blocks[0], config, run.data.length, precision, run.model.attention, sharded=sharded
+        blocks[0],
+        config,
+        run.data.seq_len,
+        precision,
+        run.model.attn_implementation,
+        sharded=sharded,
     )
     hidden: int = config.hidden_size
     residual = hidden * (precision.itemsize if sharded else 4)
     kept = len(blocks) * block
-    if run.model.checkpoint_activations:
+    if run.model.activation_checkpointing:
         kept = len(blocks) * residual + block
     last_norm = 4 * hidden + residual
-    return rows * run.data.length * (kept + last_norm)
+    return rows * run.data.seq_len * (kept + last_norm)
 
 
-def _loss(model: PreTrainedModel, run: TrainRun, rows: int, *, sharded: bool) -> int:
+def _loss(model: PreTrainedModel, run: TrainConfig, rows: int, *, sharded: bool) -> int:
     size = _precision(run).itemsize
     head = cast("nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
     config = model.config.get_text_config()
@@ -195,9 +200,9 @@ def _loss(model: PreTrainedModel, run: TrainRun, rows: int, *, sharded: bool) ->
     vocabulary: int = config.vocab_size
     table = vocabulary * hidden
     device = torch.device(run.device or "cuda")
-    positions = min(rows * run.data.length, LossConfig().positions(vocabulary, device))
+    positions = min(rows * run.data.seq_len, LossConfig().positions(vocabulary, device))
     chunk = positions * vocabulary
-    total = 2 * 4 * chunk + 2 * size * rows * run.data.length * hidden
+    total = 2 * 4 * chunk + 2 * size * rows * run.data.seq_len * hidden
     if head.weight.requires_grad or run.model.lora is not None:
         total += (4 + size) * table  # added up in float32, and what a chunk adds
     if run.model.lora is not None:
@@ -207,5 +212,5 @@ def _loss(model: PreTrainedModel, run: TrainRun, rows: int, *, sharded: bool) ->
     return total
 
 
-def _precision(run: TrainRun) -> torch.dtype:
+def _precision(run: TrainConfig) -> torch.dtype:
     return cast("torch.dtype", getattr(torch, run.train.precision))

@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from liquidmm.data.examples import IGNORE
 from liquidmm.errors import CheckpointError, ConfigError
-from liquidmm.train.adapters import unwrapped, weight_of
+from liquidmm.train.lora import unwrapped, weight_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
     """What is added to the cross-entropy, and how much is computed at once."""
 
-    max_z: float = 0.0
+    max_z_loss: float = 0.0
     """Weight of the squared largest logit; 0 leaves it out."""
     z_loss: float = 0.0
     """Weight of the squared log-sum-exp; 0 leaves it out."""
@@ -39,7 +39,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("max_z", "z_loss"):
+        for name in ("max_z_loss", "z_loss"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if self.chunk_logits < 0:
@@ -259,15 +259,15 @@ def _score(
     norm = exponent.sum(dim=-1)
     lse = largest + norm.log()
     nll = lse - chosen
-    extra = config.max_z * largest.square().sum() + config.z_loss * lse.square().sum()
+    extra = config.max_z_loss * largest.square().sum() + config.z_loss * lse.square().sum()
     if not gradient:
         return nll, best == label, extra, None
     factor = (1 + 2 * config.z_loss * lse) / (norm * weights.denominator)
     slope = exponent.mul_(factor[:, None])
     ones = torch.full_like(nll, -1 / weights.denominator)
     slope.scatter_add_(1, label[:, None], ones[:, None])
-    if config.max_z:
-        pull = (2 * config.max_z / weights.denominator) * largest
+    if config.max_z_loss:
+        pull = (2 * config.max_z_loss / weights.denominator) * largest
         slope.scatter_add_(1, best[:, None], pull[:, None])
     if bend is not None:
         slope.mul_(bend)

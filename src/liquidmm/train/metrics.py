@@ -1,6 +1,6 @@
 """What a run reports: speed, memory, loss and accuracy for each task, gradient norm, learning rate.
 
-Contract: `Tally` adds up what the loss counted; `MetricsLog` appends one JSON object a line and
+Contract: `LossMeter` adds up what the loss counted; `MetricsLog` appends one JSON object a line and
 shows the gist on a progress bar. A resumed run first drops the lines after the step it goes on
 from, so that no step is there twice. Training figures are means since the line before or, after a
 resume, since the save.
@@ -28,7 +28,7 @@ from liquidmm.train.loss import LossResult
 from liquidmm.train.trackers import Tracker
 
 
-class Tally:
+class LossMeter:
     """Adds up the counts of one or more batches."""
 
     def __init__(self, tasks: tuple[str, ...]) -> None:
@@ -45,7 +45,7 @@ class Tally:
         new = torch.stack([result.nll, result.correct, result.counts]).double()  # (3, tasks)
         self._sums = new if self._sums is None else self._sums + new
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: LossMeter) -> None:
         """Take in what another one added up."""
         if other._sums is not None:
             self._sums = other._sums if self._sums is None else self._sums + other._sums

@@ -3,7 +3,7 @@
 Contract: `LiquidForTraining` is one module whose forward pass gives the loss, because under sharding the head
 is whole only inside it. With several ranks each reads only its own part of the safetensors, so that
 no machine has to hold the model; adapters are the exception (each rank reads the frozen weights
-once). `plain` gives the trained model back as a stock one.
+once). `to_pretrained` gives the trained model back as a stock one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
-from liquidmm.train.adapters import (
+from liquidmm.train.batch import Batch, hidden_states
+from liquidmm.train.distributed import Distributed, ParallelConfig, whole
+from liquidmm.train.lora import (
     LoraConfig,
     add_adapters,
     blocks_of,
@@ -29,9 +31,7 @@ from liquidmm.train.adapters import (
     keep_four_bits,
     merge,
 )
-from liquidmm.train.batch import Batch, hidden_states
 from liquidmm.train.loss import LossConfig, LossResult, head_of, next_token_loss
-from liquidmm.train.parallel import Distributed, ParallelConfig, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,10 +46,15 @@ Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_
 class ModelConfig:
     """How a model is prepared for training."""
 
-    attention: Attention = "auto"
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "attention": "attn_implementation",
+        "checkpoint_activations": "activation_checkpointing",
+    }
+
+    attn_implementation: Attention = "auto"
     """Kernel of the attention. On a GPU, packed rows are fastest with flex_attention or
     flash_attention_2, which skip what documents can't see of each other."""
-    checkpoint_activations: bool = False
+    activation_checkpointing: bool = False
     """Keep only each block's input and compute the rest again in the backward pass: about a third
     more work, a fraction of the memory."""
     compile: bool = False
@@ -121,7 +126,9 @@ class LiquidForTraining(nn.Module):
         named = self.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def plain(self, folder: Path, world: Distributed, dtype: torch.dtype) -> PreTrainedModel | None:
+    def to_pretrained(
+        self, folder: Path, world: Distributed, dtype: torch.dtype
+    ) -> PreTrainedModel | None:
         """Give the trained model as a stock one, on the first rank; all ranks must call it.
 
         Args:
@@ -189,7 +196,7 @@ def load_for_training(
     if world.size > 1:
         world.shard(trainee, blocks_of(model), parallel, precision)
         # Offloaded shards live in the CPU's memory; FSDP brings them to the device.
-        _read_shards(trainee, folder, torch.device("cpu") if parallel.offload else world.device)
+        _read_shards(trainee, folder, torch.device("cpu") if parallel.cpu_offload else world.device)
     else:
         trainee.compute_on(world.device, precision)
     return trainee.train()
@@ -213,7 +220,7 @@ def prepare(
         ConfigError: A name in the settings fits nothing.
     """
     choose_trained(model, vocabulary, config)
-    if config.checkpoint_activations:
+    if config.activation_checkpointing:
         _checkpoint_activations(model)
     if config.compile:
         for block in blocks_of(model):
@@ -249,11 +256,11 @@ def _load(
     folder: Path, config: ModelConfig, precision: torch.dtype, *, empty: bool
 ) -> PreTrainedModel:
     options: dict[str, Any] = {}
-    if config.attention != "auto":
-        options["attn_implementation"] = config.attention
+    if config.attn_implementation != "auto":
+        options["attn_implementation"] = config.attn_implementation
     if empty:
         return empty_language_model(folder, **options)
-    if config.lora is not None and config.lora.quantize:
+    if config.lora is not None and config.lora.load_in_4bit:
         options["quantization_config"] = four_bits(precision)
     model = load_language_model(folder, torch.float32, **options)
     keep_four_bits(model)

@@ -8,31 +8,38 @@ trained apart, isn't decayed and always moved by AdamW.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from liquidmm.errors import ConfigError
-from liquidmm.train.adapters import is_new_rows, unwrapped
+from liquidmm.train.lora import is_new_rows, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Optimizer, schedule and stabilizers."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "matrices": "optimizer",
+        "warmup": "warmup_steps",
+        "clip": "grad_clip",
+        "max_z": "max_z_loss",
+    }
+
     lr: float = 2e-5
     """Largest learning rate; the paper's for a 7B base. A small model from scratch takes 1e-3."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """What follows the warm-up."""
-    warmup: int = 0
+    warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
     min_lr_ratio: float = 0.0
     """Where the cosine ends, as a part of ``lr``."""
-    matrices: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     """What moves the matrices. Muon orthogonalizes their updates (Jordan et al. 2024), scaled so
     that AdamW's rates fit (Liu et al. 2025, arXiv:2502.16982); better for small models from
     scratch."""
@@ -42,9 +49,9 @@ class OptimConfig:
     """Adam's two averages."""
     eps: float = 1e-8
     """Adam's denominator."""
-    clip: float = 0.5
+    grad_clip: float = 0.5
     """Largest gradient norm (paper: 0.5); 0 never clips."""
-    max_z: float = 2e-4
+    max_z_loss: float = 2e-4
     """Weight of the squared largest logit (paper: 2e-4); 0 leaves it out."""
     z_loss: float = 0.0
     """Weight of the squared log-sum-exp; 0 leaves it out."""
@@ -53,7 +60,7 @@ class OptimConfig:
         """Check the ranges."""
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"lr: must be above 0 ({self.lr}).")
-        for name in ("warmup", "weight_decay", "clip", "max_z", "z_loss"):
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "max_z_loss", "z_loss"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
         if not 0 <= self.min_lr_ratio <= 1:
@@ -76,11 +83,11 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
         The rate; the last step of the warm-up has the full one, and the cosine would reach its
         smallest one right after the last step.
     """
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     ratio = config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
     return config.lr * ratio
 
@@ -113,14 +120,14 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
         config: Kind, rate, decay and averages.
 
     Returns:
-        One AdamW, fused where the device has it; with ``matrices = "muon"`` a Muon for the
+        One AdamW, fused where the device has it; with ``optimizer = "muon"`` a Muon for the
         matrices of the blocks before it.
     """
     decayed, rest = split_parameters(model)
     head = id(unwrapped(model.get_output_embeddings()).weight)  # type: ignore[no-untyped-call]
     blocks = [parameter for parameter in decayed if id(parameter) != head]
     optimizers: list[torch.optim.Optimizer] = []
-    if config.matrices == "muon" and blocks:
+    if config.optimizer == "muon" and blocks:
         muon = torch.optim.Muon(
             blocks, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )

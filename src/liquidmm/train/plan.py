@@ -17,7 +17,7 @@ from liquidmm.config import to_dict
 from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import empty_language_model
 from liquidmm.runtime import resolve_device
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 from liquidmm.train.data_plan import DataPlan, plan_data
 from liquidmm.train.flops import flops_per_token, peak_flops, peak_of
 from liquidmm.train.footprint import Footprint, footprint
@@ -36,26 +36,26 @@ _ASSUMED_GPU = "NVIDIA H100"
 class Machine:
     """What a run is planned for."""
 
-    ranks: int = 1
+    num_gpus: int = 1
     """Ranks, one device each."""
-    memory_gib: float = 80.0
+    gpu_memory_gib: float = 80.0
     """Memory of a device in GiB."""
     peak_tflops: float | None = None
     """Dense peak of a device in the run's precision, in TFLOP/s; None takes that of the GPU here,
     or of an H100 where there is none that is known."""
-    mfu: float = 0.4
+    assumed_mfu: float = 0.4
     """Share of the peak that training is expected to reach."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.ranks < 1:
-            raise ConfigError(f"ranks: must be at least 1 ({self.ranks}).")
-        if not self.memory_gib > 0:
-            raise ConfigError(f"memory_gib: must be above 0 ({self.memory_gib}).")
+        if self.num_gpus < 1:
+            raise ConfigError(f"num_gpus: must be at least 1 ({self.num_gpus}).")
+        if not self.gpu_memory_gib > 0:
+            raise ConfigError(f"gpu_memory_gib: must be above 0 ({self.gpu_memory_gib}).")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ConfigError(f"peak_tflops: must be above 0 ({self.peak_tflops}).")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"mfu: must be above 0 and at most 1 ({self.mfu}).")
+        if not 0 < self.assumed_mfu <= 1:
+            raise ConfigError(f"assumed_mfu: must be above 0 and at most 1 ({self.assumed_mfu}).")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ class Plan:
     """Time of all steps, without validation, samples and saves; estimate."""
 
 
-def make_plan(run: TrainRun, machine: Machine | None = None) -> Plan:
+def make_plan(run: TrainConfig, machine: Machine | None = None) -> Plan:
     """Check a run and work out what it would be.
 
     Args:
@@ -119,16 +119,16 @@ def make_plan(run: TrainRun, machine: Machine | None = None) -> Plan:
         MissingExtraError: The run has adapters, and PEFT isn't installed.
     """
     machine = machine or Machine()
-    rows = run.rows_of_rank(machine.ranks)
-    setup = open_setup(run, machine.ranks, torch.device("cpu"))
+    rows = run.rows_of_rank(machine.num_gpus)
+    setup = open_setup(run, machine.num_gpus, torch.device("cpu"))
     model = empty_language_model(setup.folder)
     head_of(model)  # refuses one that the loss can't compute
     parameters = sum(weight.numel() for weight in model.parameters())
     table = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
     choose_trained(model, setup.processor.vocabulary, run.model)
-    memory = footprint(model, run, machine.ranks)
+    memory = footprint(model, run, machine.num_gpus)
 
-    step = run.train.batch_rows * run.data.length
+    step = run.train.global_batch_size * run.data.seq_len
     ids = run.train.steps * step
     data = plan_data(setup.stream, run.data.sources, run.data.packing, ids)
     flops = flops_per_token(
@@ -148,16 +148,16 @@ def make_plan(run: TrainRun, machine: Machine | None = None) -> Plan:
         ids_per_step=step,
         ids=ids,
         rows_per_rank=rows,
-        micro_batches=rows // (run.train.micro_batch_rows or rows),
+        micro_batches=rows // (run.train.micro_batch_size or rows),
         machine=machine,
         memory=memory,
         memory_total=memory.total,
-        fits=memory.total <= USABLE * machine.memory_gib * _GIB,
+        fits=memory.total <= USABLE * machine.gpu_memory_gib * _GIB,
         flops_per_id=flops,
         flops=ids * flops,
         peak_tflops=peak / 1e12,
         peak_of=owner,
-        hours=ids * flops / (machine.ranks * peak * machine.mfu) / 3600,
+        hours=ids * flops / (machine.num_gpus * peak * machine.assumed_mfu) / 3600,
     )
 
 
@@ -209,7 +209,7 @@ def _about_data(plan: Plan) -> Iterator[str]:
 def _about_machine(plan: Plan) -> Iterator[str]:
     machine, memory = plan.machine, plan.memory
     yield (
-        f"ranks     {machine.ranks}; each computes {plan.rows_per_rank} rows of a step, "
+        f"ranks     {machine.num_gpus}; each computes {plan.rows_per_rank} rows of a step, "
         f"{plan.rows_per_rank // plan.micro_batches} at a time"
     )
     yield "memory    of a rank in GiB, estimate"
@@ -218,18 +218,18 @@ def _about_machine(plan: Plan) -> Iterator[str]:
             yield f"  {name:12} {size / _GIB:8.2f}"
     yield (
         f"  {'total':12} {plan.memory_total / _GIB:8.2f}  "
-        f"{'fits' if plan.fits else 'does not fit'} into {USABLE:.0%} of {machine.memory_gib:g}"
+        f"{'fits' if plan.fits else 'does not fit'} into {USABLE:.0%} of {machine.gpu_memory_gib:g}"
     )
     if memory.host:
         yield f"  {'host':12} {memory.host / _GIB:8.2f}  of the CPU's memory, for each rank"
     yield f"time      {plan.hours:.3g} hours, estimate:"
     yield (
-        f"  {plan.flops:.3g} operations, {machine.ranks} x {plan.peak_tflops:g} TFLOP/s "
-        f"({plan.peak_of}), {machine.mfu:.0%} of it used"
+        f"  {plan.flops:.3g} operations, {machine.num_gpus} x {plan.peak_tflops:g} TFLOP/s "
+        f"({plan.peak_of}), {machine.assumed_mfu:.0%} of it used"
     )
 
 
-def _peak(run: TrainRun, machine: Machine) -> tuple[float, str]:
+def _peak(run: TrainConfig, machine: Machine) -> tuple[float, str]:
     if machine.peak_tflops is not None:
         return machine.peak_tflops * 1e12, "as given"
     dtype: torch.dtype = getattr(torch, run.train.precision)

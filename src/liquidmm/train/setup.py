@@ -29,7 +29,7 @@ from liquidmm.model.processor import LiquidProcessor
 from liquidmm.runtime import get_logger
 from liquidmm.train.checkpoint import latest, read_progress
 from liquidmm.train.checks import check_length, check_pictures, check_quantized
-from liquidmm.train.config import TrainRun, differences
+from liquidmm.train.config import TrainConfig, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Setup:
     """The files of a run, opened; made by `open_setup`."""
 
-    run: TrainRun
+    run: TrainConfig
     """The run."""
     folder: Path
     """Local folder of its checkpoint."""
@@ -70,25 +70,25 @@ class Setup:
 
     def checkpoint(self, model: PreTrainedModel) -> Checkpoint:
         """Put a language model together with the other parts."""
-        return Checkpoint(model=model, processor=self.processor, images=self.images)
+        return Checkpoint(model=model, processor=self.processor, image_tokenizer=self.images)
 
     def validation_rows(self) -> Iterator[tuple[str, list[PackedSequence]]]:
         """Make the rows to measure on, which are always the same ones.
 
         Yields:
-            Name of the source and task, and ``train.validate_rows`` rows.
+            Name of the source and task, and ``train.eval_samples`` rows.
         """
         # Folders of the same name must not share a figure.
-        folders = {source.path for source in self.run.data.validation}
+        folders = {source.path for source in self.run.data.eval}
         names = Counter(path.name for path in folders)
-        for source in self.run.data.validation:
+        for source in self.run.data.eval:
             stream = _open_validation(self.run, self.processor, self.images, source)
-            rows = [stream.take()[0] for _ in range(self.run.train.validate_rows)]
+            rows = [stream.take()[0] for _ in range(self.run.train.eval_samples)]
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", rows
 
 
-def save_to_resume(run: TrainRun, resume: bool, *, told: bool) -> Path | None:
+def save_to_resume(run: TrainConfig, resume: bool, *, told: bool) -> Path | None:
     """Find the save that a run goes on from.
 
     Args:
@@ -119,7 +119,7 @@ def save_to_resume(run: TrainRun, resume: bool, *, told: bool) -> Path | None:
     return save
 
 
-def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
+def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
     """Open and check the files of a run.
 
     Args:
@@ -148,14 +148,14 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
     processor = _with_sizes(processor, images, run)
     stream = TokenStream(
         run.data.sources,
-        _renderer(run.data.render, processor, images),
+        _renderer(run.data.format, processor, images),
         run.data.packing,
         run.seed,
-        lanes=run.train.batch_rows,
+        lanes=run.train.global_batch_size,
         fingerprint=None if images is None else images.fingerprint,
-        workers=run.data.workers,
+        workers=run.data.num_workers,
     )
-    for source in run.data.validation:
+    for source in run.data.eval:
         _open_validation(run, processor, images, source)
     return Setup(
         run=run, folder=folder, config=config, processor=processor, images=images, stream=stream
@@ -163,12 +163,12 @@ def open_setup(run: TrainRun, ranks: int, device: torch.device) -> Setup:
 
 
 def _open_validation(
-    run: TrainRun, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
+    run: TrainConfig, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
 ) -> TokenStream:
-    render = replace(run.data.render, guidance_dropout=0.0, opening_share=0.0)
+    render = replace(run.data.format, guidance_dropout=0.0, opening_share=0.0)
     rows = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
     # A window with a row twice would measure fewer of them.
-    window = max(1, min(run.data.window, source.count or rows))
+    window = max(1, min(run.data.packing_buffer, source.count or rows))
     return TokenStream(
         (replace(source, weight=1.0),),
         _renderer(render, processor, images),
@@ -181,11 +181,13 @@ def _open_validation(
 def _renderer(
     render: ExampleConfig, processor: LiquidProcessor, images: ImageTokenizer | None
 ) -> ExampleBuilder:
-    return ExampleBuilder(processor.sequences, render, None if images is None else images.factor)
+    return ExampleBuilder(
+        processor.sequences, render, None if images is None else images.downsample_factor
+    )
 
 
 def _with_sizes(
-    processor: LiquidProcessor, images: ImageTokenizer | None, run: TrainRun
+    processor: LiquidProcessor, images: ImageTokenizer | None, run: TrainConfig
 ) -> LiquidProcessor:
     """Write down the sizes of the pictures to be trained on, where the checkpoint names none."""
     if processor.sizes or images is None:
@@ -194,7 +196,7 @@ def _with_sizes(
     for source in run.data.sources:
         if source.task == "text_to_image":
             for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = (int(side) * images.factor for side in size.split(" x "))
+                width, height = (int(side) * images.downsample_factor for side in size.split(" x "))
                 counts[width, height] += count
     sizes = tuple(size for size, _ in counts.most_common())
-    return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.prepare)
+    return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.resize)

@@ -13,10 +13,10 @@ from torch import nn
 
 from liquidmm.data.examples import TASKS
 from liquidmm.train.batch import Batch
-from liquidmm.train.metrics import Tally
+from liquidmm.train.distributed import Distributed, synchronize_gradients, whole
+from liquidmm.train.metrics import LossMeter
 from liquidmm.train.model import LiquidForTraining
 from liquidmm.train.optim import OptimConfig, build_optimizers
-from liquidmm.train.parallel import Distributed, synchronize_gradients, whole
 
 
 class Stepper:
@@ -29,7 +29,7 @@ class Stepper:
         world: Distributed,
         *,
         part_rows: int = 0,
-        accumulate: Literal["whole", "sharded"] = "whole",
+        grad_accumulation: Literal["full", "sharded"] = "full",
     ) -> None:
         """Make the optimizers.
 
@@ -38,18 +38,18 @@ class Stepper:
             optim: Optimizers and clipping.
             world: The ranks.
             part_rows: Rows computed at a time; 0 computes all at once.
-            accumulate: See `ParallelConfig`.
+            grad_accumulation: See `ParallelConfig`.
         """
         self.trainee = trainee
         self.optimizers = build_optimizers(trainee.model, optim)
         self._groups = [group for each in self.optimizers for group in each.param_groups]
         self._parameters = [weight for group in self._groups for weight in group["params"]]
-        self._clip = optim.clip or math.inf
+        self._clip = optim.grad_clip or math.inf
         self._world = world
         self._part_rows = part_rows
-        self._accumulate = accumulate
+        self._accumulate = grad_accumulation
 
-    def gradients(self, batch: Batch, labels: int, tally: Tally) -> float:
+    def gradients(self, batch: Batch, labels: int, tally: LossMeter) -> float:
         """Compute the gradients of a step.
 
         Args:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 
 class Tracker(Protocol):
@@ -61,7 +61,7 @@ class Hosted:
         Raises:
             MissingExtraError: The package isn't installed.
         """
-        self._module: Any = require(name, name)
+        self._module: Any = require_extra(name, name)
         project = out.resolve().parent.name or "liquid"
         with contextlib.redirect_stdout(sys.stderr):
             self._module.init(project=project, name=out.name, config=dict(run), resume="allow")

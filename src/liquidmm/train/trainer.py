@@ -32,19 +32,19 @@ from liquidmm.runtime import get_logger, resolve_dtype, tune_cpu_allocator
 from liquidmm.signals import StopSignals
 from liquidmm.train import checkpoint as saves
 from liquidmm.train.batch import Batch
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
 from liquidmm.train.data_plan import plan_data
+from liquidmm.train.distributed import Distributed
 from liquidmm.train.final import model_card, write_final
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.metrics import MetricsLog, Tally
+from liquidmm.train.loss_spikes import LossSpikeDetector, write_failed
+from liquidmm.train.metrics import LossMeter, MetricsLog
 from liquidmm.train.model import load_for_training, trained_share
 from liquidmm.train.optim import learning_rate
-from liquidmm.train.parallel import Distributed
 from liquidmm.train.setup import Setup, open_setup, save_to_resume
 from liquidmm.train.step import Stepper
 from liquidmm.train.trackers import open_trackers
-from liquidmm.train.watch import SpikeWatch, write_failed
 
 OnSample = Callable[[Checkpoint, int], None]
 """Called on the first rank with the checkpoint as it is, in evaluation mode, and the steps done."""
@@ -52,7 +52,7 @@ OnSample = Callable[[Checkpoint, int], None]
 _LOG = get_logger(__name__)
 
 
-def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = False) -> Path:
+def train(run: TrainConfig, on_sample: OnSample | None = None, *, resume: bool = False) -> Path:
     """Train a checkpoint, or go on where a run of the same settings stopped.
 
     SIGTERM and SIGINT end the run after the step in progress with a save. Every rank of a
@@ -75,17 +75,17 @@ def train(run: TrainRun, on_sample: OnSample | None = None, *, resume: bool = Fa
     """
     tune_cpu_allocator()
     with Distributed(run.device) as world, StopSignals() as stop:
-        with world.together():
+        with world.raise_together():
             save = save_to_resume(run, resume, told=world.is_main)
-        world.agree(save, "the newest save", "Give all ranks the same folder out.")
+        world.check_equal(save, "the newest save", "Give all ranks the same folder out.")
         done = 0 if save is None else saves.read_progress(save).step
         final = run.out / "final"
         if final.is_dir() and done >= run.train.steps:
             _LOG.info("%s: is finished already", final)
             return final
-        with world.together():
+        with world.raise_together():
             setup = open_setup(run, world.size, world.device)
-        world.agree(setup.digest, "the data or checkpoint", "Give all ranks the same files.")
+        world.check_equal(setup.digest, "the data or checkpoint", "Give all ranks the same files.")
         if world.is_main:
             with atomic_file(run.out / "run.json") as path:
                 path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
@@ -97,7 +97,7 @@ class _Trainer:
 
     def __init__(
         self,
-        run: TrainRun,
+        run: TrainConfig,
         setup: Setup,
         world: Distributed,
         save: Path | None,
@@ -107,12 +107,12 @@ class _Trainer:
         self.setup = setup
         self.world = world
         self.on_sample = on_sample
-        with world.together():
+        with world.raise_together():
             self.trainee = load_for_training(
                 setup.folder,
                 setup.processor.vocabulary,
                 run.model,
-                LossConfig(max_z=run.optim.max_z, z_loss=run.optim.z_loss),
+                LossConfig(max_z_loss=run.optim.max_z_loss, z_loss=run.optim.z_loss),
                 world=world,
                 parallel=run.parallel,
                 precision=getattr(torch, run.train.precision),
@@ -121,18 +121,18 @@ class _Trainer:
             self.trainee,
             run.optim,
             world,
-            part_rows=run.train.micro_batch_rows,
-            accumulate=run.parallel.accumulate,
+            part_rows=run.train.micro_batch_size,
+            grad_accumulation=run.parallel.grad_accumulation,
         )
         self.stream: TokenStream = setup.stream
-        self.lanes = range(world.rank, run.train.batch_rows, world.size)
-        self.saver = saves.Saver(run.out, run.train.keep, world)
-        self.watch = SpikeWatch(run.train.spike)
+        self.lanes = range(world.rank, run.train.global_batch_size, world.size)
+        self.saver = saves.Checkpointer(run.out, run.train.keep_checkpoints, world)
+        self.watch = LossSpikeDetector(run.train.loss_spike_sigma)
         self.validation: list[tuple[str, Batch]] | None = None
         self.figures: dict[str, Any] = {}
         self.step = 0
         if save is not None:
-            with world.together():
+            with world.raise_together():
                 progress = saves.read_progress(save)
                 saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
                 self.stream.restore(_only(progress.data, self.lanes))
@@ -146,19 +146,19 @@ class _Trainer:
         with contextlib.ExitStack() as stack:
             stack.callback(self.stream.close)
             log = stack.enter_context(self.open_log())
-            tally = Tally(TASKS)
+            tally = LossMeter(TASKS)
             while self.step < self.run.train.steps and not self.world.any(stop.is_set()):
                 rate = learning_rate(self.step, self.run.train.steps, self.run.optim)
-                norm = self.one_step(rate, tally)
+                norm = self.train_step(rate, tally)
                 self.step += 1
-                log.advance(self.run.train.batch_rows * self.run.data.length)
-                if self.due(self.run.train.log_every):
-                    self.figures = tally.report(self.world.sum)
-                    told = {"gradient_norm": norm, "lr": rate} | self.of_data()
+                log.advance(self.run.train.global_batch_size * self.run.data.seq_len)
+                if self.is_due(self.run.train.log_every):
+                    self.figures = tally.report(self.world.all_reduce)
+                    told = {"gradient_norm": norm, "lr": rate} | self.data_metrics()
                     log.write(self.step, self.figures | told)
-                    tally = Tally(TASKS)
+                    tally = LossMeter(TASKS)
                 with log.pause():
-                    self.between_steps(log)
+                    self.run_callbacks(log)
             if self.step < self.run.train.steps:
                 folder = self.save()
                 self.saver.finish()
@@ -193,16 +193,16 @@ class _Trainer:
         )
         return lambda speed: round(mfu(speed, flops, peak * self.world.size), 4)
 
-    def one_step(self, rate: float, tally: Tally) -> float:
+    def train_step(self, rate: float, tally: LossMeter) -> float:
         """Do one optimizer step; return the gradient norm before clipping."""
         numbers = [self.run.seed, self.step, self.world.rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         rows, batch, labels = self.next_rows()
-        of_step = Tally(TASKS)
+        of_step = LossMeter(TASKS)
         norm = self.stepper.gradients(batch, labels, of_step)
         if not math.isfinite(norm):
-            self.give_up(norm, rows, batch)
-        self.look_at(of_step, rows)
+            self.abort(norm, rows, batch)
+        self.check_spike(of_step, rows)
         self.stepper.update(rate)
         tally.merge(of_step)
         return norm
@@ -218,37 +218,37 @@ class _Trainer:
             count += batch.labels.cpu()
         except LiquidError as error:
             failure, count = error, count - math.inf  # told to all ranks with the sum
-        labels = float(self.world.sum(count))
+        labels = float(self.world.all_reduce(count))
         if math.isinf(labels):
             self.saver.finish()
-            with self.world.together():
+            with self.world.raise_together():
                 if failure is not None:
                     raise failure
         return rows, batch, int(labels)
 
-    def of_data(self) -> dict[str, float]:
+    def data_metrics(self) -> dict[str, float]:
         """Say how often the rows most drawn came by, and how many records were left out."""
         told: dict[str, float] = {"passes": round(max(self.stream.passes), 4)}
-        if self.run.data.too_long == "leave_out":
+        if self.run.data.overlong == "drop":
             mine = torch.tensor(self.stream.left_out, dtype=torch.float64)
-            told["left_out"] = int(self.world.sum(mine))
+            told["left_out"] = int(self.world.all_reduce(mine))
         return told
 
-    def give_up(self, norm: float, rows: list[PackedSequence], batch: Batch) -> None:
+    def abort(self, norm: float, rows: list[PackedSequence], batch: Batch) -> None:
         """Stop before weights are spoilt, and keep the rows that did it."""
-        with self.world.together():
+        with self.world.raise_together():
             path = write_failed(self.run.out, self.step + 1, self.world.rank, rows, batch)
         self.saver.finish()
-        with self.world.together():
+        with self.world.raise_together():
             raise LiquidError(
                 f"step {self.step + 1}: the gradient is {norm}; its rows are in {path.parent}. "
                 "Lower optim.lr or lengthen the warm-up, or leave those records out; the last save "
                 f"is {saves.latest(self.run.out)}."
             )
 
-    def look_at(self, of_step: Tally, rows: list[PackedSequence]) -> None:
+    def check_spike(self, of_step: LossMeter, rows: list[PackedSequence]) -> None:
         """Report a step whose loss stands out, with the records it was made from."""
-        spike = self.watch.look(of_step.report(self.world.sum).get("loss", 0.0))
+        spike = self.watch.update(of_step.report(self.world.all_reduce).get("loss", 0.0))
         if spike is None:
             return
         keys = self.world.gather([row.keys for row in rows])
@@ -258,21 +258,21 @@ class _Trainer:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             _LOG.warning("step %d: %s; its records are in spikes.jsonl", self.step + 1, spike)
 
-    def due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
         """Tell whether something that comes every so many steps comes now."""
         return every > 0 and self.step % every == 0
 
-    def between_steps(self, log: MetricsLog) -> None:
+    def run_callbacks(self, log: MetricsLog) -> None:
         """Save, validate and sample where it is time to; the end has its own turn."""
         loop = self.run.train
         self.saver.poll()
         if self.step >= loop.steps:
             return
-        if self.due(loop.save_every):
+        if self.is_due(loop.save_every):
             self.save()
-        if self.due(loop.validate_every):
+        if self.is_due(loop.eval_every):
             self.validate(log)
-        if self.due(loop.sample_every):
+        if self.is_due(loop.sample_every):
             self.sample()
 
     def finish(self, log: MetricsLog) -> Path:
@@ -282,13 +282,13 @@ class _Trainer:
         self.sample()
         self.saver.finish()
         final = self.run.out / "final"
-        model = self.trainee.plain(
-            self.setup.folder, self.world, getattr(torch, self.run.final_dtype)
+        model = self.trainee.to_pretrained(
+            self.setup.folder, self.world, getattr(torch, self.run.save_dtype)
         )
-        with self.world.together():
+        with self.world.raise_together():
             if model is not None:
                 card = model_card(to_dict(self.run), self.figures)
-                write_final(self.run.out, self.setup.checkpoint(model), card, self.run.final_dtype)
+                write_final(self.run.out, self.setup.checkpoint(model), card, self.run.save_dtype)
         return final
 
     def save(self) -> Path:
@@ -314,10 +314,10 @@ class _Trainer:
             ]
         with self.evaluating():
             for name, batch in self.validation:
-                tally = Tally(TASKS)
-                for micro in batch.split(self.run.train.micro_batch_rows):
+                tally = LossMeter(TASKS)
+                for micro in batch.split(self.run.train.micro_batch_size):
                     tally.add(self.trainee(micro, len(TASKS)))
-                report = tally.report(self.world.sum)
+                report = tally.report(self.world.all_reduce)
                 figures[f"validation/loss/{name}"] = report.get("loss")
                 figures[f"validation/accuracy/{name}"] = report.get("accuracy")
         if figures:
@@ -330,7 +330,7 @@ class _Trainer:
             return
         with self.evaluating():
             dtype = resolve_dtype("auto", self.world.device)
-            model = self.trainee.plain(self.setup.folder, self.world, dtype)
+            model = self.trainee.to_pretrained(self.setup.folder, self.world, dtype)
             if model is not None:
                 nn.Module.eval(nn.Module.to(model, self.world.device))
                 self.on_sample(self.setup.checkpoint(model), self.step)

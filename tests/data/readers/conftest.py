@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from liquidmm.data.readers import SourceConfig, entries, parts
+from liquidmm.data.readers import SourceConfig, list_chunks, read_chunk
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def read():
         config = SourceConfig(path=path, **values)
         found = {}
         for records in sizes:
-            cut = parts(config, records)
-            found[records] = [entry for part in cut for entry in entries(config, part)]
+            cut = list_chunks(config, records)
+            found[records] = [entry for part in cut for entry in read_chunk(config, part)]
         first = found[sizes[-1]]
         for records, same in found.items():
             assert same == first, f"parts of {records}"

@@ -8,7 +8,7 @@ import zlib
 import pyarrow as pa
 import pytest
 
-from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, list_chunks
 from liquidmm.data.readers.compressed import DamagedError, decompressed
 
 
@@ -53,7 +53,7 @@ def test_content_is_what_was_compressed(tmp_path, read, suffix):
     found = read(path, sizes=(100, 5000))
     assert [entry.record.text.split()[0] for entry in found] == [str(n) for n in range(3000)]
     assert found[-1].where == f"{path}:3000"
-    (part,) = parts(SourceConfig(path=str(path)), 10)
+    (part,) = list_chunks(SourceConfig(path=str(path)), 10)
     assert (part.name, part.count) == (str(path), None)
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from liquidmm.config import from_dict
-from liquidmm.data.readers import SourceConfig, entries, parts
-from liquidmm.data.records import ChatRecord, ImageTextRecord, TextRecord, pictures_of
+from liquidmm.data.readers import SourceConfig, list_chunks, read_chunk
+from liquidmm.data.records import ChatRecord, ImageTextRecord, TextRecord, images_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "sources.md"
 EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -187,11 +187,11 @@ def test_examples_read_what_they_are_written_for(text, tmp_path, monkeypatch):
     # the server of the example is this process
     run = tomllib.loads(text.replace("s3://", "memory://"))
     config = from_dict(SourceConfig, run["source"], "run.toml")
-    found = [entry for part in parts(config, 2) for entry in entries(config, part)]
+    found = [entry for part in list_chunks(config, 2) for entry in read_chunk(config, part)]
     assert [entry.problem for entry in found] == [""] * len(kinds)
     assert [type(entry.record) for entry in found] == kinds
     if any(name.endswith(".jpg") for name in files):
-        shown = [picture for entry in found for picture in pictures_of(entry.record)]
+        shown = [picture for entry in found for picture in images_of(entry.record)]
         assert all(str(picture) in files for picture in shown)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from liquidmm.data.readers import SourceConfig, digest, entries, parts
+from liquidmm.data.readers import SourceConfig, digest, list_chunks, read_chunk
 from liquidmm.data.readers.files import matching, open_file
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.image_tokenizer.images import open_image
@@ -158,7 +158,7 @@ def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
     found = {}
     for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "a.tar"):
         config = SourceConfig(path=f"memory://n/{name}")
-        found[name] = (config, parts(config, 10)[0])
+        found[name] = (config, list_chunks(config, 10)[0])
 
     class Down(io.RawIOBase):
         def readable(self):
@@ -181,17 +181,17 @@ def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
     monkeypatch.setattr(fs, "cat_file", lambda *_, **__: Down().readinto(b""))
     for name, (config, part) in found.items():
         with pytest.raises(LiquidError, match=f"/n/{name}: can't be read now .Connection") as e:
-            list(entries(config, part))
+            list(read_chunk(config, part))
         assert not isinstance(e.value, DataError)
         if name != "a.tar":
             with pytest.raises(LiquidError, match="can't be read now"):
-                parts(config, 10)
+                list_chunks(config, 10)
     with pytest.raises(LiquidError, match="a.png: can.* be read now") as e:
         open_image("memory://n/a.png")
     assert not isinstance(e.value, DataError)
     folder = SourceConfig(path="memory://n", format="folder")
     monkeypatch.setattr(fs, "ls", lambda *_, **__: Down().readinto(b""))
     with pytest.raises(LiquidError, match="/n: can't be read now"):
-        parts(folder, 10)
+        list_chunks(folder, 10)
     with pytest.raises(ConnectionResetError):
         open_file("memory://n/a.jsonl").read()

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, list_chunks
 from liquidmm.data.records import ImageTextRecord
 
 
@@ -24,7 +24,7 @@ def test_captions_stand_beside_pictures(folder, read):
         ImageTextRecord(key="sub/a", image=folder / "sub/a.JPG", captions=("an ant",)),
         ImageTextRecord(key="sub/c", image=folder / "sub/c.webp", captions=("a cat",)),
     ]
-    assert [part.count for part in parts(SourceConfig(path=str(folder)), 2)] == [1, 2]
+    assert [part.count for part in list_chunks(SourceConfig(path=str(folder)), 2)] == [1, 2]
     assert read(f"{folder}/")[1].record.key == "sub/a"
 
 

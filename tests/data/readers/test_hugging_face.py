@@ -1,7 +1,7 @@
 import datasets
 import pytest
 
-from liquidmm.data.readers import Fields, SourceConfig, digest, parts
+from liquidmm.data.readers import Fields, SourceConfig, digest, list_chunks
 from liquidmm.data.records import ImageTextRecord, TextRecord
 from liquidmm.errors import ConfigError, DataError, MissingExtraError
 
@@ -47,7 +47,7 @@ def test_a_saved_data_set(pictures, tmp_path, read):
     assert found[3].record == ImageTextRecord(
         key=f"{path}:train[3]", image=b"PNG3", captions=("a 3",), split="train"
     )
-    assert [part.name for part in parts(SourceConfig(path=str(path)), 3)] == [
+    assert [part.name for part in list_chunks(SourceConfig(path=str(path)), 3)] == [
         f"{path}:train[0:3]",
         f"{path}:train[3:5]",
         f"{path}:test[0:2]",
@@ -117,4 +117,4 @@ def test_digest(pictures, tmp_path, monkeypatch):
 def test_the_package_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"liquidmm\[hf\]\""):
-        parts(SourceConfig(path="a/b", format="huggingface"), 10)
+        list_chunks(SourceConfig(path="a/b", format="huggingface"), 10)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from liquidmm.data.readers import SourceConfig, entries, jsonl, parts
+from liquidmm.data.readers import SourceConfig, jsonl, list_chunks, read_chunk
 
 
 def test_lines_of_every_kind(tmp_path, read):
@@ -39,11 +39,11 @@ def test_cuts_lie_between_lines(tmp_path, monkeypatch, ending, chunk):
     path.write_text("\n".join(lines) + ending)
     for records in (1, 2, 5, 22, 23, 24):
         config = SourceConfig(path=str(path))
-        cut = parts(config, records)
+        cut = list_chunks(config, records)
         whole = 23 + (ending == "\n\n")
         assert [part.count for part in cut[:-1]] == [records] * (len(cut) - 1)
         assert sum(part.count for part in cut) == whole
-        found = [[entry.line for entry in entries(config, part)] for part in cut]
+        found = [[entry.line for entry in read_chunk(config, part)] for part in cut]
         assert [line for lines in found for line in lines] == list(range(1, 24))
 
 
@@ -64,9 +64,9 @@ def test_a_line_without_end_is_refused(tmp_path, read, monkeypatch):
 def test_a_file_that_can_not_be_opened_is_one_refusal(tmp_path, read, write_lines):
     path = write_lines(tmp_path / "a.jsonl", *({"text": "x"} for _ in range(9)))
     config = SourceConfig(path=str(path))
-    cut = parts(config, 5)
+    cut = list_chunks(config, 5)
     path.unlink()
-    found = [entry for part in cut for entry in entries(config, part)]
+    found = [entry for part in cut for entry in read_chunk(config, part)]
     assert [(entry.broken, entry.line) for entry in found] == [(True, 1), (True, 6)]
     assert found[1].problem == (
         f"{path}:6: can't be read (No such file or directory). From here on the file is lost; mend "

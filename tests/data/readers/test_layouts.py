@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from liquidmm.data.readers.config import Layout
-from liquidmm.data.readers.layouts import LAYOUTS, TOLD_BY, parse_entry, renamed
+from liquidmm.data.readers.layouts import LAYOUT_BY_KEY, LAYOUTS, parse_entry, renamed
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.errors import DataError
 
@@ -81,7 +81,7 @@ def test_published_entries(layout, entry, record):
 
 def test_auto_tells_the_layout_by_the_keys():
     for entry in (JOURNEYDB, STARCODER, {"conversations": SPEAKERS}, {"conversation": ROLES}):
-        layout = next(name for key, name in TOLD_BY.items() if key in entry)
+        layout = next(name for key, name in LAYOUT_BY_KEY.items() if key in entry)
         assert parse_entry(entry, "f:1", ROOT) == parse_entry(entry, "f:1", ROOT, layout)
     assert parse_entry(SLIMPAJAMA, "f:1", ROOT) == TextRecord(key="f:1", text="words")
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from liquidmm.data.readers import SourceConfig, parts
+from liquidmm.data.readers import SourceConfig, list_chunks
 from liquidmm.data.records import ChatRecord, Message
 from liquidmm.errors import DataError
 
@@ -100,7 +100,7 @@ def test_parts_keep_to_row_groups(tmp_path):
     config = SourceConfig(path=str(path))
 
     def counts(records):
-        return [part.count for part in parts(config, records)]
+        return [part.count for part in list_chunks(config, records)]
 
     assert counts(25) == [20] * 5
     assert counts(10) == [10] * 10

@@ -12,16 +12,16 @@ import pytest
 
 from liquidmm.config import from_dict, to_dict
 from liquidmm.data.readers import (
+    Chunk,
     Fields,
-    Part,
     SourceConfig,
     digest,
-    entries,
     json_array,
     jsonl,
-    open_source,
-    parts,
+    list_chunks,
+    read_chunk,
     read_jsonl,
+    read_records,
 )
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ def test_entries_go_on_after_a_bad_line(tmp_path, write_lines, read):
     assert [entry.record is not None for entry in found] == [True, False, False, False]
     assert "not valid JSON" in found[1].problem
     with pytest.raises(DataError, match=r"r\.jsonl:2: not valid JSON"):
-        list(open_source(SourceConfig(path=str(path))))
+        list(read_records(SourceConfig(path=str(path))))
 
 
 def test_a_json_array_is_numbered_from_zero(tmp_path, read):
@@ -126,13 +126,13 @@ def test_image_root_is_a_folder_for_files(tmp_path, write_lines, read):
 def test_parts_are_small_and_travel(tmp_path, write_lines):
     path = write_lines(tmp_path / "r.jsonl", *({"text": str(n)} for n in range(10)))
     config = SourceConfig(path=str(path))
-    found = parts(config, 4)
+    found = list_chunks(config, 4)
     assert [part.name for part in found] == [f"{path}:1-4", f"{path}:5-8", f"{path}:9-10"]
     assert [part.count for part in found] == [4, 4, 2]
-    assert parts(config, 4) == found
+    assert list_chunks(config, 4) == found
     for part in found:
         assert pickle.loads(pickle.dumps(part)) == part
-        assert from_dict(Part, json.loads(json.dumps(to_dict(part))), "part") == part
+        assert from_dict(Chunk, json.loads(json.dumps(to_dict(part))), "part") == part
     assert from_dict(SourceConfig, to_dict(config), "run") == config
 
 
@@ -142,13 +142,13 @@ def test_small_files_share_a_part(tmp_path, write_lines, read):
     found = read(tmp_path / "*.jsonl")
     assert [entry.record.text for entry in found] == ["a1", "a2", "b1", "b2", "c1", "c2"]
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
-    cut = parts(config, 4)
+    cut = list_chunks(config, 4)
     assert [part.count for part in cut] == [4, 2]
     assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl:1-2"
     (entry, *_) = read(tmp_path / "{b,a}.jsonl")
     assert entry.record.text == "b1"
     several = SourceConfig(path=(str(tmp_path / "c.jsonl"), str(tmp_path / "a.jsonl")))
-    assert [record.text for record in open_source(several)] == ["c1", "c2", "a1", "a2"]
+    assert [record.text for record in read_records(several)] == ["c1", "c2", "a1", "a2"]
 
 
 def test_names_of_fields_come_from_the_run_file(tmp_path, write_lines, read):
@@ -233,7 +233,7 @@ def test_wrong_fields_are_found_before_anything_is_read(tmp_path, values, messag
     else:
         path.write_text(json.dumps(rows) if suffix == ".json" else json.dumps(rows[0]) + "\n")
     with pytest.raises(ConfigError) as error:
-        parts(SourceConfig(path=str(path), **values), 2)
+        list_chunks(SourceConfig(path=str(path), **values), 2)
     assert str(error.value) == message.format(path=path)
 
 
@@ -266,7 +266,7 @@ def test_bad_places(tmp_path, write_lines):
         ("[rs].json*", "s.json: is json, but .*r.jsonl is jsonl. Encode them apart."),
     ]:
         with pytest.raises(DataError, match=words):
-            parts(SourceConfig(path=str(tmp_path / name)), 10)
+            list_chunks(SourceConfig(path=str(tmp_path / name)), 10)
     for values, words in [
         ({"path": ""}, "^path: is empty"),
         ({"path": ()}, "^path: is empty"),
@@ -274,11 +274,11 @@ def test_bad_places(tmp_path, write_lines):
         ({"path": str(tmp_path / "r.jsonl"), "format": "folder"}, "but .*r.jsonl is a file"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            parts(SourceConfig(**values), 10)
+            list_chunks(SourceConfig(**values), 10)
     with pytest.raises(DataError, match="empty: holds no files of the format 'csv'. Check"):
-        parts(SourceConfig(path=str(tmp_path / "empty"), format="csv"), 10)
+        list_chunks(SourceConfig(path=str(tmp_path / "empty"), format="csv"), 10)
     with pytest.raises(ConfigError, match="records: is 0"):
-        parts(SourceConfig(path=str(tmp_path / "r.jsonl")), 0)
+        list_chunks(SourceConfig(path=str(tmp_path / "r.jsonl")), 0)
     with pytest.raises(ConfigError, match="captions: is empty"):
         Fields(captions=())
 
@@ -339,7 +339,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
     for count in (300, 300, 1200):  # the first fills the caches of the libraries
         path.write_bytes(GROWING[name](count))
         tracemalloc.start()
-        found = sum(1 for part in parts(config, 50) for _ in entries(config, part))
+        found = sum(1 for part in list_chunks(config, 50) for _ in read_chunk(config, part))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert found >= count

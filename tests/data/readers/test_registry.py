@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from liquidmm.data.readers import Fields, SourceConfig, parts
+from liquidmm.data.readers import Fields, SourceConfig, list_chunks
 from liquidmm.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_many_files_keep_their_order(tmp_path, read):
         line = f'{{"text": "{number}"}}\n'
         (tmp_path / f"{number:02d}.jsonl").write_text(line * (number % 3))
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
-    cut = parts(config, 10)
+    cut = list_chunks(config, 10)
     # an empty file is a part of its own, to be refused
     assert sum(part.count or 0 for part in cut) == 60
     found = [entry.record.text for entry in read(tmp_path / "*.jsonl") if entry.record]

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from liquidmm.data.readers import Fields, SourceConfig, parts
+from liquidmm.data.readers import Fields, SourceConfig, list_chunks
 from liquidmm.data.records import ImageTextRecord, TextRecord
 
 KNOWN = (
@@ -40,8 +40,8 @@ def test_rows_are_entries(tmp_path, read):
         f"{path}:10: fits no layout (its keys: no keys). Known: {KNOWN}",
     ]
     config = SourceConfig(path=str(path))
-    assert [part.name for part in parts(config, 5)] == [f"{path}:2-", f"{path}:9-"]
-    assert [part.count for part in parts(config, 5)] == [5, 3]
+    assert [part.name for part in list_chunks(config, 5)] == [f"{path}:2-", f"{path}:9-"]
+    assert [part.count for part in list_chunks(config, 5)] == [5, 3]
 
 
 def test_tabs_and_fields(tmp_path, read):

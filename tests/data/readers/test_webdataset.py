@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from liquidmm.data.readers import Fields, SourceConfig, parts
+from liquidmm.data.readers import Fields, SourceConfig, list_chunks
 from liquidmm.data.records import ChatRecord, ImageTextRecord, TextRecord
 
 
@@ -53,7 +53,7 @@ def test_members_of_one_key_are_a_sample(write, read, name):
         ),
         ImageTextRecord(key="000000001", image=b"JPEG1", captions=("a dog",)),
     ]
-    (part,) = parts(SourceConfig(path=str(path)), 1)
+    (part,) = list_chunks(SourceConfig(path=str(path)), 1)
     assert (part.name, part.count) == (str(path), None)
 
 

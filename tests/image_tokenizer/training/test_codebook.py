@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from liquidmm.image_tokenizer.quantizer import Quantizer
 from liquidmm.image_tokenizer.training.codebook import MovingCodebook, kmeans, perplexity
+from liquidmm.image_tokenizer.vqgan import Quantizer
 
 
 def random(seed: int = 0) -> torch.Generator:

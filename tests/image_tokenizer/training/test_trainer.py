@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from liquidmm.config import from_dict
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
-from liquidmm.image_tokenizer.training.config import ImageDataConfig, TokenizerRun
+from liquidmm.image_tokenizer.training.config import ImageDataConfig, TrainTokenizerConfig
 from liquidmm.image_tokenizer.training.dataset import batch, load_pictures
 from liquidmm.image_tokenizer.training.trainer import Trainer, train_tokenizer
 from liquidmm.runtime import generator
@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(images, tmp_path):
     return from_dict(
-        TokenizerRun,
+        TrainTokenizerConfig,
         {
             "out": str(tmp_path / "out"),
             "data": {

@@ -2,7 +2,7 @@
 
 Contract: `parts` cuts a source into parts in a fixed order, without reading pictures and before
 anything is parsed; `entries` yields what a part holds in order, good records and refused ones
-alike, so that a caller can count and report both. The entries of all parts, joined, are those of
+alike, so that a caller can count and report both. The entries of all chunks, joined, are those of
 the source, whatever the size of the parts. Nothing is skipped silently: where a file can't be read
 on, one refused entry says so. In memory is a little of one file, whatever its size.
 
@@ -28,24 +28,24 @@ from itertools import islice
 from pathlib import Path
 
 from liquidmm.data.readers import folder, hugging_face, registry
-from liquidmm.data.readers.chunks import Entry, Part, Span, joined
+from liquidmm.data.readers.chunks import Chunk, FileRange, ParsedRecord, group_ranges
 from liquidmm.data.readers.config import Fields, SourceConfig
 from liquidmm.data.readers.files import is_url, open_file, parent, reason
-from liquidmm.data.readers.schema import Rows, paths
+from liquidmm.data.readers.schema import RecordSchema, paths
 from liquidmm.data.records import Record
 from liquidmm.errors import ConfigError, DataError
 
 __all__ = [
-    "Entry",
+    "Chunk",
     "Fields",
-    "Part",
+    "FileRange",
+    "ParsedRecord",
     "SourceConfig",
-    "Span",
     "digest",
-    "entries",
-    "open_source",
-    "parts",
+    "list_chunks",
+    "read_chunk",
     "read_jsonl",
+    "read_records",
 ]
 
 _CONTENT_BYTES = 2**28
@@ -56,7 +56,7 @@ _LOOKED_AT = 100
 """Entries at either end and in the middle of a source whose fields are looked at."""
 
 
-def parts(config: SourceConfig, records: int) -> list[Part]:
+def list_chunks(config: SourceConfig, records: int) -> list[Chunk]:
     """Cut a source into parts.
 
     JSONL is cut at lines, Parquet at rows, a JSON array at items, a folder at pictures, so that a
@@ -81,15 +81,15 @@ def parts(config: SourceConfig, records: int) -> list[Part]:
     if form != "huggingface" and not any(file.size or file.folder for file in files):
         raise DataError(f"{_name(config)}: holds no entries (0 bytes). Check the source.")
     _check_root(config, form)
-    rows = Rows(config, files[0].name)
-    found = list(joined(registry.spans(form, files, rows, records), records, form))
+    rows = RecordSchema(config, files[0].name)
+    found = list(group_ranges(registry.spans(form, files, rows, records), records, form))
     if not found:
         raise DataError(f"{_name(config)}: holds no entries. Check the source.")
     _check_fields(rows, found)
     return found
 
 
-def entries(config: SourceConfig, part: Part) -> Iterator[Entry]:
+def read_chunk(config: SourceConfig, part: Chunk) -> Iterator[ParsedRecord]:
     """Yield what a part holds, refused entries included.
 
     Args:
@@ -99,8 +99,8 @@ def entries(config: SourceConfig, part: Part) -> Iterator[Entry]:
     Yields:
         The entries in order, those of splits that are not taken left out.
     """
-    for span in part.spans:
-        rows = Rows(config, span.file)
+    for span in part.ranges:
+        rows = RecordSchema(config, span.file)
         root = _image_root(config, span.file)
         for item in registry.items(part.format, span, rows):
             entry = rows.entry(item, root)
@@ -141,15 +141,15 @@ def digest(config: SourceConfig) -> str:
     return total.hexdigest()[:16]
 
 
-def open_source(config: SourceConfig) -> Iterator[Record]:
+def read_records(config: SourceConfig) -> Iterator[Record]:
     """Yield the records of a source, strictly.
 
     Raises:
         ConfigError: See `parts`.
         DataError: See `parts`; or the first bad entry, with its place.
     """
-    for part in parts(config, _AT_ONCE):
-        for entry in entries(config, part):
+    for part in list_chunks(config, _AT_ONCE):
+        for entry in read_chunk(config, part):
             if entry.record is None:
                 raise DataError(entry.problem)
             yield entry.record
@@ -161,7 +161,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
     Raises:
         DataError: There is no such file, or the first bad line, with file and line.
     """
-    return open_source(SourceConfig(path=str(path), format="jsonl"))
+    return read_records(SourceConfig(path=str(path), format="jsonl"))
 
 
 def _name(config: SourceConfig) -> str:
@@ -186,7 +186,7 @@ def _image_root(config: SourceConfig, file: str) -> Path | str:
     return config.image_root if is_url(config.image_root) else Path(config.image_root)
 
 
-def _check_fields(rows: Rows, found: list[Part]) -> None:
+def _check_fields(rows: RecordSchema, found: list[Chunk]) -> None:
     """Look for the fields in the first, the middle and the last part: sets come sorted by kind.
 
     Tables have been looked at already. A tar or a folder is opened only where something is asked of
@@ -201,7 +201,7 @@ def _check_fields(rows: Rows, found: list[Part]) -> None:
         chosen = chosen[:1]
     there: set[str] = set()
     for part in chosen:
-        for item in islice(registry.items(form, part.spans[0], rows), _LOOKED_AT):
+        for item in islice(registry.items(form, part.ranges[0], rows), _LOOKED_AT):
             there |= paths(item.value)
     if there:
         rows.check(there, _name(rows.config))

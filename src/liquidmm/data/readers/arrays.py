@@ -7,7 +7,7 @@ there. What can't be parsed ends the array: the last span runs into it and says 
 import codecs
 from collections.abc import Iterator
 
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.files import File, blame, is_compressed, open_content
 from liquidmm.data.readers.json_array import array_items
 from liquidmm.errors import DataError
@@ -24,10 +24,10 @@ def holds_array(name: str) -> bool:
     return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
-def spans(file: File, records: int) -> Iterator[Span]:
+def spans(file: File, records: int) -> Iterator[FileRange]:
     """Cut a file into spans of `records` items."""
     if is_compressed(file.name):
-        yield Span(file=file.name)
+        yield FileRange(file=file.name)
         return
     start = first = index = 0
     whole = False
@@ -35,7 +35,9 @@ def spans(file: File, records: int) -> Iterator[Span]:
         with open_content(file.name) as stream:
             for place, _ in array_items(stream, file.name):
                 if index == first + records:
-                    yield Span(file=file.name, start=start, stop=place, first=first, count=records)
+                    yield FileRange(
+                        file=file.name, start=start, stop=place, first=first, count=records
+                    )
                     start, first = place, index
                 index += 1
         whole = True
@@ -43,10 +45,10 @@ def spans(file: File, records: int) -> Iterator[Span]:
         blame(file.name, error)  # the last span meets it again
     if index > first or not whole:
         count = index - first if whole else None
-        yield Span(file=file.name, start=start, first=first, count=count)
+        yield FileRange(file=file.name, start=start, first=first, count=count)
 
 
-def items(span: Span) -> Iterator[Item]:
+def items(span: FileRange) -> Iterator[RawRecord]:
     """Yield the items of a span."""
     index = span.first
     try:
@@ -57,11 +59,11 @@ def items(span: Span) -> Iterator[Item]:
             for place, value in found:
                 if span.stop is not None and place >= span.stop:
                     return
-                yield Item(where=f"{span.file}[{index}]", line=index, value=value)
+                yield RawRecord(where=f"{span.file}[{index}]", line=index, value=value)
                 index += 1
     except (DataError, OSError) as error:
         where = f"{span.file}[{index}]"
         problem = str(error)
         if isinstance(error, OSError):
             problem = f"{where}: can't be read ({blame(span.file, error)}). Check the file."
-        yield Item(where=where, line=index, problem=problem, broken=True)
+        yield RawRecord(where=where, line=index, problem=problem, broken=True)

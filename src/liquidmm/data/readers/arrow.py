@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from liquidmm.data.readers.chunks import Item
+from liquidmm.data.readers.chunks import RawRecord
 
 _BATCH_BYTES = 2**22  # of a batch as it is unpacked
 _MOST_ROWS = 1024  # of a batch
@@ -33,7 +33,7 @@ def columns(fields: Iterable[pa.Field]) -> Iterator[str]:
             yield from (f"{column.name}.{name}" for name in columns(inner))
 
 
-def items(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> Iterator[Item]:
+def items(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> Iterator[RawRecord]:
     """Yield the rows of a batch.
 
     Args:
@@ -48,12 +48,12 @@ def items(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> Iterator[I
             yield _item(batch.slice(index, 1), f"{name}[{first + index}]", first + index)
         return
     for index, value in enumerate(values, start=first):
-        yield Item(where=f"{name}[{index}]", line=index, value=value)
+        yield RawRecord(where=f"{name}[{index}]", line=index, value=value)
 
 
-def _item(row: pa.RecordBatch | pa.Table, where: str, index: int) -> Item:
+def _item(row: pa.RecordBatch | pa.Table, where: str, index: int) -> RawRecord:
     try:
-        return Item(where=where, line=index, value=row.to_pylist()[0])
+        return RawRecord(where=where, line=index, value=row.to_pylist()[0])
     except UnicodeDecodeError as error:
         problem = f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
-        return Item(where=where, line=index, problem=problem)
+        return RawRecord(where=where, line=index, problem=problem)

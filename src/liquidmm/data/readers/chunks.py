@@ -13,7 +13,7 @@ from liquidmm.data.records import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
+class FileRange:
     """A stretch of one file or folder."""
 
     file: str
@@ -34,8 +34,8 @@ class Span:
 
 
 def spans_of_lines(
-    file: File, records: int, cut: Callable[[BinaryIO, str, int], Iterator[Span]]
-) -> Iterator[Span]:
+    file: File, records: int, cut: Callable[[BinaryIO, str, int], Iterator[FileRange]]
+) -> Iterator[FileRange]:
     """Cut a file of lines into spans.
 
     Args:
@@ -43,36 +43,36 @@ def spans_of_lines(
         records: Entries of a span.
         cut: Given the open file, its name and `records`, yields the spans.
     """
-    found: list[Span] = []
+    found: list[FileRange] = []
     if not is_compressed(file.name):
         try:
             with open_file(file.name) as stream:
                 found = list(cut(stream, file.name, records))
         except OSError as error:
             blame(file.name, error)  # what is wrong is said where it is read
-    yield from found or [Span(file=file.name, first=1)]
+    yield from found or [FileRange(file=file.name, first=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class Chunk:
     """What becomes one shard: a file, a range of a large one, or several small ones."""
 
     name: str
     """Readable name: the file, and the lines or indices in it when it is a range."""
     format: str
     """How its files are stored, never `auto`."""
-    spans: tuple[Span, ...]
+    ranges: tuple[FileRange, ...]
     """What it consists of, in order."""
 
     @property
     def count(self) -> int | None:
         """How many entries it holds, for a progress bar; None when that is not known yet."""
-        counts = [span.count for span in self.spans]
+        counts = [span.count for span in self.ranges]
         return None if None in counts else sum(count for count in counts if count)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class ParsedRecord:
     """One place of a source: a record, or the reason why there is none."""
 
     where: str
@@ -88,22 +88,22 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
+class RawRecord:
     """One place of a file as a format finds it, before any field has been looked at."""
 
     where: str
-    """As in `Entry`."""
+    """As in `ParsedRecord`."""
     line: int
-    """As in `Entry`."""
+    """As in `ParsedRecord`."""
     value: Any = None
     """The mapping of fields, or whatever stands there instead."""
     problem: str = ""
     """Why there is nothing, when there is nothing."""
     broken: bool = False
-    """As in `Entry`."""
+    """As in `ParsedRecord`."""
 
 
-def joined(spans: Iterable[Span], records: int, form: str) -> Iterator[Part]:
+def group_ranges(spans: Iterable[FileRange], records: int, form: str) -> Iterator[Chunk]:
     """Put neighbouring small spans together to parts of at most about `records` entries.
 
     Args:
@@ -114,7 +114,7 @@ def joined(spans: Iterable[Span], records: int, form: str) -> Iterator[Part]:
     Yields:
         The parts in order; a span whose size is unknown is a part of its own.
     """
-    group: list[Span] = []
+    group: list[FileRange] = []
     held = 0
     for span in spans:
         if group and (span.count is None or held + span.count > records):
@@ -129,14 +129,14 @@ def joined(spans: Iterable[Span], records: int, form: str) -> Iterator[Part]:
         yield _part(group, form)
 
 
-def _part(spans: list[Span], form: str) -> Part:
+def _part(spans: list[FileRange], form: str) -> Chunk:
     name = _name(spans[0], form)
     if len(spans) > 1:
         name += f" to {_name(spans[-1], form)}"
-    return Part(name=name, format=form, spans=tuple(spans))
+    return Chunk(name=name, format=form, ranges=tuple(spans))
 
 
-def _name(span: Span, form: str) -> str:
+def _name(span: FileRange, form: str) -> str:
     name = f"{span.file}:{span.split}" if span.split else span.file
     if not span.start and span.stop is None:
         return name

@@ -19,10 +19,10 @@ from typing import Any
 
 from liquidmm.data.records import (
     ChatRecord,
+    ImageSource,
     Message,
-    Picture,
     Role,
-    picture,
+    parse_image,
     provenance,
 )
 from liquidmm.data.validation import describe, names, string
@@ -139,7 +139,7 @@ def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
         )
 
 
-def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Picture, ...]:
+def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[ImageSource, ...]:
     """Return what `image` or `images` names: a path, a file in a Parquet struct, or several."""
     for name in _OTHER_MEDIA:
         if obj.get(name) is not None:
@@ -151,7 +151,7 @@ def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Pictu
         return ()
     value = obj[given[0]]
     items = value if isinstance(value, list) else [value]
-    return tuple(picture(item, given[0], where, root) for item in items)
+    return tuple(parse_image(item, given[0], where, root) for item in items)
 
 
 def _placed(messages: tuple[Message, ...], images: int, where: str) -> tuple[Message, ...]:

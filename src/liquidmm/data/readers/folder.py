@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.files import File, blame, details, is_url, listing, open_file, suffix
-from liquidmm.data.records import Picture
+from liquidmm.data.records import ImageSource
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
 
 _CAPTIONS = ".txt"
 
 
-def spans(file: File, records: int) -> Iterator[Span]:
+def spans(file: File, records: int) -> Iterator[FileRange]:
     """Cut a folder and what is below it into spans of at most `records` entries."""
     root = file.name
     for folder in folders(root):
@@ -28,20 +28,20 @@ def spans(file: File, records: int) -> Iterator[Span]:
             count = len(_members(folder))
         except OSError as error:
             blame(folder, error)
-            yield Span(file=folder, root=root)  # what is wrong is said where it is read
+            yield FileRange(file=folder, root=root)  # what is wrong is said where it is read
             continue
         if count <= records:
             if count:
-                yield Span(file=folder, root=root, count=count)
+                yield FileRange(file=folder, root=root, count=count)
             continue
         for first in range(0, count, records):
             stop = min(first + records, count)
-            yield Span(
+            yield FileRange(
                 file=folder, root=root, start=first, stop=stop, first=first, count=stop - first
             )
 
 
-def items(span: Span) -> Iterator[Item]:
+def items(span: FileRange) -> Iterator[RawRecord]:
     """Yield the pictures of a span in our own layout."""
     try:
         # a whole folder is listed afresh, one that several spans share only once
@@ -49,15 +49,15 @@ def items(span: Span) -> Iterator[Item]:
         members = _members(span.file) if whole else _shared(span.file, _stamp(span.file))
     except OSError as error:
         problem = f"{span.file}: can't be listed ({blame(span.file, error)}). Check the folder."
-        yield Item(where=span.file, line=0, problem=problem, broken=True)
+        yield RawRecord(where=span.file, line=0, problem=problem, broken=True)
         return
     for name in members[span.start : span.stop]:
         where = f"{span.file.rstrip('/')}/{name}"
         printable = where.encode(errors="backslashreplace").decode()
         try:
-            yield Item(where=printable, line=0, value=_value(where, span.root))
+            yield RawRecord(where=printable, line=0, value=_value(where, span.root))
         except DataError as error:
-            yield Item(where=printable, line=0, problem=f"{printable}: {error}")
+            yield RawRecord(where=printable, line=0, problem=f"{printable}: {error}")
 
 
 def stamps(root: str) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _value(where: str, root: str) -> dict[str, object]:
     if not is_url(where) and Path(where).is_dir():
         raise DataError("is a folder, not a picture; what is in it is not read. Rename it.")
     stem = where[: -len(ending)]
-    picture: Picture = where if is_url(where) else Path(where)
+    picture: ImageSource = where if is_url(where) else Path(where)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")
     return {"key": key, "image": picture, "captions": _captions(stem + _CAPTIONS)}
 

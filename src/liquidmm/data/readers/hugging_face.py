@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from liquidmm.data.readers import arrow
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import is_url, reason
 from liquidmm.errors import DataError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 
 _SAVED = ("state.json", "dataset_dict.json")
 
@@ -27,14 +27,14 @@ def is_saved(names: Collection[str]) -> bool:
     return any(name in names for name in _SAVED)
 
 
-def spans(path: str, config: SourceConfig, records: int) -> Iterator[Span]:
+def spans(path: str, config: SourceConfig, records: int) -> Iterator[FileRange]:
     """Cut a data set into spans of `records` rows; splits that are not taken have none."""
     for split, dataset in _splits(path, config).items():
         if config.splits and config.fields.split is None and split not in config.splits:
             continue
         for start in range(0, len(dataset), records):
             stop = min(start + records, len(dataset))
-            yield Span(
+            yield FileRange(
                 file=path, split=split, start=start, stop=stop, first=start, count=stop - start
             )
 
@@ -53,7 +53,7 @@ def fingerprints(path: str, config: SourceConfig) -> str:
     return "\n".join(f"{split}\0{dataset._fingerprint}" for split, dataset in splits.items())
 
 
-def items(span: Span, config: SourceConfig, wanted: Collection[str]) -> Iterator[Item]:
+def items(span: FileRange, config: SourceConfig, wanted: Collection[str]) -> Iterator[RawRecord]:
     """Yield the rows of a span.
 
     Args:
@@ -91,7 +91,7 @@ def items(span: Span, config: SourceConfig, wanted: Collection[str]) -> Iterator
             f"{where}: not readable ({reason(error)}). Rows {row} to {stop - 1} are lost; make or "
             "download the data set again."
         )
-        yield Item(where=where, line=row, problem=problem, broken=True)
+        yield RawRecord(where=where, line=row, problem=problem, broken=True)
 
 
 def _label(value: int | None, labels: list[str]) -> str | None:
@@ -114,7 +114,7 @@ def _opened(path: str, subset: str, revision: str, saved: int | None) -> Mapping
 
     Of what lies behind a URL the time is not asked.
     """
-    datasets = require("datasets", "hf")
+    datasets = require_extra("datasets", "hf")
     try:
         if saved is not None:
             found = datasets.load_from_disk(path)

@@ -85,7 +85,7 @@ _CAPTIONS = ("caption", "text_prompt")
 _SHOWN = frozenset({"image", "images", "messages", "conversations", "conversation"})
 _PROVENANCE = frozenset({"key", "source", "license", "split"})
 
-TOLD_BY: Mapping[str, str] = MappingProxyType(
+LAYOUT_BY_KEY: Mapping[str, str] = MappingProxyType(
     {
         "messages": "liquid",
         "conversations": "llava",
@@ -125,7 +125,7 @@ def parse_entry(
         return parse_record(obj, where, root)
     entry = renamed(obj, given)
     if layout == "auto":
-        layout = next((name for key, name in TOLD_BY.items() if key in entry), "")
+        layout = next((name for key, name in LAYOUT_BY_KEY.items() if key in entry), "")
         if not layout:
             raise DataError(f"{where}: fits no layout (its keys: {names(obj)}). Known: {_KNOWN}.")
     chosen = LAYOUTS[layout]

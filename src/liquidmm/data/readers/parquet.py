@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from liquidmm.data.readers import arrow
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.files import File, blame, open_file
 
 _PIECES = 32  # spans that one row group is cut into; each unpacks the group from its start
@@ -39,10 +39,10 @@ def footers(files: Sequence[File]) -> list[Footer | None]:
         return list(pool.map(_footer, files))
 
 
-def spans(name: str, footer: Footer | None, records: int) -> Iterator[Span]:
+def spans(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
     """Cut a file into spans of about `records` rows, at row groups where that comes near."""
     if footer is None:
-        yield Span(file=name)  # what is wrong with it is said where it is read
+        yield FileRange(file=name)  # what is wrong with it is said where it is read
         return
     row = start = 0
     for size in footer.groups:
@@ -58,7 +58,7 @@ def spans(name: str, footer: Footer | None, records: int) -> Iterator[Span]:
         yield _span(name, start, row)
 
 
-def items(span: Span, wanted: Collection[str] | None = None) -> Iterator[Item]:
+def items(span: FileRange, wanted: Collection[str] | None = None) -> Iterator[RawRecord]:
     """Yield the rows of a span.
 
     Args:
@@ -78,7 +78,7 @@ def items(span: Span, wanted: Collection[str] | None = None) -> Iterator[Item]:
             f"{where}: not readable as Parquet ({blame(span.file, error)}). The file is lost from "
             "here on; download it again."
         )
-        yield Item(where=where, line=span.start, problem=problem, broken=True)
+        yield RawRecord(where=where, line=span.start, problem=problem, broken=True)
 
 
 def _footer(file: File) -> Footer | None:
@@ -94,7 +94,7 @@ def _footer(file: File) -> Footer | None:
         return None
 
 
-def _items(file: pq.ParquetFile, names: list[str], span: Span) -> Iterator[Item]:
+def _items(file: pq.ParquetFile, names: list[str], span: FileRange) -> Iterator[RawRecord]:
     first = 0
     for group in range(file.num_row_groups):
         after = first + file.metadata.row_group(group).num_rows
@@ -111,7 +111,7 @@ def _items(file: pq.ParquetFile, names: list[str], span: Span) -> Iterator[Item]
                 f"{where}: not readable as Parquet ({blame(span.file, error)}). Rows {row} to "
                 f"{stop - 1} are lost; download the file again."
             )
-            yield Item(where=where, line=row, problem=problem, broken=True)
+            yield RawRecord(where=where, line=row, problem=problem, broken=True)
         first = after
 
 
@@ -134,5 +134,5 @@ def _batches(
         before = after
 
 
-def _span(name: str, start: int, stop: int) -> Span:
-    return Span(file=name, start=start, stop=stop, first=start, count=stop - start)
+def _span(name: str, start: int, stop: int) -> FileRange:
+    return FileRange(file=name, start=start, stop=stop, first=start, count=stop - start)

@@ -18,10 +18,10 @@ from liquidmm.data.readers import (
     tables,
     webdataset,
 )
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import File, blame, listing, matching, stem, suffix
-from liquidmm.data.readers.schema import METADATA, Rows
+from liquidmm.data.readers.schema import METADATA, RecordSchema
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES
 
@@ -41,7 +41,7 @@ SUFFIXES: Mapping[str, str] = MappingProxyType(
 
 _KNOWN = f"Give a folder, or files of these kinds: {', '.join(SUFFIXES)}."
 _THREADS = 16
-_CUT: Mapping[str, Callable[[File, int], Iterator[Span]]] = MappingProxyType(
+_CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = MappingProxyType(
     {
         "jsonl": jsonl.spans,
         "json": arrays.spans,
@@ -75,7 +75,9 @@ def files_of(config: SourceConfig) -> tuple[str, list[File]]:
     return form, files
 
 
-def spans(form: str, files: Sequence[File], rows: Rows, records: int) -> Iterator[Span]:
+def spans(
+    form: str, files: Sequence[File], rows: RecordSchema, records: int
+) -> Iterator[FileRange]:
     """Cut the files of a source into spans, in order.
 
     Raises:
@@ -100,7 +102,7 @@ def spans(form: str, files: Sequence[File], rows: Rows, records: int) -> Iterato
                     yield from part
 
 
-def items(form: str, span: Span, rows: Rows) -> Iterator[Item]:
+def items(form: str, span: FileRange, rows: RecordSchema) -> Iterator[RawRecord]:
     """Yield what stands in a span; of tables only the wanted columns."""
     match form:
         case "jsonl":
@@ -197,7 +199,7 @@ def _told(name: str) -> str:
     return SUFFIXES.get(suffix(stem(name)), "")
 
 
-def _check_columns(columns: Mapping[str, Collection[str]], rows: Rows) -> None:
+def _check_columns(columns: Mapping[str, Collection[str]], rows: RecordSchema) -> None:
     """Check the first file against the configuration, and the others against the first."""
     first = next(iter(columns), "")
     if not first:

@@ -10,10 +10,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from liquidmm.data.readers.chunks import Entry, Item
+from liquidmm.data.readers.chunks import ParsedRecord, RawRecord
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import open_file, reason
-from liquidmm.data.readers.layouts import LAYOUTS, TOLD_BY, parse_entry
+from liquidmm.data.readers.layouts import LAYOUT_BY_KEY, LAYOUTS, parse_entry
 from liquidmm.errors import ConfigError, DataError, suggest
 
 _READ = frozenset(
@@ -32,7 +32,7 @@ METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 _CONTENT = frozenset({"image", "text", "messages"})
 
 
-class Rows:
+class RecordSchema:
     """Makes entries of what a source holds."""
 
     def __init__(self, config: SourceConfig, file: str = "") -> None:
@@ -49,7 +49,7 @@ class Rows:
             self._layout = "imagefolder"
         self._classes = _classes(config.classes)
 
-    def entry(self, item: Item, root: Path | str) -> Entry | None:
+    def entry(self, item: RawRecord, root: Path | str) -> ParsedRecord | None:
         """Return the entry of a place, or None when it is of a split that is not taken.
 
         Args:
@@ -74,7 +74,7 @@ class Rows:
         )
         if self.config.splits and record.split not in self.config.splits:
             return None
-        return Entry(where=item.where, record=record, line=item.line)
+        return ParsedRecord(where=item.where, record=record, line=item.line)
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -105,7 +105,7 @@ class Rows:
                     hint = hint if hint.startswith(" Did") else ""
                     raise ConfigError(f"fields.{field}: {where} has no field '{name}'. {has}{hint}")
         layout = self._layout
-        keys = TOLD_BY.keys() if layout == "auto" else LAYOUTS[layout].keys
+        keys = LAYOUT_BY_KEY.keys() if layout == "auto" else LAYOUTS[layout].keys
         if not (_CONTENT & self.given.keys() or any(key in found for key in keys)):
             raise ConfigError(
                 f"layout: {where} has none of the fields {', '.join(keys)}. {has} Name them in "
@@ -120,8 +120,8 @@ class Rows:
             if isinstance(number, int) and 0 <= number < len(self._classes):
                 value[name] = self._classes[number]
 
-    def _refused(self, item: Item, problem: str) -> Entry:
-        return Entry(
+    def _refused(self, item: RawRecord, problem: str) -> ParsedRecord:
+        return ParsedRecord(
             where=item.where, record=None, problem=problem, line=item.line, broken=item.broken
         )
 

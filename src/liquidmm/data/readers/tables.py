@@ -10,7 +10,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
-from liquidmm.data.readers.chunks import Item, Span, spans_of_lines
+from liquidmm.data.readers.chunks import FileRange, RawRecord, spans_of_lines
 from liquidmm.data.readers.files import File, blame, open_content, stem, suffix
 
 _LONGEST = 2**28  # bytes of a line
@@ -18,12 +18,12 @@ _LONGEST = 2**28  # bytes of a line
 _Row: TypeAlias = tuple[int, int, list[str] | csv.Error]  # byte and line where it begins; cells
 
 
-def spans(file: File, records: int) -> Iterator[Span]:
+def spans(file: File, records: int) -> Iterator[FileRange]:
     """Cut a file into spans of `records` rows."""
     return spans_of_lines(file, records, _cut)
 
 
-def items(span: Span) -> Iterator[Item]:
+def items(span: FileRange) -> Iterator[RawRecord]:
     """Yield the rows of a span."""
     line = span.first
     try:
@@ -33,7 +33,7 @@ def items(span: Span) -> Iterator[Item]:
             if isinstance(names, csv.Error) or not names or len(set(names)) < len(names):
                 where = f"{span.file}:{line}"
                 problem = f"{where}: no row of names that differ. Write one as the first row."
-                yield Item(where=where, line=line, problem=problem, broken=True)
+                yield RawRecord(where=where, line=line, problem=problem, broken=True)
                 return
             if span.start:
                 stream.seek(span.start)
@@ -48,22 +48,22 @@ def items(span: Span) -> Iterator[Item]:
             f"{where}: can't be read on ({blame(span.file, error)}). The rest of the file is lost; "
             "mend it or download it again."
         )
-        yield Item(where=where, line=line, problem=problem, broken=True)
+        yield RawRecord(where=where, line=line, problem=problem, broken=True)
 
 
-def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[Span]:
+def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[FileRange]:
     rows = _rows(stream, name)
     next(rows, None)
     start = first = held = 0
     for byte, line, _ in rows:
         if held == records:
-            yield Span(file=name, start=start, stop=byte, first=first, count=held)
+            yield FileRange(file=name, start=start, stop=byte, first=first, count=held)
             held = 0
         if not held:
             start, first = byte, line
         held += 1
     if held:
-        yield Span(file=name, start=start, first=first, count=held)
+        yield FileRange(file=name, start=start, first=first, count=held)
 
 
 def _rows(stream: BinaryIO, name: str, start: int = 0, line: int = 1) -> Iterator[_Row]:
@@ -105,12 +105,12 @@ class _Lines:
         return line[start:].decode(errors="surrogateescape")
 
 
-def _item(names: list[str], cells: list[str] | csv.Error, where: str, line: int) -> Item:
+def _item(names: list[str], cells: list[str] | csv.Error, where: str, line: int) -> RawRecord:
     if isinstance(cells, csv.Error):
         problem = f"{where}: not valid CSV ({cells}). Correct the row."
-        return Item(where=where, line=line, problem=problem)
+        return RawRecord(where=where, line=line, problem=problem)
     if len(cells) != len(names):
         problem = f"{where}: {len(cells)} cells for {len(names)} columns. Correct the row."
-        return Item(where=where, line=line, problem=problem)
+        return RawRecord(where=where, line=line, problem=problem)
     value = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-    return Item(where=where, line=line, value=value)
+    return RawRecord(where=where, line=line, value=value)

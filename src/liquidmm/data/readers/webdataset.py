@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from liquidmm.data.readers.chunks import Item, Span
+from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.files import File, blame, open_content
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
@@ -23,12 +23,12 @@ _CAPTIONS = ("txt", "caption")
 _OTHERS = frozenset({"text", "messages", "conversations", "conversation"})
 
 
-def spans(file: File, _records: int) -> Iterator[Span]:
+def spans(file: File, _records: int) -> Iterator[FileRange]:
     """Take a file as a whole, however many samples it holds."""
-    yield Span(file=file.name)
+    yield FileRange(file=file.name)
 
 
-def items(span: Span, given: Collection[str]) -> Iterator[Item]:
+def items(span: FileRange, given: Collection[str]) -> Iterator[RawRecord]:
     """Yield the samples of a file.
 
     Args:
@@ -47,7 +47,7 @@ def items(span: Span, given: Collection[str]) -> Iterator[Item]:
             f"{where}: not readable as tar ({blame(span.file, error)}). From here on the file is "
             "lost; download it again."
         )
-        yield Item(where=where, line=index, problem=problem, broken=True)
+        yield RawRecord(where=where, line=index, problem=problem, broken=True)
 
 
 class _Header(tarfile.TarInfo):
@@ -112,12 +112,12 @@ def _members(tar: Any) -> Iterator[tuple[str, str, bytes]]:
 
 def _item(
     key: str, members: list[tuple[str, bytes]], file: str, index: int, given: Collection[str]
-) -> Item:
+) -> RawRecord:
     where = f"{file}:{key}".encode(errors="backslashreplace").decode()
     try:
-        return Item(where=where, line=index, value=_value(key, members, given))
+        return RawRecord(where=where, line=index, value=_value(key, members, given))
     except DataError as error:
-        return Item(where=where, line=index, problem=f"{where}: {error}")
+        return RawRecord(where=where, line=index, problem=f"{where}: {error}")
 
 
 def _value(key: str, members: list[tuple[str, bytes]], given: Collection[str]) -> dict[str, Any]:

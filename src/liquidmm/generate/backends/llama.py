@@ -64,7 +64,10 @@ _REQUIREMENTS: tuple[tuple[Callable[[PreTrainedModel], bool], str], ...] = (
     ),
     (_attends_to_all, "some layers use sliding-window attention"),
     (lambda model: _rope_type(model) in _ROPE_TYPES, "its rope_type is '{rope_type}'"),
-    (lambda model: model.config.hidden_act in ACTIVATIONS, "its activation is '{config.hidden_act}'"),
+    (
+        lambda model: model.config.hidden_act in ACTIVATIONS,
+        "its activation is '{config.hidden_act}'",
+    ),
     (
         lambda model: model.device.type in ("cpu", "cuda") and model.dtype in _DTYPES,
         "its weights are {model.dtype} on {model.device.type}",

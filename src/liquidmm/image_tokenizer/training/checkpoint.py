@@ -18,18 +18,18 @@ from torch import Tensor
 from liquidmm.config import from_dict, to_dict
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.files import atomic_file
-from liquidmm.image_tokenizer.training.config import TokenizerRun
+from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 
 _MAY_CHANGE = ("log_every", "validate_every", "sample_every", "checkpoint_every", "threads")
 
 
-def write_run(run: TokenizerRun) -> None:
+def write_run(run: TrainTokenizerConfig) -> None:
     """Write the resolved run file into ``out`` as JSON."""
     with atomic_file(run.out / "run.json") as file:
         file.write_text(json.dumps(to_dict(run), indent=2) + "\n", "utf-8")
 
 
-def check_run(run: TokenizerRun) -> None:
+def check_run(run: TrainTokenizerConfig) -> None:
     """Refuse to resume with settings that would give another training.
 
     Raises:
@@ -38,7 +38,7 @@ def check_run(run: TokenizerRun) -> None:
     try:
         found = json.loads((run.out / "run.json").read_text("utf-8"))
         # Read as a run file, so that a setting younger than the file has its default.
-        before = to_dict(from_dict(TokenizerRun, found, str(run.out / "run.json")))
+        before = to_dict(from_dict(TrainTokenizerConfig, found, str(run.out / "run.json")))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{run.out / 'run.json'}: cannot be read ({error}). Start anew."

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from liquidmm.image_tokenizer.quantizer import Quantizer
+from liquidmm.image_tokenizer.vqgan import Quantizer
 
 
 def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator) -> Tensor:

@@ -111,7 +111,7 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerTrainConfig:
+class TokenizerLoopConfig:
     """Length, optimizer and habits of the training."""
 
     steps: int
@@ -157,14 +157,14 @@ class TokenizerTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerRun:
+class TrainTokenizerConfig:
     """One training of an image tokenizer."""
 
     out: Path
     """Folder that gets tokenizer/, metrics.jsonl, samples/ and the checkpoint to resume from."""
     data: ImageDataConfig
     """The pictures."""
-    train: TokenizerTrainConfig
+    train: TokenizerLoopConfig
     """The training."""
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     """Shape of the model; must agree with ``init_from`` if that is given."""
@@ -172,7 +172,7 @@ class TokenizerRun:
     """The losses."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     """The codebook's own training."""
-    storage: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the saved weights."""
     init_from: Path | None = None
     """An earlier tokenizer to start from, in any form that can be loaded."""
@@ -182,10 +182,10 @@ class TokenizerRun:
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work."""
-        if self.data.size % self.vqgan.factor:
+        if self.data.size % self.vqgan.downsample_factor:
             raise ConfigError(
                 f"data: size {self.data.size} is not divisible by the model's factor "
-                f"{self.vqgan.factor}. Change size or channel_multipliers."
+                f"{self.vqgan.downsample_factor}. Change size or channel_multipliers."
             )
         if self.freeze and self.init_from is None:
             raise ConfigError(

@@ -9,12 +9,12 @@ import torch
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.pretrained import read_tensors
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
-from liquidmm.image_tokenizer.training.config import ImageLossConfig, TokenizerRun
+from liquidmm.image_tokenizer.training.config import ImageLossConfig, TrainTokenizerConfig
 from liquidmm.image_tokenizer.training.losses import LPIPS
 from liquidmm.image_tokenizer.vqgan import VQGAN
 
 
-def start_model(run: TokenizerRun) -> VQGAN:
+def start_model(run: TrainTokenizerConfig) -> VQGAN:
     """Make the model of step 0: ``init_from``, or random weights from the global generator.
 
     Raises:
@@ -33,7 +33,7 @@ def start_model(run: TokenizerRun) -> VQGAN:
     return model
 
 
-def freeze(model: VQGAN, run: TokenizerRun) -> None:
+def freeze(model: VQGAN, run: TrainTokenizerConfig) -> None:
     """Put a model into training mode with gradients on all parts but the frozen ones."""
     model.requires_grad_(True).train()
     # The codebook moves by averages, never by gradients.

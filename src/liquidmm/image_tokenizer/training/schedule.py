@@ -8,12 +8,12 @@ import math
 import torch
 from torch import nn
 
-from liquidmm.image_tokenizer.training.config import TokenizerTrainConfig
+from liquidmm.image_tokenizer.training.config import TokenizerLoopConfig
 
 _FLOOR = 0.05
 
 
-def learning_rate(step: int, config: TokenizerTrainConfig) -> float:
+def learning_rate(step: int, config: TokenizerLoopConfig) -> float:
     """Give the learning rate of a step: linear warm-up, then cosine to a twentieth of the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -23,7 +23,7 @@ def learning_rate(step: int, config: TokenizerTrainConfig) -> float:
     return config.learning_rate * (_FLOOR + (1.0 - _FLOOR) * cosine)
 
 
-def adamw(model: nn.Module, config: TokenizerTrainConfig) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, config: TokenizerLoopConfig) -> torch.optim.Optimizer:
     """Make AdamW for all parameters with gradients; vectors (norms, biases) are not decayed."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

@@ -24,7 +24,7 @@ from liquidmm.image_tokenizer.images import contact_sheet, psnr, to_image
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.training import checkpoint as saves
 from liquidmm.image_tokenizer.training.codebook import MovingCodebook, kmeans, perplexity
-from liquidmm.image_tokenizer.training.config import TokenizerRun
+from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 from liquidmm.image_tokenizer.training.dataset import Pictures, batch, load_pictures, to_float
 from liquidmm.image_tokenizer.training.losses import (
     PatchDiscriminator,
@@ -40,7 +40,9 @@ from liquidmm.signals import StopSignals
 _log = get_logger(__name__)
 
 
-def train_tokenizer(run: TokenizerRun, resume: bool = False, stop_at: int | None = None) -> Path:
+def train_tokenizer(
+    run: TrainTokenizerConfig, resume: bool = False, stop_at: int | None = None
+) -> Path:
     """Train an image tokenizer.
 
     SIGTERM and SIGINT end the training after the step in progress with a checkpoint.
@@ -77,7 +79,7 @@ def train_tokenizer(run: TokenizerRun, resume: bool = False, stop_at: int | None
 class Trainer:
     """The state of one training: models, optimizers, codebook and the step they have reached."""
 
-    def __init__(self, run: TokenizerRun, pictures: Pictures) -> None:
+    def __init__(self, run: TrainTokenizerConfig, pictures: Pictures) -> None:
         """Build everything for step 0."""
         self.run = run
         self.pictures = pictures
@@ -208,7 +210,7 @@ class Trainer:
             return None
         self.discriminator.requires_grad_(False)
         wish: Tensor = -self.discriminator(made).mean()
-        weight = adaptive_weight(reconstruction, wish, self.model.last_layer())
+        weight = adaptive_weight(reconstruction, wish, self.model.decoder.conv_out.weight)
         return self.run.loss.adversarial * weight * wish
 
     def _discriminator_step(self, pixels: Tensor, made: Tensor) -> Tensor:
@@ -243,7 +245,7 @@ class Trainer:
     @torch.no_grad()
     def _make_codebook(self) -> None:
         options, size = self.run.codebook, self.run.train.batch_size
-        per_picture = (self.run.data.size // self.model.config.factor) ** 2
+        per_picture = (self.run.data.size // self.model.config.downsample_factor) ** 2
         pictures = self.pictures.train
         wanted = min(len(pictures), max(1, options.samples // per_picture))
         chosen = pictures[torch.randperm(len(pictures), generator=self._random(2))[:wanted]]
@@ -324,7 +326,7 @@ class Trainer:
     def _save(self) -> None:
         saves.save(self.run.out / "checkpoint.safetensors", self.step, self._parts())
         model = self.average if self.run.train.ema else self.model
-        tokenizer = VQGANTokenizer(copy.deepcopy(model), self.run.storage)
+        tokenizer = VQGANTokenizer(copy.deepcopy(model), self.run.save_dtype)
         tokenizer.save(self.run.out / "tokenizer")
 
     def restore(self, file: Path) -> None:

@@ -22,7 +22,7 @@ from liquidmm.runtime import get_logger
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("llama.c", "matmul.h", "threads.h"))
 _NAME = "_llama"
-_X86 = ("x86_64", "amd64")
+IS_X86 = machine().lower() in ("x86_64", "amd64")
 
 PANEL = 32
 """Outputs in a panel of a weight."""
@@ -83,7 +83,7 @@ class ForwardArgs(Structure):
     )
 
 
-_ABI = (
+ABI = (
     *(ctypes.sizeof(structure) for structure in (Matrix, Layer, Model, ForwardArgs)),
     PANEL,
     LANES,
@@ -104,12 +104,15 @@ def find_library() -> ctypes.CDLL | str:
     return library
 
 
-def load_library(folder: Path, sources: tuple[Path, ...] = SOURCES) -> ctypes.CDLL | str:
+def load_library(
+    folder: Path, sources: tuple[Path, ...] = SOURCES, abi: tuple[int, ...] = ABI
+) -> ctypes.CDLL | str:
     """Load the library from a folder.
 
     Args:
         folder: Folder with the compiled library.
         sources: The files that it must have been compiled from.
+        abi: What its `liquid_abi` must return.
 
     Returns:
         The library, or why it cannot be used.
@@ -119,14 +122,14 @@ def load_library(folder: Path, sources: tuple[Path, ...] = SOURCES) -> ctypes.CD
     if not files:
         return "it was not compiled when liquidmm was installed; that needs a C compiler"
     vectors = torch.backends.cpu.get_cpu_capability()
-    if machine().lower() in _X86 and not vectors.startswith("AVX"):
+    if IS_X86 and not vectors.startswith("AVX"):
         return "this CPU has no AVX2"
     library = ctypes.CDLL(str(files[0]))
     library.liquid_source.restype = c_int64
     if library.liquid_source() != crc32(b"".join(source.read_bytes() for source in sources)):
         return "it was compiled from another version; install liquidmm again"
     library.liquid_abi.restype = POINTER(c_int64)
-    if tuple(library.liquid_abi()[: len(_ABI)]) != _ABI:
+    if tuple(library.liquid_abi()[: len(abi)]) != abi:
         return "its structures or constants differ from those in ffi.py"
     declare(library)
     return library

@@ -23,7 +23,7 @@ _MEMORY = 0.98
 _LEARNING = 20
 
 
-class SpikeWatch:
+class LossSpikeDetector:
     """Tells a loss that lies far above those before it."""
 
     def __init__(self, deviations: float) -> None:
@@ -46,7 +46,7 @@ class SpikeWatch:
         self._mean, self._square = state["mean"], state["square"]
         self._seen = int(state["seen"])
 
-    def look(self, loss: float) -> str | None:
+    def update(self, loss: float) -> str | None:
         """Take in one step's loss.
 
         Args:

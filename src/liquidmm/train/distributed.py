@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -38,32 +38,41 @@ T = TypeVar("T")
 class ParallelConfig:
     """How the ranks share the model; it changes memory and speed, never what is learnt."""
 
-    replicas: int = 1
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "replicas": "dp_replicate",
+        "reshard": "reshard_after_forward",
+        "accumulate": "grad_accumulation",
+        "offload": "cpu_offload",
+    }
+
+    dp_replicate: int = 1
     """Groups of ranks that each hold the whole model, sharded inside the group; 1 shards over all
     ranks. One group for each node keeps the gathering inside the nodes (hybrid sharding)."""
-    reshard: bool = True
+    reshard_after_forward: bool = True
     """Free a block's gathered weights after its forward pass and gather them again for the backward
     one (ZeRO-3); false keeps them in between (ZeRO-2): more memory, less communication."""
-    accumulate: Literal["whole", "sharded"] = "whole"
+    grad_accumulation: Literal["full", "sharded"] = "full"
     """How gradients of several micro-batches add up: whole on each rank and exchanged once in a
     step, or exchanged after each micro-batch: more communication, a fraction of the memory."""
-    offload: bool = False
+    cpu_offload: bool = False
     """Keep shards and optimizer in the CPU's memory, and update them there."""
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.replicas < 1:
-            raise ConfigError(f"replicas: must be at least 1 ({self.replicas}).")
+        if self.dp_replicate < 1:
+            raise ConfigError(f"dp_replicate: must be at least 1 ({self.dp_replicate}).")
 
     def shards(self, ranks: int) -> int:
         """Give the parts that each group of so many ranks cuts the model into.
 
         Raises:
-            ConfigError: ``replicas`` does not divide the number of ranks.
+            ConfigError: ``dp_replicate`` does not divide the number of ranks.
         """
-        if ranks % self.replicas:
-            raise ConfigError(f"parallel.replicas: {self.replicas} does not divide {ranks} ranks.")
-        return ranks // self.replicas
+        if ranks % self.dp_replicate:
+            raise ConfigError(
+                f"parallel.dp_replicate: {self.dp_replicate} does not divide {ranks} ranks."
+            )
+        return ranks // self.dp_replicate
 
 
 class Quiet(SystemExit):
@@ -117,7 +126,7 @@ class Distributed:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Add a tensor up over the ranks; every rank gets the sum."""
         if self.size > 1:
             values = values.to(self.device)
@@ -136,10 +145,10 @@ class Distributed:
         """Tell whether the flag is set on some rank."""
         if self.size == 1:
             return flag
-        return bool(self.sum(torch.tensor(float(flag))))
+        return bool(self.all_reduce(torch.tensor(float(flag))))
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """Let a block succeed on all ranks or on none.
 
         Raises:
@@ -163,7 +172,7 @@ class Distributed:
             raise Quiet(1)
         raise failure or LiquidError(f"rank {first}: {told[first]}")
 
-    def agree(self, value: object, what: str, remedy: str) -> None:
+    def check_equal(self, value: object, what: str, remedy: str) -> None:
         """Refuse ranks that differ in something.
 
         Args:
@@ -175,7 +184,7 @@ class Distributed:
             LiquidError: They differ.
         """
         values = self.gather(str(value))
-        with self.together():
+        with self.raise_together():
             other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
             if other is not None:
                 raise LiquidError(
@@ -200,7 +209,7 @@ class Distributed:
                 float32.
 
         Raises:
-            ConfigError: ``replicas`` does not divide the number of ranks.
+            ConfigError: ``dp_replicate`` does not divide the number of ranks.
         """
         if self.size == 1:
             return
@@ -210,24 +219,24 @@ class Distributed:
             reduce_dtype=torch.float32,
         )
         pinned = self.device.type == "cuda"
-        offload = CPUOffloadPolicy(pin_memory=pinned) if config.offload else OffloadPolicy()
+        cpu_offload = CPUOffloadPolicy(pin_memory=pinned) if config.cpu_offload else OffloadPolicy()
         for block in blocks:
             fully_shard(
                 block,
                 mesh=mesh,
                 mp_policy=policy,
-                offload_policy=offload,
-                reshard_after_forward=config.reshard,
+                offload_policy=cpu_offload,
+                reshard_after_forward=config.reshard_after_forward,
             )
-        fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=cpu_offload)
 
     def _mesh(self, config: ParallelConfig) -> DeviceMesh:
         shards = config.shards(self.size)
         kind = self.device.type
-        if config.replicas == 1:
+        if config.dp_replicate == 1:
             return init_device_mesh(kind, (self.size,))
-        names = ("replicas", "shards")
-        return init_device_mesh(kind, (config.replicas, shards), mesh_dim_names=names)
+        names = ("dp_replicate", "dp_shard")
+        return init_device_mesh(kind, (config.dp_replicate, shards), mesh_dim_names=names)
 
 
 def synchronize_gradients(root: nn.Module, last: bool) -> None:

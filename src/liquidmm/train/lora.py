@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from liquidmm.errors import ConfigError
-from liquidmm.runtime import require
+from liquidmm.runtime import require_extra
 from liquidmm.vocabulary import Vocabulary
 
 
@@ -24,16 +24,21 @@ from liquidmm.vocabulary import Vocabulary
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "targets": "target_modules",
+        "quantize": "load_in_4bit",
+    }
+
     rank: int = 16
     """Rank of each update."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Share of an adapter's inputs that is dropped in training."""
-    targets: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] = ()
     """Last parts of the names of the linear layers to adapt, such as "q_proj"; none adapts all of
     the blocks."""
-    quantize: bool = False
+    load_in_4bit: bool = False
     """Keep the frozen weights of the blocks in 4 bits (NF4; QLoRA, arXiv:2305.14314)."""
 
     def __post_init__(self) -> None:
@@ -62,24 +67,24 @@ def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraCon
         ConfigError: No linear layer has one of the target names.
         MissingExtraError: PEFT isn't installed.
     """
-    peft: Any = require("peft", "lora")
+    peft: Any = require_extra("peft", "lora")
     layers = {
         name.rpartition(".")[2]
         for block in blocks_of(model)
         for name, layer in block.named_modules()
         if isinstance(layer, nn.Linear)
     }
-    unknown = [name for name in config.targets if name not in layers]
+    unknown = [name for name in config.target_modules if name not in layers]
     if unknown:
         raise ConfigError(
-            f"lora.targets: no linear layer of the blocks is called '{unknown[0]}'. "
+            f"lora.target_modules: no linear layer of the blocks is called '{unknown[0]}'. "
             f"There are: {', '.join(sorted(layers))}."
         )
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=sorted(config.targets or layers),
+        target_modules=sorted(config.target_modules or layers),
         # The form with names trains the rows of an untied head too; a plain list would not.
         trainable_token_indices={name: _new_rows(vocabulary) for name in _tables(model)},
         task_type="CAUSAL_LM",
@@ -118,7 +123,7 @@ def four_bits(compute: torch.dtype) -> Any:
     Raises:
         MissingExtraError: bitsandbytes isn't installed.
     """
-    require("bitsandbytes", "qlora")
+    require_extra("bitsandbytes", "qlora")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]

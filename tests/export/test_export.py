@@ -6,16 +6,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from liquidmm.errors import CheckpointError, ConfigError, LiquidError
-from liquidmm.export import folder as folders
-from liquidmm.export.folder import export
+from liquidmm.export.export import export_checkpoint
 from liquidmm.export.vllm_client import VLLMClient
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.expand import ExpandConfig, expand
 
 
-def test_vllm_gets_a_stock_folder(checkpoint, checkpoint_folder, tmp_path, engine):
+def test_export_vllm_writes_stock_folder(checkpoint, checkpoint_folder, tmp_path, engine):
     out = tmp_path / "made" / "out"
-    assert export(checkpoint_folder, out, "vllm") == out
+    assert export_checkpoint(checkpoint_folder, out, "vllm") == out
     model, tokenizer = (kind.from_pretrained(out) for kind in (AutoModelForCausalLM, AutoTokenizer))
     ours = checkpoint.model.state_dict()
     assert all(torch.equal(weight, ours[name]) for name, weight in model.state_dict().items())
@@ -28,23 +27,21 @@ def test_vllm_gets_a_stock_folder(checkpoint, checkpoint_folder, tmp_path, engin
     assert sampling == {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
     layout = json.loads((out / "processor_config.json").read_text())["vocabulary"]
     assert layout == checkpoint.vocabulary.to_dict()
-    # All a client needs is in the folder.
-    assert VLLMClient.load(out, engine).draw("a red apple").size == (16, 16)
+    # The folder has everything that a client needs.
+    assert VLLMClient.load(out, engine).generate_image("a red apple").size == (16, 16)
 
 
-def test_a_number_type_can_be_chosen(checkpoint, checkpoint_folder, tmp_path):
-    export(checkpoint_folder, tmp_path / "half", "vllm", "bfloat16")
+def test_export_dtype_converts_weights(checkpoint, checkpoint_folder, tmp_path):
+    export_checkpoint(checkpoint_folder, tmp_path / "half", "vllm", "bfloat16")
     again = Checkpoint.load(tmp_path / "half", device="cpu", dtype="bfloat16")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     for name, weight in again.model.state_dict().items():
         assert torch.equal(weight, checkpoint.model.state_dict()[name].bfloat16())
 
 
-def test_gguf_gets_a_file_beside_processor_and_image_tokenizer(
-    checkpoint, checkpoint_folder, tmp_path
-):
+def test_export_gguf_writes_model_and_processor(checkpoint, checkpoint_folder, tmp_path):
     pytest.importorskip("gguf")
-    out = export(checkpoint_folder, tmp_path / "out", "gguf")
+    out = export_checkpoint(checkpoint_folder, tmp_path / "out", "gguf")
     assert not list(out.glob("*.safetensors"))
     assert (out / "image_tokenizer" / "model.safetensors").is_file()
     assert (out / "processor_config.json").is_file()
@@ -53,34 +50,34 @@ def test_gguf_gets_a_file_beside_processor_and_image_tokenizer(
     assert all(torch.equal(weight, ours[name]) for name, weight in model.state_dict().items())
 
 
-def test_sampling_of_the_base_is_kept(checkpoint_folder, tmp_path):
+def test_export_vllm_keeps_sampling_of_base(checkpoint_folder, tmp_path):
     source = shutil.copytree(checkpoint_folder, tmp_path / "source")
     path = source / "generation_config.json"
     given = json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.3, "top_k": 7}
     path.write_text(json.dumps(given))
-    export(source, tmp_path / "out", "vllm")
+    export_checkpoint(source, tmp_path / "out", "vllm")
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (kept["temperature"], kept["top_k"]) == (0.3, 7)
     assert "top_p" not in kept
 
 
-def test_a_missing_chat_template_is_filled_in_by_turn_markers(family_base, tmp_path):
+def test_export_vllm_adds_missing_chat_template(family_base, tmp_path):
     expand(family_base("gemma"), tmp_path / "source", ExpandConfig(codebook_size=8))
     (tmp_path / "source" / "chat_template.jinja").unlink()
-    export(tmp_path / "source", tmp_path / "out", "vllm")
+    export_checkpoint(tmp_path / "source", tmp_path / "out", "vllm")
     template = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert "<start_of_turn>" in template
 
 
-def test_what_vllm_runs_through_transformers(family_base, tmp_path, monkeypatch):
+def test_export_vllm_unsupported_model_raises(family_base, tmp_path, monkeypatch):
     expand(family_base("olmo2"), tmp_path / "source", ExpandConfig(codebook_size=8))
-    export(tmp_path / "source", tmp_path / "out", "vllm")
+    export_checkpoint(tmp_path / "source", tmp_path / "out", "vllm")
     kind = type(Checkpoint.load(tmp_path / "out", device="cpu").model)
     monkeypatch.setattr(kind, "is_backend_compatible", classmethod(lambda cls: False))
-    with pytest.raises(CheckpointError, match="model: vLLM runs no Olmo2ForCausalLM"):
-        export(tmp_path / "source", tmp_path / "other", "vllm")
-    monkeypatch.setattr(folders, "_VLLM_OWN", ("Olmo2ForCausalLM",))
-    export(tmp_path / "source", tmp_path / "other", "vllm")
+    with pytest.raises(CheckpointError, match="model: .*Olmo2ForCausalLM"):
+        export_checkpoint(tmp_path / "source", tmp_path / "other", "vllm")
+    monkeypatch.setattr("liquidmm.export.export.VLLM_MODELS", ("Olmo2ForCausalLM",))
+    export_checkpoint(tmp_path / "source", tmp_path / "other", "vllm")
 
 
 def without(folder, *names):
@@ -100,16 +97,16 @@ def changed(folder, **fields):
         (lambda f: without(f, "model.safetensors"), "the weights can't be read"),
         (lambda f: without(f, "processor_config.json"), "neither processor_config.json nor"),
         (lambda f: changed(f, model_type="martian"), "model type 'martian' is not known"),
-        (lambda f: changed(f, dtype="float64"), "names the dtype 'float64'. Save it as one of"),
+        (lambda f: changed(f, dtype="float64"), "dtype 'float64'"),
         (lambda f: changed(f, vocab_size=100), "the model has 100 rows"),
     ],
 )
 @pytest.mark.parametrize("target", ["vllm", "gguf"])
-def test_what_is_no_checkpoint(checkpoint_folder, tmp_path, target, change, words):
+def test_export_broken_checkpoint_raises(checkpoint_folder, tmp_path, target, change, words):
     source = shutil.copytree(checkpoint_folder, tmp_path / "source")
     change(source)
     with pytest.raises(CheckpointError) as caught:
-        export(source, tmp_path / "out", target)
+        export_checkpoint(source, tmp_path / "out", target)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -118,26 +115,26 @@ def test_what_is_no_checkpoint(checkpoint_folder, tmp_path, target, change, word
 @pytest.mark.parametrize(
     ("target", "dtype", "words"),
     [
-        ("vlm", None, r"--to: 'vlm' is unknown\. Did you mean 'vllm'\?"),
-        ("vllm", "q8_0", r"--dtype: 'q8_0' is unknown to vllm"),
-        ("gguf", "int4", r"--dtype: 'int4' is unknown to gguf"),
-        ("vllm", "auto", r"--dtype: 'auto' is unknown to vllm"),
+        ("vlm", None, r"--format: .*'vlm'.*Did you mean 'vllm'"),
+        ("vllm", "q8_0", r"--dtype: .* for vllm, got 'q8_0'"),
+        ("gguf", "int4", r"--dtype: .*q8_0 for gguf, got 'int4'"),
+        ("vllm", "auto", r"--dtype: .* for vllm, got 'auto'"),
     ],
 )
-def test_bad_options(checkpoint_folder, tmp_path, target, dtype, words):
+def test_export_invalid_option_raises(checkpoint_folder, tmp_path, target, dtype, words):
     with pytest.raises(ConfigError, match=words):
-        export(checkpoint_folder, tmp_path / "out", target, dtype)
+        export_checkpoint(checkpoint_folder, tmp_path / "out", target, dtype)
 
 
-def test_what_exists_is_not_touched(checkpoint_folder, tmp_path):
+def test_export_existing_folder_unchanged(checkpoint_folder, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(LiquidError, match="exists already"):
-        export(checkpoint_folder, tmp_path, "vllm")
+        export_checkpoint(checkpoint_folder, tmp_path, "vllm")
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_family_that_gguf_has_not_leaves_nothing_behind(family_base, tmp_path):
+def test_export_gguf_unsupported_family_leaves_no_files(family_base, tmp_path):
     expand(family_base("phi"), tmp_path / "source", ExpandConfig(codebook_size=8))
-    with pytest.raises(CheckpointError, match="llama.cpp can't compute it: phi is none of"):
-        export(tmp_path / "source", tmp_path / "out", "gguf")
+    with pytest.raises(CheckpointError, match="llama.cpp: model type phi"):
+        export_checkpoint(tmp_path / "source", tmp_path / "out", "gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

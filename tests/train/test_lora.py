@@ -11,12 +11,12 @@ from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.model.expand import ExpandConfig, expand
-from liquidmm.train.adapters import LoraConfig, add_adapters, merge, weight_of
-from liquidmm.train.config import TrainRun
+from liquidmm.train.config import TrainConfig
+from liquidmm.train.distributed import Distributed, ParallelConfig
+from liquidmm.train.lora import LoraConfig, add_adapters, merge, weight_of
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.model import ModelConfig, load_for_training
 from liquidmm.train.optim import split_parameters
-from liquidmm.train.parallel import Distributed, ParallelConfig
 from liquidmm.train.setup import open_setup
 from liquidmm.train.trainer import train
 
@@ -30,10 +30,10 @@ def adapted_run(plan, request, family_base, image_tokenizer_folder, tmp_path):
     folder = tmp_path / "base-liquid"
     config = ExpandConfig(image_tokenizer=image_tokenizer_folder, sizes=((16, 16),))
     expand(family_base(family), folder, config)
-    plan["data"]["length"] = 128
-    lora = {"rank": 4, "quantize": bool(in_bits)}
-    plan |= {"checkpoint": str(folder), "model": {"lora": lora}, "final_dtype": "float32"}
-    run = from_dict(TrainRun, plan, "run.toml")
+    plan["data"]["seq_len"] = 128
+    lora = {"rank": 4, "load_in_4bit": bool(in_bits)}
+    plan |= {"checkpoint": str(folder), "model": {"lora": lora}, "save_dtype": "float32"}
+    run = from_dict(TrainConfig, plan, "run.toml")
     train(run)
     return run
 
@@ -114,13 +114,13 @@ def test_bad_settings(settings, message):
 
 def test_an_unknown_target(checkpoint_folder):
     checkpoint = Checkpoint.load(checkpoint_folder, "cpu")
-    config = LoraConfig(targets=("q_proj", "qkv"))
-    with pytest.raises(ConfigError, match=r"lora\.targets: .*'qkv'.*There are: down_proj"):
+    config = LoraConfig(target_modules=("q_proj", "qkv"))
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: .*'qkv'.*There are: down_proj"):
         add_adapters(checkpoint.model, checkpoint.vocabulary, config)
 
 
 def test_validating_leaves_weights_in_four_bits_alone(checkpoint_folder, checkpoint):
-    config = ModelConfig(lora=LoraConfig(rank=3, quantize=True))
+    config = ModelConfig(lora=LoraConfig(rank=3, load_in_4bit=True))
     trainee = load_for_training(
         checkpoint_folder,
         checkpoint.vocabulary,
@@ -153,6 +153,6 @@ def test_validating_leaves_weights_in_four_bits_alone(checkpoint_folder, checkpo
 
 
 def test_four_bits_on_several_ranks(plan):
-    plan["model"] = {"lora": {"quantize": True}}
-    with pytest.raises(ConfigError, match=r"lora\.quantize: works on one rank, this run has 2"):
-        open_setup(from_dict(TrainRun, plan, "run.toml"), 2, torch.device("cpu"))
+    plan["model"] = {"lora": {"load_in_4bit": True}}
+    with pytest.raises(ConfigError, match=r"lora\.load_in_4bit: works on one rank, this run has 2"):
+        open_setup(from_dict(TrainConfig, plan, "run.toml"), 2, torch.device("cpu"))
