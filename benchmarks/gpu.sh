@@ -49,7 +49,7 @@ measure generate-135m generate --only speed --models 135m --batches 1,64 --codes
 measure generate-1b generate --only speed --models 1b --batches 1,64 --codes 256
 measure generate-7b generate --only speed --models 7b --batches 1,16 --codes 64
 measure generate-7b-64 generate --only speed --models 7b --batches 64 --codes 64
-measure generate-default generate --only speed,speculation,memory --models default --batches 1,64
+measure generate-default generate --only speed,memory --models default --batches 1,64
 if [ -d data/shards ]; then
     measure train-icons train --only efficiency,speed
 else

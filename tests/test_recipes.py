@@ -8,7 +8,7 @@ import pytest
 
 from liquidmm.cli.init import InitRunConfig
 from liquidmm.config import load_run
-from liquidmm.encode import EncodeRun
+from liquidmm.encode import EncodeConfig
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 from liquidmm.train.config import TrainConfig
 
@@ -67,7 +67,7 @@ def schema_of(path: Path) -> Any:
         for key, schema in (
             ("vqgan", TrainTokenizerConfig),
             ("texts", InitRunConfig),
-            ("source", EncodeRun),
+            ("source", EncodeConfig),
         )
         if key in keys
     )
@@ -80,7 +80,7 @@ def test_every_recipe_is_valid(path):
 
 def test_all_kinds_are_there():
     names = [schema_of(path).__name__ for path in FILES]
-    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeRun"} == set(names)
+    assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeConfig"} == set(names)
     assert len(PARTS) == 4
 
 
@@ -104,8 +104,8 @@ def test_constants_of_the_paper(name):
     assert run.optim.optimizer == "adamw"
     assert (run.optim.min_lr_ratio, run.optim.z_loss) == (0.0, 0.0)
     assert run.data.seq_len == 2048
-    assert run.data.format.guidance_dropout == 0.1
-    assert (run.data.format.draw_in_chat_share, run.data.format.opening_share) == (0.0, 0.0)
+    assert run.data.format.caption_dropout == 0.1
+    assert (run.data.format.chat_format_prob, run.data.format.first_row_only_prob) == (0.0, 0.0)
     assert run.train.global_batch_size == batch
     assert run.train.steps == steps
     assert run.train.precision == "bfloat16"
@@ -114,7 +114,7 @@ def test_constants_of_the_paper(name):
     assert run.model.freeze == ()
     sources: dict[tuple[str, str], float] = {}
     for source in run.data.sources:
-        turned = source.weight * source.reverse
+        turned = source.weight * source.swap_ratio
         sources[source.path.name, source.task] = source.weight - turned
         if turned:
             sources[source.path.name, "image_to_text"] = turned

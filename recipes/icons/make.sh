@@ -11,7 +11,7 @@ encode() { # SOURCE NAME [SPLITS]
         --out "data/shards/$2" --set "source.splits=${3:-[\"train\"]}"
 }
 
-liquid data all data -o data
+liquid icons build data -o data
 
 # The tokenizer's folder is there from the first checkpoint on; the expanded base needs the last one.
 if [ ! -d runs/icons/base-liquid ]; then

@@ -1,7 +1,7 @@
-"""Files and folders that appear complete or not at all.
+"""Files and folders that are written completely or not at all.
 
-Every file this package writes goes through `atomic_file` or `atomic_folder`: a crash, a full disk
-or an exception leaves nothing half-written behind.
+Every file this package writes goes through `atomic_file` or `atomic_folder`, so that a crash, a
+full disk or an exception leaves no partial file behind.
 """
 
 from __future__ import annotations
@@ -18,35 +18,32 @@ from liquidmm.errors import LiquidError
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a folder so that it appears whole or not at all.
+    """Write a folder completely or not at all.
 
     Args:
-        path: Where the folder shall stand; missing parents are made.
-        overwrite: Replace what stands there; otherwise only a missing or empty folder is accepted.
+        path: The folder; missing parents are created.
+        overwrite: Replace an existing folder. Otherwise it must not exist or must be empty.
 
     Yields:
-        A new empty folder beside ``path``; when the block ends well it becomes ``path``, and when
-        it raises it is removed.
+        A new empty folder next to ``path``. It becomes ``path`` at the end of the block, and is
+        deleted if the block raises an exception.
 
     Raises:
-        LiquidError: Something is there already, or the disk refused (full, read-only, not
-            permitted).
+        LiquidError: The folder exists, or cannot be written (disk full, read-only, no permission).
     """
     path = Path(path)
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if occupied and not overwrite:
-        raise LiquidError(f"{path}: exists already. Choose another place or remove it first.")
-    with _written_beside(
-        path, lambda: Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-    ) as temporary:
+        raise LiquidError(f"{path}: already exists. Choose another path or remove it first.")
+    with _temporary(path, _new_folder) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):  # safetensors writes files that only their owner reads
+        for file in temporary.rglob("*"):  # safetensors writes files that only the owner can read
             file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
         if not occupied:
             temporary.replace(path)
             return
-        old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)) / path.name
+        old = _new_folder(path) / path.name
         path.replace(old)
         try:
             temporary.replace(path)
@@ -59,42 +56,42 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Write a file so that it appears whole or not at all; an existing file is replaced.
+    """Write or replace a file completely or not at all.
 
     Args:
-        path: Where the file shall stand; missing parents are made.
+        path: The file; missing parents are created.
 
     Yields:
-        The path to write to, beside ``path`` and with its suffix; when the block ends well it
-        becomes ``path``, and when it raises it is removed.
+        A path next to ``path``, with its suffix. It becomes ``path`` at the end of the block, and
+        is deleted if the block raises an exception.
 
     Raises:
-        LiquidError: A folder is there already, or the disk refused (full, read-only, not
-            permitted).
+        LiquidError: ``path`` is a folder, or cannot be written (disk full, read-only, no
+            permission).
     """
     path = Path(path)
     if path.is_dir():
-        raise LiquidError(f"{path}: is a folder. Name a file.")
-    with _written_beside(path, lambda: _new_file(path)) as temporary:
+        raise LiquidError(f"{path}: is a folder. Give the path of a file.")
+    with _temporary(path, _new_file) as temporary:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
+def _temporary(path: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = make()
+        temporary = make(path)
         yield temporary
     except Exception as error:
-        reason = _refusal(error, path.parent)
+        reason = _disk_error(error, path.parent)
         if reason is None:
             raise
         raise LiquidError(
-            f"{path}: can't be written ({reason}). Make room or choose another place; "
-            "nothing was left behind."
+            f"{path}: cannot be written ({reason}). Free disk space or choose another path; "
+            "no partial files remain."
         ) from error
     finally:
         if temporary is not None and temporary.is_dir():
@@ -103,27 +100,27 @@ def _written_beside(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _refusal(error: Exception, folder: Path) -> str | None:
-    """Return the disk's reason when ``error`` is about writing below ``folder``, else None."""
+def _disk_error(error: Exception, folder: Path) -> str | None:
+    """Return the reason if ``error`` is about writing below ``folder``, otherwise None."""
     if isinstance(error, OSError) and error.errno is not None:
         named = error.filename
-        # tempfile names its files absolutely, whatever folder it was given.
+        # tempfile reports absolute paths even for a relative folder
         if named is None or Path(os.fsdecode(named)).absolute().is_relative_to(folder.absolute()):
             return error.strerror or str(error)
-    # safetensors reports a full disk with an exception of its own, without an errno.
+    # safetensors reports a full disk with its own exception, without an errno
     if type(error).__name__ == "SafetensorError" and "os error" in str(error).lower():
         return str(error)
     return None
 
 
 def _new_file(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     return Path(name)
 
 
-def _prefix(path: Path) -> str:
-    return f".{path.name}."
+def _new_folder(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
 
 
 def _umask() -> int:

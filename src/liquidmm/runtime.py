@@ -1,8 +1,7 @@
-"""The machine: devices, number types, random generators, optional packages, safe writing, logging.
+"""The runtime environment: devices, dtypes, random generators, CPU settings, extras, logging.
 
-Contract: the only place that asks what hardware there is, and the only way files reach the disk:
-whole or not at all. torch is imported inside the functions that need it, so that importing this
-module is cheap.
+No other module asks which hardware there is. torch is imported inside functions, so that importing
+this module is cheap.
 """
 
 from __future__ import annotations
@@ -22,23 +21,17 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# Names and numbers of glibc's malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
-_GROW = 256 * 2**20
+# names and values from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Choose the device to compute on.
+    """Return the device with a name such as "cpu", "cuda", "cuda:1" or "mps".
 
-    Args:
-        name: "cpu", "cuda", "cuda:1", "mps"; None takes cuda, else mps, else cpu.
-
-    Returns:
-        The device.
+    None is the first available of cuda, mps and cpu.
 
     Raises:
-        ConfigError: The name is no device, or this machine or this build of torch doesn't have it.
+        ConfigError: The name is unknown, or the device is not available to this build of torch.
     """
     import torch
 
@@ -48,43 +41,38 @@ def resolve_device(name: str | None) -> torch.device:
         "cpu": True,
     }
     if name is None:
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(next(kind for kind, exists in available.items() if exists))
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in available:
-        raise ConfigError(f"device: '{name}' is no device.{suggest(name, available)}")
-    there = available[device.type]
-    if device.type == "cuda" and there:
-        there = device.index is None or device.index < torch.cuda.device_count()
-    if not there:
-        found = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(f"device: '{name}' is not available here. Choose one of: {found}.")
+        raise ConfigError(f"device: unknown device '{name}'.{suggest(name, available)}")
+    exists = available[device.type]
+    if device.type == "cuda" and exists:
+        exists = device.index is None or device.index < torch.cuda.device_count()
+    if not exists:
+        found = ", ".join(kind for kind, exists in available.items() if exists)
+        raise ConfigError(f"device: '{name}' is not available on this machine. Use {found}.")
     return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Choose the number type to compute in.
+    """Return the dtype with a name from `DTYPES`.
 
-    Args:
-        name: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the device has it
-            in hardware and float32 elsewhere (on a CPU bfloat16 is often many times slower).
-        device: Where the computation runs.
-
-    Returns:
-        The type.
+    "auto" is bfloat16 if the device supports it in hardware, otherwise float32 (on a CPU bfloat16
+    is often many times slower).
 
     Raises:
-        ConfigError: The name is none of the four.
+        ConfigError: The name is unknown.
     """
     import torch
 
     if name not in DTYPES:
-        raise ConfigError(f"dtype: '{name}' is unknown.{suggest(name, DTYPES)}")
+        raise ConfigError(f"dtype: unknown dtype '{name}'.{suggest(name, DTYPES)}")
     if name != "auto":
-        chosen: torch.dtype = getattr(torch, name)
-        return chosen
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     fast = device.type == "mps" or (
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
@@ -92,36 +80,29 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a random generator of its own, independent of torch's global state.
-
-    Args:
-        seed: 0 or more, below 2**63.
-        device: Where the numbers are drawn.
-
-    Returns:
-        The seeded generator.
+    """Return a seeded random generator that is independent of torch's global state.
 
     Raises:
-        ConfigError: The seed is out of range.
+        ConfigError: The seed is negative, or 2**63 or more.
     """
     import torch
 
     if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed: must be from 0 to 2**63 - 1 ({seed}). Give another seed.")
+        raise ConfigError(f"seed: expected a number from 0 to 2**63 - 1, got {seed}.")
     return torch.Generator(device).manual_seed(seed)
 
 
 def tune_cpu_allocator() -> bool:
-    """Make long CPU runs faster without changing what they compute; before the first tensor.
+    """Make long CPU runs faster; call it before the first tensor is created.
 
-    glibc keeps freed memory, and denormal numbers are flushed to zero. A training step frees and
-    takes gigabytes in large pieces. glibc returns each piece to the system, which hands it back
-    cleared, page by page; keeping them made a step of a 12M-parameter model 1.3 to 1.6 times faster
-    on two cores. Denormals, which Adam's averages reach where a row gets no gradient, cost a
-    hundred times as much as other numbers.
+    Makes glibc keep freed memory and flushes denormal numbers to zero. A training step allocates
+    and frees gigabytes in large blocks, which glibc would return to the system and get back zeroed,
+    page by page: keeping them made a step of a 12M-parameter model 1.3 to 1.6 times faster on two
+    cores. Denormals, which Adam's averages reach in rows without gradients, are a hundred times
+    slower than other numbers.
 
     Returns:
-        Whether the allocator took the settings (False where it isn't glibc's).
+        Whether the allocator was changed; False without glibc.
     """
     import torch
 
@@ -132,29 +113,22 @@ def tune_cpu_allocator() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _GROW))
-    return all(mallopt(name, value) == 1 for name, value in wanted)
+    values = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 * 2**20))
+    return all(mallopt(name, value) == 1 for name, value in values)
 
 
 def cpu_count() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
-
-    Args:
-        module: Dotted name to import.
-        extra: The extra of this distribution that installs it.
-
-    Returns:
-        The module.
+    """Import an optional module that the extra ``liquidmm[extra]`` installs.
 
     Raises:
-        MissingExtraError: The package isn't installed.
+        MissingExtraError: The package is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -162,19 +136,14 @@ def require_extra(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
             raise
         raise MissingExtraError(
-            f'{module}: is not installed. Install it with: pip install "liquidmm[{extra}]"'
+            f'{module}: not installed. Install it with: pip install "liquidmm[{extra}]"'
         ) from error
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Give a logger that writes plain lines to stderr, from level INFO up.
+    """Return a logger that writes messages of level INFO and above to stderr.
 
-    Args:
-        name: ``__name__`` of the caller.
-
-    Returns:
-        The logger; an application that set up logging itself keeps its own handlers and gets no
-        second copy.
+    If the application has configured logging itself, only its handlers are used.
     """
     package = logging.getLogger("liquidmm")
     if not package.handlers:

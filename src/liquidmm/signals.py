@@ -1,7 +1,7 @@
-"""Ending a long run from outside, after the step in progress.
+"""Signals that stop a long run after the current step.
 
-Contract: a run that looks at the event between its steps never saves a step that was done by half.
-Outside the main thread, where Python takes no signals, the event is simply never set.
+A run that checks the event between steps never saves a partial step. Outside the main thread Python
+receives no signals, and the event is never set.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ _LOG = get_logger(__name__)
 
 
 class StopSignals:
-    """Turns SIGTERM and the first SIGINT into an event; a second SIGINT acts as usual.
+    """Context manager that turns SIGTERM and the first SIGINT into an event.
 
-    A launcher may send SIGTERM more than once, to a process and to its group.
+    A second SIGINT acts as usual. SIGTERM may arrive more than once, because launchers send it to a
+    process and to its group.
     """
 
     def __enter__(self) -> threading.Event:
-        """Take the signals over and return the event."""
+        """Install the handlers and return the event."""
         self._event = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -32,15 +33,12 @@ class StopSignals:
         return self._event
 
     def __exit__(self, *unused: object) -> None:
-        """Give the signals back."""
-        self._restore()
+        """Restore the previous handlers."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if not self._event.is_set():
             _LOG.info("stopping after this step; Ctrl-C to stop at once")
         self._event.set()
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

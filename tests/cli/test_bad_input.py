@@ -108,7 +108,7 @@ CASES = {
     ),
     "file in the way of a folder": Case(
         command=f"generate apple -o {{tmp}}/text.png/out.png {MODEL}",
-        words=("out.png", "can't be written", "choose another place"),
+        words=("out.png", "cannot be written", "choose another path"),
     ),
     "missing checkpoint": Case(
         command=f"generate apple {OUT} --checkpoint {{tmp}}/nowhere",
@@ -188,7 +188,7 @@ def test_a_full_disk_while_saving(
     result = CliRunner().invoke(main, ["generate", *arguments, "--device", "cpu"])
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
-    assert line.startswith(f"error: {out}: can't be written (No space left on device). Make room")
+    assert line.startswith(f"error: {out}: cannot be written (No space left on device). ")
     assert result.stdout == ""
     assert files_in(tmp) == before
 

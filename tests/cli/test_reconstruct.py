@@ -42,14 +42,14 @@ def test_reconstruct_with_checkpoint_or_tokenizer(checkpoint, tmp_path):
     assert outputs[0] == outputs[1]
 
 
-def test_reconstruct_size_must_be_multiple_of_factor(checkpoint, tmp_path):
+def test_reconstruct_resolution_must_be_multiple_of_factor(checkpoint, tmp_path):
     out = tmp_path / "out.png"
-    arguments = (tmp_path / "in.png", "-o", out, "--checkpoint", checkpoint, "--size")
+    arguments = (tmp_path / "in.png", "-o", out, "--checkpoint", checkpoint, "--resolution")
     assert reconstruct(*arguments, 24).exit_code == 0
     assert Image.open(out).size == (60, 32)
     result = reconstruct(*arguments, 25)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert all(word in result.stderr for word in ("--size", "factor 2", "25", "Use 24."))
+    assert all(word in result.stderr for word in ("--resolution", "factor 2", "25", "Use 24."))
 
 
 @pytest.mark.parametrize(

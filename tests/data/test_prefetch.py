@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from liquidmm.data.prefetch import Ahead
+from liquidmm.data.prefetch import Prefetcher
 from liquidmm.errors import DataError, LiquidError
 
 
@@ -22,42 +22,42 @@ class Squares:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_items_and_errors(workers):
-    ahead = Ahead(Squares(), workers)
-    ahead.announce(range(20))
-    made = [ahead.take(number) for number in (3, 0, 19, 40)]
+def test_prefetcher_returns_items_and_raises_errors(workers):
+    prefetcher = Prefetcher(Squares(), workers)
+    prefetcher.submit(range(20))
+    made = [prefetcher.get(number) for number in (3, 0, 19, 40)]
     assert [square for square, _ in made] == [9, 0, 361, 1600]
     assert {pid == os.getpid() for _, pid in made[:3]} == {workers == 0}
     with pytest.raises(DataError, match="thirteen: is unlucky"):
-        ahead.take(13)
-    ahead.close()
-    assert ahead.take(5) == (25, os.getpid())
+        prefetcher.get(13)
+    prefetcher.close()
+    assert prefetcher.get(5) == (25, os.getpid())
 
 
-def test_a_killed_process_is_told():
-    ahead = Ahead(Squares(), 1)
-    ahead.announce([99])
-    with pytest.raises(LiquidError, match=r"data\.workers: one of 1 processes .* ended from"):
-        ahead.take(99)
-    with pytest.raises(LiquidError, match=r"data\.workers"):
-        ahead.announce([1])
-    ahead.close()
+def test_prefetcher_killed_worker_raises():
+    prefetcher = Prefetcher(Squares(), 1)
+    prefetcher.submit([99])
+    with pytest.raises(LiquidError, match=r"data\.num_workers: one of 1 .*killed"):
+        prefetcher.get(99)
+    with pytest.raises(LiquidError, match=r"data\.num_workers"):
+        prefetcher.submit([1])
+    prefetcher.close()
 
 
 def _use(connection):
-    ahead = Ahead(Squares(), 1)
-    ahead.announce([2])
-    connection.send(ahead.take(2)[1])
+    prefetcher = Prefetcher(Squares(), 1)
+    prefetcher.submit([2])
+    connection.send(prefetcher.get(2)[1])
     signal.pause()
 
 
-def test_processes_end_with_the_one_that_started_them():
+def test_prefetcher_workers_end_with_their_parent():
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=_use, args=(theirs,))
     process.start()
     worker = mine.recv()
-    os.kill(worker, signal.SIGTERM)  # what a scheduler sends to all is for the first process
+    os.kill(worker, signal.SIGTERM)  # a scheduler signals the whole group; workers ignore it
     os.kill(worker, 0)
     process.kill()
     process.join()

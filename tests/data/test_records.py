@@ -16,7 +16,7 @@ ROOT = Path("/data")
 TURNS = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
 
 
-def test_image_text_record_takes_all_three_caption_keys():
+def test_image_text_record_accepts_all_caption_keys():
     expected = ImageTextRecord(
         key="k", image=ROOT / "a.png", captions=("a cat",), source="s", license="MIT", split="train"
     )
@@ -27,13 +27,13 @@ def test_image_text_record_takes_all_three_caption_keys():
     assert images_of(expected) == (ROOT / "a.png",)
 
 
-def test_text_record_uses_its_place_as_key():
+def test_text_record_without_key_uses_its_location():
     record = parse_record({"text": "hello"}, "f.jsonl:3", ROOT)
     assert record == TextRecord(key="f.jsonl:3", text="hello")
     assert images_of(record) == ()
 
 
-def test_chat_record():
+def test_chat_record_has_messages_and_images():
     record = parse_record({"messages": TURNS, "images": ["a.png"]}, "f:1", ROOT)
     assert record == ChatRecord(
         key="f:1",
@@ -45,7 +45,7 @@ def test_chat_record():
     )
 
 
-def test_pictures_are_paths_urls_or_bytes():
+def test_images_are_paths_urls_or_bytes():
     file = {"bytes": b"PNG", "path": "a.png"}
     turns = [
         {"role": "user", "content": "<image><image><image><image>"},
@@ -60,12 +60,12 @@ def test_pictures_are_paths_urls_or_bytes():
     assert (record.image, record.captions) == (Path("/x/a.png"), ("a",))
 
 
-def test_turns_in_pieces():
-    pieces = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
-    turns = [{"role": "user", "content": pieces}, TURNS[1]]
+def test_turn_content_in_parts_is_joined():
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    turns = [{"role": "user", "content": parts}, TURNS[1]]
     record = parse_record({"messages": turns, "images": ["a.png"]}, "f:1", ROOT)
     assert record.messages[0].content == "<image>\nWhat?"
-    with pytest.raises(DataError, match=r"messages\[0\]: a piece of 'content' must be of type"):
+    with pytest.raises(DataError, match=r"messages\[0\]: a part of 'content' must be of type"):
         parse_record({"messages": [{"role": "user", "content": ["x"]}, TURNS[1]]}, "f:1", ROOT)
 
 
@@ -83,7 +83,7 @@ def test_turns_in_pieces():
         ({"image": {"bytes": None, "path": None}, "text": "x"}, "'image' must be a string (got no"),
         ({"image": 1, "caption": "x"}, "'image' must be a string (got int 1)"),
         ({"image": "a.png", "captions": []}, "'captions' is empty"),
-        ({"image": "a.png", "captions": ["x", ""]}, "'captions' holds an empty string"),
+        ({"image": "a.png", "captions": ["x", ""]}, "'captions' contains an empty string"),
         ({"image": "a.png", "captions": [1]}, "'captions' must be a list of strings"),
         ({"messages": []}, "'messages' must be a list of turns"),
         ({"messages": ["hi"]}, "messages[0]: a turn must be an object"),
@@ -92,11 +92,11 @@ def test_turns_in_pieces():
         ({"messages": TURNS}, "0 images for 1 <image>"),
         (
             {"messages": TURNS, "images": "a.png"},
-            "'images' must be a list of pictures (got str 'a.png')",
+            "'images' must be a list of images (got str 'a.png')",
         ),
     ],
 )
-def test_bad_records_are_named(obj, words):
+def test_bad_record_error_names_place_and_value(obj, words):
     with pytest.raises(DataError) as error:
         parse_record(obj, "f.jsonl:7", ROOT)
     assert str(error.value).startswith("f.jsonl:7: ")

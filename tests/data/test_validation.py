@@ -4,7 +4,7 @@ from liquidmm.data.validation import describe, names, string, strings
 from liquidmm.errors import DataError
 
 
-def test_values_are_returned_as_they_stand():
+def test_values_are_returned_unchanged():
     assert string({"a": " x\n"}, "a", "f:1") == " x\n"
     assert string({}, "a", "f:1", empty=True) == ""
     assert strings(["x", "y "], "a", "f:1") == ("x", "y ")
@@ -26,11 +26,11 @@ def test_values_are_returned_as_they_stand():
         ),
         (
             lambda: string({"a": " "}, "a", "f:1"),
-            "f:1: 'a' is empty. Fill it in or leave the record out.",
+            "f:1: 'a' is empty. Fill it in or drop the record.",
         ),
         (
             lambda: string({"a": "so \ud83d"}, "a", "f:1"),
-            "f:1: 'a' holds half a character ('\\ud83d' at 3). Correct the record.",
+            "f:1: 'a' contains half of a surrogate pair ('\\ud83d' at 3). Correct the record.",
         ),
         (
             lambda: strings(["x", 1], "a", "f:1"),
@@ -38,15 +38,15 @@ def test_values_are_returned_as_they_stand():
         ),
         (
             lambda: strings(["x", ""], "a", "f:1"),
-            "f:1: 'a' holds an empty string. Fill it in or leave it out.",
+            "f:1: 'a' contains an empty string. Fill it in or remove it.",
         ),
         (
             lambda: strings(["\udc00"], "a", "f:1"),
-            "f:1: 'a' holds half a character ('\\udc00' at 0). Correct the record.",
+            "f:1: 'a' contains half of a surrogate pair ('\\udc00' at 0). Correct the record.",
         ),
     ],
 )
-def test_bad_values_are_named(call, message):
+def test_bad_value_error_names_key_and_value(call, message):
     with pytest.raises(DataError) as error:
         call()
     assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""An image tokenizer whose codes can be read, and a source with good and bad records."""
+"""An image tokenizer with readable codes, and a source with good and bad records."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image
 
 from liquidmm.data.readers import SourceConfig
 from liquidmm.data.shards import read_shards
-from liquidmm.encode import EncodeConfig, EngineConfig, TokenizerFile, encode
+from liquidmm.encode import EncoderConfig, TokenizerFile, WorkerConfig, encode
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -24,16 +24,15 @@ class Tokenizer:
     device = torch.device("cpu")
 
     def __init__(self):
-        self.pictures = 0
+        self.images = 0
         self.batches = []
 
     def __call__(self):
-        """Be what gives a tokenizer, too."""
         return self
 
     def encode(self, pixels):
         assert pixels.dtype == torch.uint8
-        self.pictures += len(pixels)
+        self.images += len(pixels)
         self.batches.append(tuple(pixels.shape))
         patches = torch.nn.functional.avg_pool2d(pixels[:, :1].float(), 8)[:, 0]
         return (patches / 17).round().long()
@@ -70,19 +69,19 @@ def source(tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """A source that takes about a second to encode, and the folder that comes of it."""
+    """A source that takes about a second to encode, and the resulting folder."""
 
     source: SourceConfig
     tokenizer: TokenizerFile
-    config: EncodeConfig
+    config: EncoderConfig
     folder: Path
 
-    def arguments(self, out, **engine):
-        """Give the arguments of `encode`, for another folder."""
-        return self.source, self.tokenizer, out, self.config, EngineConfig(**engine)
+    def arguments(self, out, **workers):
+        """Return the arguments of `encode` for another folder."""
+        return self.source, self.tokenizer, out, self.config, WorkerConfig(**workers)
 
     def assert_same(self, out):
-        """Compare names and bytes of all that is there; nothing else may be left."""
+        """Compare the names and bytes of all files; nothing else may be left."""
         found = {path.name: path.read_bytes() for path in out.iterdir()}
         wanted = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         assert found.keys() == wanted.keys()
@@ -104,10 +103,10 @@ def whole(tmp_path_factory, image_tokenizer_folder):
     made = Whole(
         source=SourceConfig(path=str(path)),
         tokenizer=TokenizerFile(path=image_tokenizer_folder, device="cpu"),
-        config=EncodeConfig(size=96, shard_records=2, batch_size=4),
+        config=EncoderConfig(resolution=96, samples_per_shard=2, batch_size=4),
         folder=folder / "out",
     )
-    encode(*made.arguments(made.folder, workers=1))
-    codes = [row.pictures[0].tobytes() for row in read_shards(made.folder)]
+    encode(*made.arguments(made.folder, num=1))
+    codes = [sample.image_codes[0].tobytes() for sample in read_shards(made.folder)]
     assert len(set(codes)) == 59
     return made

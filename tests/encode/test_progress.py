@@ -1,8 +1,14 @@
 import pytest
 
 from liquidmm.data.manifest import ShardStats
-from liquidmm.encode.part import Seen
-from liquidmm.encode.progress import Counts, Limit, Progress, StoppedError, TaskProgress, shown
+from liquidmm.encode.progress import (
+    Counts,
+    ErrorBudget,
+    Progress,
+    StoppedError,
+    TaskProgress,
+    progress_bar,
+)
 from liquidmm.errors import ConfigError, DataError, LiquidError
 
 
@@ -14,80 +20,92 @@ def progress(tmp_path):
 
 
 @pytest.fixture
-def limit(tmp_path):
-    return Limit(share=0.1, least=100, before=Counts(), quarantine=tmp_path / "q.jsonl")
+def budget(tmp_path):
+    return ErrorBudget(max_rate=0.1, min_records=100, rejected_file=tmp_path / "q.jsonl")
+
+
+def stats(records, rejected):
+    return ShardStats(records=records - rejected, rejected=rejected)
+
+
+@pytest.mark.parametrize(
+    ("records", "rejected", "exceeded"),
+    [
+        (99, 99, False),  # too early
+        (100, 10, False),  # not more than a tenth
+        (100, 11, True),
+    ],
+)
+def test_error_budget_checks_share_of_rejected(budget, records, rejected, exceeded):
+    counts = Counts(records=records, rejected=rejected, problem="a.png: is broken")
+    if not exceeded:
+        budget.check(counts)
+        return
+    message = rf"^{budget.rejected_file}: {rejected} of {records} .*0\.1.*a\.png: is broken$"
+    with pytest.raises(DataError, match=message):
+        budget.check(counts)
 
 
 @pytest.mark.parametrize(
     ("before", "now", "exceeded"),
-    [
-        ((0, 0), (99, 99), False),  # too early to tell
-        ((0, 0), (100, 10), False),  # not more than a tenth
-        ((0, 0), (100, 11), True),
-        ((1000, 0), (100, 100), False),
-        ((1000, 100), (10, 2), True),
-    ],
+    [((1000, 0), (100, 100), False), ((1000, 100), (10, 2), True)],
 )
-def test_the_limit_counts_earlier_runs(limit, before, now, exceeded):
-    earlier = Counts(entries=before[0], refused=before[1])
-    limit = Limit(share=0.1, least=100, before=earlier, quarantine=limit.quarantine)
-    error = limit.exceeded(Counts(entries=now[0], refused=now[1], problem="a.png: is broken"))
-    assert (error is not None) == exceeded
-    if error is not None:
-        assert isinstance(error, DataError)
-        assert str(error).startswith(f"{limit.quarantine}: {before[1] + now[1]} of ")
-        assert str(error).endswith("The first reason: a.png: is broken")
+def test_task_progress_counts_earlier_runs(progress, budget, before, now, exceeded):
+    earlier = Counts(records=before[0], rejected=before[1])
+    task = TaskProgress(progress, 0, budget, earlier)
+    if not exceeded:
+        task.finish_shard(stats(*now))
+        return
+    with pytest.raises(DataError, match=f"{before[1] + now[1]} of {before[0] + now[0]} "):
+        task.finish_shard(stats(*now))
 
 
-def test_at_the_end_all_counts_whatever_their_number(limit):
-    assert limit.broken(ShardStats(records=9, refused=1), "") is None
-    error = limit.broken(ShardStats(records=8, refused=1), "a.png: is broken")
-    assert str(error).startswith(f"{limit.quarantine}: 1 of 9 entries were refused")
-    assert limit.broken(ShardStats(), "") is None
-
-
-def test_tasks_are_added_up_and_begin_anew(progress, limit):
-    first, second = (TaskProgress(progress, task, limit) for task in (0, 1))
+def test_progress_sums_tasks_and_restarts_them(progress, budget):
+    first, second = (TaskProgress(progress, task, budget) for task in (0, 1))
     for _ in range(3):
-        first.tell(Seen(entries=1))
-    first.tell(Seen(problem="a.png: is broken"))
-    first.tell(Seen(pictures=2))
-    first.finish_part(3, 1)
-    second.finish_part(5, 0)
-    expected = Counts(entries=8, refused=1, pictures=2, parts=2, problem="a.png: is broken")
+        first.update(Counts(records=1))
+    first.update(Counts(rejected=1, problem="a.png: is broken"))
+    first.update(Counts(images=2))
+    first.finish_shard(stats(3, 1))
+    second.finish_shard(stats(5, 0))
+    expected = Counts(records=8, rejected=1, images=2, shards=2, problem="a.png: is broken")
     assert progress.counts() == expected
-    TaskProgress(progress, 0, limit).finish_part(4, 0)  # another process does the task again
-    assert progress.counts() == Counts(entries=9, parts=2)
+    TaskProgress(progress, 0, budget).finish_shard(stats(4, 0))  # the task runs again
+    assert progress.counts() == Counts(records=9, shards=2)
     progress.clear()
     assert progress.counts() == Counts()
 
 
-def test_one_task_stops_all(progress, limit):
-    first, second = (TaskProgress(progress, task, limit) for task in (0, 1))
-    first.finish_part(60, 3)
-    with pytest.raises(StoppedError):
-        second.finish_part(60, 20)
-    with pytest.raises(StoppedError):
-        first.finish_part(1, 0)
-    assert "23 of 120 entries were refused" in str(progress.error())
+def test_error_budget_covers_all_tasks(progress, budget):
+    first, second = (TaskProgress(progress, task, budget) for task in (0, 1))
+    first.finish_shard(stats(60, 3))
+    with pytest.raises(DataError, match="23 of 120 records"):
+        second.finish_shard(stats(60, 20))
 
 
-def test_the_first_reason_stays_and_keeps_its_kind(progress):
+def test_stop_flag_ends_other_tasks(progress, budget):
+    task = TaskProgress(progress, 0, budget)
+    progress.stop(LiquidError("the disk is full"))
+    with pytest.raises(StoppedError):
+        task.finish_shard(stats(1, 0))
+
+
+def test_stop_keeps_first_error_and_its_kind(progress):
     assert progress.error() is None
-    progress.stop(ConfigError("size: is odd. Take another."))
+    progress.stop(ConfigError("resolution: is odd."))
     progress.stop(LiquidError("the disk is full"))
     error = progress.error()
     assert type(error) is ConfigError
-    assert str(error) == "size: is odd. Take another."
+    assert str(error) == "resolution: is odd."
 
 
-def test_a_bar_on_a_terminal(progress, limit, monkeypatch, capsys):
+def test_progress_bar_on_a_terminal(progress, budget, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    for entries, parts, words in ((None, 4, "20/40"), (100, 4, "20/100"), (100, 2, "20/20")):
-        with shown(progress, Counts(entries=10, parts=1), entries, parts):
-            task = TaskProgress(progress, 0, limit)
-            task.tell(Seen(pictures=7))
-            task.finish_part(10, 2)
-        text = capsys.readouterr().err
-        assert words in text
-        assert "images/s, 2 refused" in text
+    for records, shards, text in ((None, 4, "20/40"), (100, 4, "20/100"), (100, 2, "20/20")):
+        with progress_bar(progress, Counts(records=10, shards=1), records, shards):
+            task = TaskProgress(progress, 0, budget)
+            task.update(Counts(images=7))
+            task.finish_shard(stats(10, 2))
+        shown = capsys.readouterr().err
+        assert text in shown
+        assert "images/s, 2 rejected" in shown

@@ -1,5 +1,3 @@
-"""Perplexity and bits per byte."""
-
 import json
 import math
 from pathlib import Path
@@ -11,6 +9,7 @@ from transformers import AutoTokenizer
 from liquidmm.errors import DataError
 from liquidmm.evaluate.runner import EvaluateConfig, run
 from liquidmm.evaluate.text import PASSAGE, read_passages, score
+from liquidmm.evaluate.text import TEXT as TASK
 from liquidmm.model.checkpoint import load_language_model
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.model.init_model import InitConfig, create_base_model
@@ -43,19 +42,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_passages_are_held_out_seeded_and_cut(data: Path) -> None:
+def test_passages_held_out_seeded_and_split(data: Path) -> None:
     everything = read_passages(data, 100, seed=0)
     assert sorted(everything) == sorted([TEXT, "b" * PASSAGE, "b"])
     assert read_passages(data, 2, seed=1) == read_passages(data, 100, seed=1)[:2]
 
 
-def test_nothing_held_out(tmp_path: Path) -> None:
+def test_passages_none_held_out_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "a", "split": "train"}\n')
-    with pytest.raises(DataError, match="no text with split 'held_out'"):
+    with pytest.raises(DataError, match="text.jsonl.*'held_out'"):
         read_passages(tmp_path, 1, seed=0)
 
 
-def test_a_model_that_knows_nothing(base: Path) -> None:
+def test_score_of_uniform_model(base: Path) -> None:
     model = load_language_model(base, torch.float32)
     for weight in model.parameters():
         weight.data.zero_()
@@ -65,7 +64,7 @@ def test_a_model_that_knows_nothing(base: Path) -> None:
     assert nats == pytest.approx(tokens * math.log(model.config.vocab_size), rel=1e-6)
 
 
-def test_long_passages_equal_their_windows(base: Path) -> None:
+def test_score_of_long_passage_sums_its_windows(base: Path) -> None:
     model = load_language_model(base, torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
     text = "fox dog " * 20
@@ -81,19 +80,19 @@ def test_long_passages_equal_their_windows(base: Path) -> None:
     assert nats == pytest.approx(expected, rel=1e-5)
 
 
-def test_special_tokens_in_a_text_are_plain_text(base: Path) -> None:
+def test_score_reads_special_tokens_as_text(base: Path) -> None:
     model = load_language_model(base, torch.float32).eval()
     _, tokens = score(model, AutoTokenizer.from_pretrained(base), ["<|eos|>"])
     assert tokens > 1
 
 
-def test_checkpoint_beside_its_base(base: Path, data: Path, tmp_path: Path) -> None:
+def test_task_compares_checkpoint_with_baseline(base: Path, data: Path, tmp_path: Path) -> None:
     expand(base, tmp_path / "liquid", ExpandConfig(codebook_size=16, sizes=((32, 32),)))
     config = EvaluateConfig(checkpoint=tmp_path / "liquid", baseline=base, data=data, device="cpu")
-    figures = run("text", config).figures
-    assert figures["n"].value == 3
-    assert figures["bytes"].value == len(TEXT.encode()) + PASSAGE + 1
-    assert figures["tokens"] == figures["baseline_tokens"]
-    # The new rows take some probability from the old ones, and nothing else has changed.
-    assert figures["perplexity"].value >= figures["baseline_perplexity"].value
-    assert figures["bits_per_byte"].unit == "bits/byte"
+    metrics = run("text", {"text": TASK}, config).metrics
+    assert metrics["n"].value == 3
+    assert metrics["bytes"].value == len(TEXT.encode()) + PASSAGE + 1
+    assert metrics["tokens"] == metrics["baseline_tokens"]
+    # The image tokens take some probability; nothing else has changed.
+    assert metrics["perplexity"].value >= metrics["baseline_perplexity"].value
+    assert metrics["bits_per_byte"].unit == "bits/byte"

@@ -30,11 +30,11 @@ from liquidmm.icons.captions import captions, plural, with_article
         ("sun", "the sun"),
     ],
 )
-def test_articles(name: str, expected: str) -> None:
+def test_article_fits_the_sound(name: str, expected: str) -> None:
     assert with_article(name) == expected
 
 
-def test_plurals() -> None:
+def test_plural_regular_and_irregular() -> None:
     names = ["red apple", "fox", "strawberry", "bus", "fish", "cactus", "mouse", "key", "grapes"]
     assert [plural(name) for name in names] == [
         "red apples", "foxes", "strawberries", "buses", "fish", "cactuses", "mice", "keys",
@@ -42,7 +42,7 @@ def test_plurals() -> None:
     ]  # fmt: skip
 
 
-def test_captions_name_the_style_and_have_a_fixed_first() -> None:
+def test_captions_name_the_style_and_start_with_the_canonical_one() -> None:
     assert captions("owl", "fluent-emoji-flat") == (
         "an owl, fluent flat style",
         "fluent flat emoji of an owl",

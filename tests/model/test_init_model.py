@@ -5,12 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from liquidmm import prompts
-from liquidmm.cli.init import command as init
-from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.errors import ConfigError, DataError
 from liquidmm.model.init_model import InitConfig, build_model, create_base_model, read_texts
 
 SMALL = {
@@ -128,32 +126,3 @@ def test_bad_line_is_named(records, line, words):
 def test_missing_texts_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no\.jsonl: cannot be read"):
         list(read_texts(tmp_path / "no.jsonl"))
-
-
-def test_init_from_run_file(records, tmp_path):
-    shape = "\n".join(f"{name} = {value}" for name, value in SMALL.items())
-    run, out = tmp_path / "run.toml", tmp_path / "base"
-    run.write_text(f'out = "{out}"\ntexts = ["{records}"]\n[model]\n{shape}\n')
-    result = CliRunner().invoke(init, [str(run), "--set", "model.seed=3"])
-    assert result.exit_code == 0, result.exception
-    assert result.stdout == f"{out}\n"
-    assert (out / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('out = "x"\ntexts = []', "texts: is empty"),
-        ('out = "x"\ntexts = ["no.jsonl"]', r"no\.jsonl: cannot be read"),
-        ('out = "x"\ntexts = ["a"]\n[model]\nhiden_size = 3', "Did you mean 'hidden_size'"),
-        ('out = "x"\ntexts = ["a"]\n[model]\nhidden = 3', "model.hidden: unknown key. It is now"),
-        ('out = "x"\ntexts = ["a"]\n[base]\nseed = 3', "base: unknown key. It is now 'model'"),
-    ],
-)
-def test_bad_run_file_is_reported(text, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.toml").write_text(text)
-    result = CliRunner().invoke(init, ["run.toml"])
-    assert isinstance(result.exception, LiquidError)
-    assert words.replace("\\", "") in str(result.exception)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from liquidmm.data.records import Message
-from liquidmm.data.shard_file import Row
+from liquidmm.data.samples import Sample
 
 WORDS = ("red apple", "blue whale", "green tree", "yellow star", "small house")
 SCRIPT = Path(__file__).with_name("one_rank.py")
@@ -22,7 +22,7 @@ _CONTEXT.set_forkserver_preload(["liquidmm.train.trainer", "liquidmm.cli", "tran
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
+def rows() -> list[Sample]:
     """Rows of all kinds."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
@@ -32,11 +32,11 @@ def rows() -> list[Row]:
     )
     return [
         *[
-            Row(kind="image_text", key=word, captions=(f"a {word}",), pictures=(picture,))
+            Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(picture,))
             for word, picture in zip(WORDS, pictures, strict=True)
         ],
-        *[Row(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
-        Row(kind="chat", key="chat", messages=asked, pictures=(pictures[0],)),
+        *[Sample(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
+        Sample(kind="chat", key="chat", messages=asked, image_codes=(pictures[0],)),
     ]
 
 
@@ -44,7 +44,7 @@ def rows() -> list[Row]:
 def write_shards(checkpoint, write_folder) -> Callable[..., Path]:
     """Write rows into a new folder, as encoded with the tiny checkpoint's tokenizer or another."""
 
-    def write(folder: Path, rows: list[Row], fingerprint: str | None = None) -> Path:
+    def write(folder: Path, rows: list[Sample], fingerprint: str | None = None) -> Path:
         return write_folder(
             folder, rows, fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint
         )
@@ -92,7 +92,7 @@ def plan(tmp_path, shards, checkpoint_folder) -> dict[str, Any]:
 
 
 class Launcher:
-    """Starts the ranks of runs and remembers what errors they told."""
+    """Starts the ranks of runs and collects their errors."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -100,7 +100,10 @@ class Launcher:
     def __call__(
         self, plan: dict[str, Any], ranks: int = 1, *, resume: bool = False, patch: str = ""
     ) -> list[int]:
-        """Run all ranks to their end; ``patch`` is code to run before. Give the exit codes."""
+        """Run all ranks to the end and return their exit codes.
+
+        ``patch`` is code that runs first; it may define the hooks on_step and on_sample.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -123,8 +126,8 @@ class Launcher:
             process.join(180)
         return [process.exitcode for process in processes]
 
-    def told(self) -> list[str]:
-        """Give the errors so far."""
+    def errors(self) -> list[str]:
+        """Return the errors so far."""
         return self._log.read_text().splitlines() if self._log.exists() else []
 
 

@@ -8,9 +8,15 @@ import torch
 
 from liquidmm.errors import CheckpointError, LiquidError
 from liquidmm.model.checkpoint import Checkpoint
-from liquidmm.train.checkpoint import Checkpointer, Progress, latest, read_progress, restore
+from liquidmm.train.checkpoint import (
+    Checkpointer,
+    TrainState,
+    latest_checkpoint,
+    read_state,
+    restore,
+    write_final,
+)
 from liquidmm.train.distributed import Distributed
-from liquidmm.train.final import write_final
 from liquidmm.train.optim import OptimConfig, build_optimizers
 
 
@@ -51,21 +57,22 @@ def trained(checkpoint_folder, request) -> Trained:
     return Trained(checkpoint_folder, request.param)
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, data={"lanes": {"0": [3, 1]}}, run={"seed": 0}, watch={"mean": 2.5})
+def state(step: int) -> TrainState:
+    data = {"streams": {"0": [3, 1]}}
+    return TrainState(step=step, data=data, config={"seed": 0}, loss_spikes={"mean": 2.5})
 
 
 def save(out, trained: Trained, step: int = 1, keep: int = 2):
-    saver = Checkpointer(out, keep, Distributed("cpu"))
-    folder = saver.start(trained.named, trained.optimizers, progress(step))
-    saver.finish()
+    checkpointer = Checkpointer(out, keep, Distributed("cpu"))
+    folder = checkpointer.start(trained.named, trained.optimizers, state(step))
+    checkpointer.finish()
     return folder
 
 
-def test_round_trip(trained, tmp_path):
+def test_restored_tensors_equal_saved_ones(trained, tmp_path):
     folder = save(tmp_path, trained)
-    assert latest(tmp_path) == folder
-    assert read_progress(folder) == progress(1)
+    assert latest_checkpoint(tmp_path) == folder
+    assert read_state(folder) == state(1)
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     before = trained.tensors()
     trained.step()
@@ -76,105 +83,113 @@ def test_round_trip(trained, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_is_saved_is_what_was_there_at_the_start(trained, tmp_path):
-    saver = Checkpointer(tmp_path, 2, Distributed("cpu"))
+def test_steps_during_writing_do_not_change_the_checkpoint(trained, tmp_path):
+    checkpointer = Checkpointer(tmp_path, 2, Distributed("cpu"))
     before = trained.tensors()
-    folder = saver.start(trained.named, trained.optimizers, progress(1))
+    folder = checkpointer.start(trained.named, trained.optimizers, state(1))
     trained.step()  # while it is being written
-    saver.finish()
+    checkpointer.finish()
     restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
     after = trained.tensors()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_save_is_not_there_before_it_is_whole(trained, tmp_path):
-    saver = Checkpointer(tmp_path, 2, Distributed("cpu"))
-    saver.start(trained.named, trained.optimizers, progress(1))
-    assert latest(tmp_path) is None
-    while latest(tmp_path) is None:
-        saver.poll()
+def test_checkpoint_appears_only_when_complete(trained, tmp_path):
+    checkpointer = Checkpointer(tmp_path, 2, Distributed("cpu"))
+    checkpointer.start(trained.named, trained.optimizers, state(1))
+    assert latest_checkpoint(tmp_path) is None
+    while latest_checkpoint(tmp_path) is None:
+        checkpointer.poll()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    saver.poll()  # there is none any more
+    checkpointer.poll()  # nothing is pending
 
 
-def test_only_the_last_are_kept(trained, tmp_path):
+def test_only_the_last_checkpoints_kept(trained, tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, trained, step)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000010"]
-    assert latest(tmp_path).name == "step-00000010"
+    assert latest_checkpoint(tmp_path).name == "step-00000010"
 
 
-def test_the_remains_of_a_killed_save_are_cleared(trained, tmp_path):
+def test_remains_of_a_killed_run_removed(trained, tmp_path):
     remains = tmp_path / "checkpoints" / ".step-00000001"
     remains.mkdir(parents=True)
     (remains / "shard-00009-model-00001-of-00001.safetensors").write_bytes(b"half")
-    assert latest(tmp_path) is None
+    assert latest_checkpoint(tmp_path) is None
     folder = save(tmp_path, trained)
     restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
     assert not remains.exists()
 
 
-def test_a_full_disk_leaves_the_save_before(trained, tmp_path):
+def test_full_disk_leaves_the_previous_checkpoint(trained, tmp_path):
     save(tmp_path, trained, 1)
     # The limit on the size of a file stands in for a full disk: the same call of the system fails.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(LiquidError, match=r"step-00000002: can't be written \(.*Make room"):
+        with pytest.raises(LiquidError, match=r"step-00000002: .*written \(.*again"):
             save(tmp_path, trained, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    restore(latest(tmp_path), trained.named, trained.optimizers, Distributed("cpu"))
+    restore(latest_checkpoint(tmp_path), trained.named, trained.optimizers, Distributed("cpu"))
 
 
-def test_final_replaces_an_older_one(trained, tmp_path):
+def test_final_model_replaces_an_older_one(trained, tmp_path):
     for card in ("first", "second"):
         folder = write_final(tmp_path, trained.checkpoint, card, "bfloat16")
     assert (folder / "README.md").read_text() == "second"
     assert Checkpoint.load(folder, "cpu").vocabulary == trained.checkpoint.vocabulary
 
 
-def test_no_saves(tmp_path):
-    assert latest(tmp_path / "nowhere") is None
+def test_missing_folder_has_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"step": 1'])
-def test_broken_state(tmp_path, text):
+def test_damaged_state_rejected(tmp_path, text):
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"state\.json: can't be read"):
-        read_progress(tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.json: cannot be read"):
+        read_state(tmp_path)
 
 
-def test_a_broken_shard(trained, tmp_path):
+def test_damaged_shard_rejected(trained, tmp_path):
     folder = save(tmp_path, trained)
     next(folder.glob("shard-*")).write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*Remove this save"):
+    with pytest.raises(CheckpointError, match=r"step-00000001: cannot be read .*Remove"):
         restore(folder, trained.named, trained.fresh_optimizers(), Distributed("cpu"))
 
 
-def test_the_save_of_another_model(trained, tmp_path):
+def test_checkpoint_of_another_model_rejected(trained, tmp_path):
     folder = save(tmp_path, trained)
     trained.named["model.more.weight"] = torch.nn.Parameter(torch.ones(3))
     trained.optimizers[0].add_param_group({"params": [trained.named["model.more.weight"]]})
-    with pytest.raises(CheckpointError, match=r"holds no model/model\.more\.weight"):
+    with pytest.raises(CheckpointError, match=r"model/model\.more\.weight"):
         restore(folder, trained.named, trained.optimizers, Distributed("cpu"))
 
 
-def test_a_weight_of_another_shape(trained, tmp_path):
+def test_weight_of_another_shape_rejected(trained, tmp_path):
     folder = save(tmp_path, trained)
     norm = trained.checkpoint.model.model.norm
     norm.weight = torch.nn.Parameter(torch.ones(3))
     named = dict(trained.checkpoint.model.named_parameters())
-    with pytest.raises(CheckpointError, match=r"step-00000001: can't be read .*norm\.weight"):
+    with pytest.raises(CheckpointError, match=r"step-00000001: cannot be read .*norm\.weight"):
         restore(folder, named, trained.fresh_optimizers(), Distributed("cpu"))
 
 
-def test_the_save_of_another_optimizer(trained, tmp_path):
+def test_checkpoint_of_another_optimizer_rejected(trained, tmp_path):
     folder = save(tmp_path, trained)
     other = "muon" if trained.kind == "adamw" else "adamw"
-    with pytest.raises(CheckpointError, match=r"holds no optimizer/.*optim\.optimizer"):
+    with pytest.raises(CheckpointError, match=r"optimizer/.*optim\.optimizer"):
         restore(folder, trained.named, trained.fresh_optimizers(other), Distributed("cpu"))
+
+
+def test_checkpoints_of_an_earlier_version_rejected(trained, tmp_path):
+    (tmp_path / "saves" / "step-00000004").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="saves.*earlier version"):
+        latest_checkpoint(tmp_path)
+    folder = save(tmp_path, trained)
+    assert latest_checkpoint(tmp_path) == folder

@@ -39,29 +39,29 @@ def tiny(**changes) -> LlamaConfig:
     return LlamaConfig(**(shape | changes))
 
 
-def test_a_tiny_decoder_by_hand():
+def test_flops_of_a_tiny_decoder():
     # A block: queries and output 8 x 24 each, keys and values 8 x 12 each, three of 8 x 20.
     blocks = 3 * (2 * 192 + 2 * 96 + 3 * 160)
     assert blocks == 3168
     matrices = count_matrices(tiny())
     assert (matrices.blocks, matrices.head) == (3168, 800)
-    # Attention: 12 times 3 layers, a width of 4 heads of 6, and 5 of 10 ids seen.
+    # Attention: 12 times 3 layers, a width of 4 heads of 6, and 5 of 10 tokens attended.
     assert flops_per_token(tiny(), 10) == 6 * 3168 + 6 * 800 + 12 * 3 * 24 * 5
-    assert flops_per_token(tiny(), 10, labelled_share=0.25) == 6 * 3168 + 1200 + 4320
-    assert flops_per_token(tiny(), 10, trained_share=0.0) == 4 * 3168 + 4800 + 4320
+    assert flops_per_token(tiny(), 10, target_fraction=0.25) == 6 * 3168 + 1200 + 4320
+    assert flops_per_token(tiny(), 10, trained_fraction=0.0) == 4 * 3168 + 4800 + 4320
 
 
-def test_tying_changes_nothing():
+def test_tied_head_counts_the_same():
     tied, untied = (flops_per_token(tiny(tie_word_embeddings=tie), 10) for tie in (True, False))
     assert tied == untied
 
 
-def test_shared_heads_of_keys_save_weights_only():
+def test_grouped_keys_save_weights_only():
     more = flops_per_token(tiny(num_key_value_heads=4), 10)
     assert more - flops_per_token(tiny(), 10) == 6 * 3 * 2 * 8 * 12
 
 
-def test_windows():
+def test_sliding_window_limits_attention():
     config = Gemma3TextConfig(
         vocab_size=100,
         hidden_size=8,
@@ -73,13 +73,13 @@ def test_windows():
         sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
     )
-    # In the window of 4, the first 4 of 10 ids see 2 on average and the other 6 see 4.
+    # In the window of 4, the first 4 of 10 tokens attend to 2 on average and the other 6 to 4.
     seen = (4 * 2 + 6 * 4) / 10 + 5
     matrices = 2 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 20) + 800
     assert flops_per_token(config, 10) == pytest.approx(6 * matrices + 12 * 8 * seen)
 
 
-def test_only_the_chosen_experts_count():
+def test_only_selected_experts_count():
     config = MixtralConfig(
         vocab_size=100,
         hidden_size=8,
@@ -95,7 +95,7 @@ def test_only_the_chosen_experts_count():
     assert count_matrices(config).blocks == 4 * 8 * 8 + 5 * 8 + 2 * 3 * 8 * 20
 
 
-def test_the_count_is_that_of_the_module(checkpoint_folder, checkpoint):
+def test_count_equals_that_of_the_module(checkpoint_folder, checkpoint):
     config = AutoConfig.from_pretrained(checkpoint_folder)
     weights = dict(checkpoint.model.named_parameters())
     blocks = sum(w.numel() for name, w in weights.items() if ".layers." in name and w.dim() == 2)
@@ -131,7 +131,7 @@ def test_gemma_7b_has_its_published_size():
         ("NVIDIA B200", 2250, 75),
     ],
 )
-def test_peaks(name, tflops, single):
+def test_peak_of_known_gpus(name, tflops, single):
     assert peak_of(name, torch.bfloat16) == tflops * 1e12
     assert peak_of(name, torch.float32) == single * 1e12
     assert peak_of(name, torch.float64) is None
@@ -140,16 +140,16 @@ def test_peaks(name, tflops, single):
 @pytest.mark.parametrize(
     "name", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Abacus"]
 )
-def test_unknown_peaks(name):
+def test_unknown_gpu_has_no_peak(name):
     assert peak_of(name, torch.bfloat16) is None
 
 
-def test_peak_of_a_device(monkeypatch):
+def test_peak_of_device_uses_its_name(monkeypatch):
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert peak_flops(torch.device("cuda:0"), torch.bfloat16) == 989e12
 
 
-def test_utilization():
-    # 10 000 ids a second of 40 GFLOPs each are 400 TFLOP/s.
+def test_mfu():
+    # 10 000 tokens a second of 40 GFLOPs each are 400 TFLOP/s.
     assert mfu(10_000, 40e9, 1000e12) == pytest.approx(0.4)

@@ -23,7 +23,7 @@ def tiny(tied: bool) -> LlamaForCausalLM:
     )
 
 
-def test_cosine_in_numbers():
+def test_cosine_schedule_values():
     config = OptimConfig(lr=1.0, warmup_steps=2, min_lr_ratio=0.2)
     rates = [learning_rate(step, 6, config) for step in range(7)]
     middle = 0.2 + 0.8 / 2
@@ -32,13 +32,13 @@ def test_cosine_in_numbers():
     assert rates == pytest.approx([0.5, 1.0, 1.0, quarter, middle, last, 0.2])
 
 
-def test_constant_in_numbers():
+def test_constant_schedule_values():
     config = OptimConfig(lr=2.0, schedule="constant", warmup_steps=4)
     assert [learning_rate(step, 9, config) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_inner_matrices_decay(tied):
+def test_only_matrices_of_blocks_and_head_decay(tied):
     model = tiny(tied)
     names = {id(value): name for name, value in model.named_parameters()}
     decayed, undecayed = ({names[id(value)] for value in part} for part in split_parameters(model))
@@ -48,7 +48,7 @@ def test_only_inner_matrices_decay(tied):
     assert len(decayed) + len(undecayed) == len(names)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_not_optimized():
     model = tiny(True)
     model.model.embed_tokens.weight.requires_grad_(False)
     (optimizer,) = build_optimizers(model, OptimConfig(lr=1e-3))
@@ -56,7 +56,7 @@ def test_frozen_parameters_are_left_out():
     assert id(model.model.embed_tokens.weight) not in held
 
 
-def test_first_step_is_sign_descent():
+def test_first_adamw_step_is_sign_descent():
     model = tiny(True)
     weight = model.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
@@ -68,7 +68,7 @@ def test_first_step_is_sign_descent():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_muon_moves_the_blocks_and_adamw_the_rest(tied):
+def test_muon_updates_blocks_and_adamw_the_rest(tied):
     model = tiny(tied)
     muon, adamw = build_optimizers(model, OptimConfig(lr=1e-3, optimizer="muon"))
     names = {id(value): name for name, value in model.named_parameters()}
@@ -81,7 +81,7 @@ def test_muon_moves_the_blocks_and_adamw_the_rest(tied):
     assert not parts[0] & parts[1]
 
 
-def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
+def test_muon_updates_are_orthogonal_with_adamw_size():
     model = tiny(True)
     weight = model.model.layers[0].self_attn.q_proj.weight
     before = weight.detach().clone()
@@ -108,6 +108,6 @@ def test_muon_updates_are_orthogonal_at_the_size_of_adamw():
         {"eps": 0.0},
     ],
 )
-def test_bad_settings(wrong):
+def test_optim_config_out_of_range_rejected(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         OptimConfig(**wrong)

@@ -44,22 +44,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.reconstruct:command",
         "Compare an image with its reconstruction.",
     ),
-    "data": ("liquidmm.cli.data:command", "Make the built-in data sets: icons, scenes and text."),
+    "icons": ("liquidmm.cli.icons:command", "Build the built-in dataset: icons, scenes and text."),
     "encode": (
         "liquidmm.cli.encode:command",
         "Turn pictures and their texts into shards of codes.",
     ),
+    "inspect": (
+        "liquidmm.cli.inspect:command",
+        "Show what a folder of encoded shards contains.",
+    ),
+    "verify": (
+        "liquidmm.cli.verify:command",
+        "Check the shards of a folder against their checksums.",
+    ),
     "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
     "export": (
         "liquidmm.cli.export:command",
-        "Write a checkpoint in the form that vLLM or llama.cpp loads.",
+        "Export a checkpoint to vLLM or llama.cpp.",
     ),
     # judge one
     "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
-    "bench": (
-        "liquidmm.cli.bench:command",
-        "Compare with the alternatives, in one run on this machine.",
-    ),
     "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
 }
 

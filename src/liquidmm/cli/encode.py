@@ -1,7 +1,6 @@
-"""`liquid encode`: records and their pictures become shards of codes.
+"""`liquid encode`: encode records and images into shards of image codes.
 
-Contract: the folder of shards goes to stdout (or the manifest with --json); progress and the
-summary of refused entries go to stderr.
+stdout is the output folder (with --json: the manifest); progress and a summary go to stderr.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from liquidmm.encode import EncodeRun
+    from liquidmm.data.manifest import Manifest
+    from liquidmm.encode import EncodeConfig
 
 _PATH = click.Path(path_type=Path)
 _KEYS = {
     "tokenizer": "tokenizer",
     "out": "out",
-    "size": "encode.size",
-    "workers": "engine.workers",
+    "resolution": "encode.resolution",
+    "workers": "workers.num",
 }
 """Option -> key of the run file."""
 
@@ -28,58 +28,93 @@ _KEYS = {
 @click.command("encode")
 @click.argument("source")
 @click.option("--tokenizer", type=_PATH, help="Folder or file of the image tokenizer.")
-@click.option("-o", "--out", type=_PATH, help="Folder for the shards.")
-@click.option("--size", type=click.IntRange(1), help="Side of the pictures in pixels.")
-@click.option("--workers", type=click.IntRange(0), help="Processes; 0: one per core or GPU.")
+@click.option("-o", "--out", type=_PATH, help="Output folder for the shards.")
+@click.option("--resolution", type=click.IntRange(1), help="Width and height in pixels.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Number of processes; 0: one per CPU core or GPU."
+)
+@click.option(
+    "--task", type=click.IntRange(0), metavar="I", help="Write only the shards of task I, from 0."
+)
+@click.option("--num-tasks", type=click.IntRange(1), metavar="N", help="Number of tasks.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def command(
     source: str,
     overrides: tuple[str, ...],
     as_json: bool,
+    task: int | None,
+    num_tasks: int | None,
     **options: Any,
 ) -> None:
-    """Turn pictures and their texts into shards of codes.
+    """Encode images and their texts into shards of image codes.
 
-    SOURCE is a run file (.toml), or whatever `[source] path` of a run file may be: a file of
-    records or published data, a folder of pictures with captions in .txt files beside them, a
-    pattern or a URL; these need --tokenizer and --out. A run that was broken off goes on where it
-    stopped.
+    SOURCE is a run file (.toml), or anything that `[source] path` in a run file accepts: a file of
+    records, a published dataset, a folder of images with captions in .txt files, a pattern or a
+    URL. Without a run file, --tokenizer and --out are required.
+
+    Re-running the same command resumes an interrupted run. To divide a run among machines, start N
+    commands with --task 0 to N-1 and the same --num-tasks N.
     """
     from liquidmm.config import to_dict
     from liquidmm.data.manifest import REJECTED
-    from liquidmm.encode import TokenizerFile, encode
 
+    if (task is None) != (num_tasks is None):
+        raise click.UsageError("--task and --num-tasks are required together.")
     given = {name: value for name, value in options.items() if value is not None}
-    run = _run(source, given, overrides)
-    tokenizer = TokenizerFile(path=run.tokenizer, device=run.device)
-    manifest = encode(run.source, tokenizer, run.out, run.encode, run.engine)
+    run = _load_config(source, given, overrides)
+    manifest = _encode(run, source, given, overrides, task, num_tasks)
     totals = manifest.totals
     if manifest.complete:
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.items())
-        click.echo(f"{totals.records} records ({kinds}), {totals.pictures} pictures", err=True)
-    if totals.refused:
-        click.echo(f"{totals.refused} entries refused, see {run.out / REJECTED}", err=True)
+        click.echo(f"{totals.records} records ({kinds}), {totals.images} images", err=True)
+    if totals.rejected:
+        click.echo(f"{totals.rejected} records rejected, see {run.out / REJECTED}", err=True)
     click.echo(json.dumps(to_dict(manifest), indent=2) if as_json else str(run.out))
 
 
-def _run(source: str, given: dict[str, Any], overrides: tuple[str, ...]) -> EncodeRun:
-    """Read the run file, or make a run of the options; an option wins over the file."""
+def _encode(
+    run: EncodeConfig,
+    source: str,
+    given: dict[str, Any],
+    overrides: tuple[str, ...],
+    task: int | None,
+    num_tasks: int | None,
+) -> Manifest:
+    from liquidmm.encode import TokenizerFile, encode, encode_task
+
+    tokenizer = TokenizerFile(path=run.tokenizer, device=run.device)
+    if task is not None and num_tasks is not None:
+        return encode_task(run.source, tokenizer, run.out, task, num_tasks, run.encode, run.workers)
+    if run.slurm is None:
+        return encode(run.source, tokenizer, run.out, run.encode, run.workers, run.ray)
+    from liquidmm.encode.on_slurm import submit
+
+    command = ["liquid", "encode", source]
+    for name, value in given.items():
+        command += [f"--{name}", str(value)]
+    for override in overrides:
+        command += ["--set", override]
+    return submit(run, run.slurm, command)
+
+
+def _load_config(source: str, given: dict[str, Any], overrides: tuple[str, ...]) -> EncodeConfig:
+    """Read the run file, or build a configuration from the options, which override the file."""
     from liquidmm.config import from_dict, load_run
-    from liquidmm.encode import EncodeRun
+    from liquidmm.encode import EncodeConfig
 
     if source.endswith(".toml"):
         quoted = [f"{_KEYS[name]}={json.dumps(_plain(value))}" for name, value in given.items()]
-        return load_run(EncodeRun, Path(source), [*overrides, *quoted])
+        return load_run(EncodeConfig, Path(source), [*overrides, *quoted])
     if not {"tokenizer", "out"} <= given.keys():
-        raise click.UsageError("Without a run file, --tokenizer and --out are needed.")
+        raise click.UsageError("--tokenizer and --out are required without a run file.")
     if overrides:
-        raise click.UsageError("--set changes a run file; write one for these settings.")
-    run: dict[str, Any] = {"source": {"path": source}}
+        raise click.UsageError("--set overrides a run file. Write one for these settings.")
+    values: dict[str, Any] = {"source": {"path": source}}
     for name, value in given.items():
         table, _, key = _KEYS[name].rpartition(".")
-        (run.setdefault(table, {}) if table else run)[key] = _plain(value)
-    return from_dict(EncodeRun, run, "options")
+        (values.setdefault(table, {}) if table else values)[key] = _plain(value)
+    return from_dict(EncodeConfig, values, "options")
 
 
 def _plain(value: Any) -> Any:

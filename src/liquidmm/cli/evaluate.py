@@ -1,7 +1,4 @@
-"""`liquid evaluate`: figures of a checkpoint.
-
-Contract: the table or, with --json, one JSON object goes to stdout; progress goes to stderr.
-"""
+"""`liquid evaluate`: measure a checkpoint. Results go to stdout, progress to stderr."""
 
 from __future__ import annotations
 
@@ -9,38 +6,70 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from liquidmm.evaluate.runner import Task
+
+_PATH = click.Path(path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def tasks() -> dict[str, Task]:
+    """Return all tasks by name."""
+    from liquidmm.evaluate.reconstruction import RECONSTRUCTION
+    from liquidmm.evaluate.text import TEXT
+    from liquidmm.icons.benchmark.answers import CAPTIONS, SCENES
+    from liquidmm.icons.benchmark.images import CONTACT_SHEET, ICONS
+
+    return {
+        "icons": ICONS,
+        "captions": CAPTIONS,
+        "scenes": SCENES,
+        "text": TEXT,
+        "reconstruction": RECONSTRUCTION,
+        "contact-sheet": CONTACT_SHEET,
+    }
 
 
 @click.command("evaluate")
 @click.argument("task")
 @click.option("--checkpoint", type=_FOLDER, help="Checkpoint folder.  [default: the shipped model]")
 @click.option(
-    "--data", type=_FOLDER, help="Data folder.  [default: data/icons, data/scenes, data/text]"
+    "--data",
+    type=_PATH,
+    help="Data folder, or a JSON Lines file of images (task reconstruction).  [default: "
+    "data/icons, data/scenes or data/text]",
 )
 @click.option(
-    "--baseline", type=_FOLDER, help="Another causal language model beside it (task text)."
+    "--baseline", type=_FOLDER, help="Another causal language model to compare with (task text)."
 )
-@click.option("--n", type=int, help="Size of each sample.  [default: the task's own]")
-@click.option("--seed", default=0, show_default=True, help="Seed of samples and pictures.")
-@click.option("--guidance", type=float, help="Guidance of pictures.  [default: the checkpoint's]")
+@click.option("--limit", type=int, help="Maximum size of each sample.  [default: the task's own]")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--temperature", type=float, help="Temperature of pictures.  [default: the checkpoint's]"
+    "--guidance", type=float, help="Guidance scale of images.  [default: the checkpoint's]"
 )
-@click.option("--batch", default=25, show_default=True, help="Pictures at a time.")
-@click.option("--device", help="cpu, cuda or mps.  [default: the best there is]")
+@click.option(
+    "--temperature", type=float, help="Temperature of images.  [default: the checkpoint's]"
+)
+@click.option(
+    "--resolution",
+    type=int,
+    help="Resize and crop images to this square (task reconstruction).  [default: their own size]",
+)
+@click.option("--batch-size", default=25, show_default=True, help="Images processed together.")
+@click.option("--device", help="cpu, cuda or mps.  [default: the fastest one]")
 @click.option(
     "--dtype",
-    default="auto",
-    show_default=True,
-    help="dtype of the weights: float32, bfloat16 or float16.",
+    type=click.Choice(("float32", "bfloat16")),
+    help="Precision of the weights during generation.  [default: as loaded]",
 )
-@click.option("--quantize", help="Quantize the weights: int8 (CPU only).")
-@click.option("-o", "--out", type=_FOLDER, help="Keep answers, pictures and the result here.")
+@click.option(
+    "--quantize", type=click.Choice(("int8",)), help="Quantize the weights, on a CPU only."
+)
+@click.option("-o", "--out", type=_FOLDER, help="Keep answers, images and the result here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a checkpoint.
@@ -48,27 +77,27 @@ def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -
     TASK is one of:
 
     \b
-    prompt-fidelity  is a drawn icon nearest to the real icon asked for?
-    captions         does the description name the right concept?
-    scenes           are questions about unseen scenes answered right?
+    icons            is a generated icon closest to the real icon of its prompt?
+    captions         does the caption name the right concept?
+    scenes           are questions about unseen scenes answered correctly?
     text             perplexity and bits per byte on held-out text
-    reconstruction   PSNR and codebook use of the image tokenizer
-    contact-sheet    real icons, reconstructions, drawings: one PNG into --out
+    reconstruction   PSNR and codebook use of the image tokenizer, on any images
+    contact-sheet    real, reconstructed and generated icons in one PNG in --out
 
-    With --out an interrupted run goes on where it stopped.
+    With --out, an interrupted run can be resumed.
     """  # noqa: D301 - click wants the control character
-    from liquidmm.evaluate.runner import EvaluateConfig, run
+    from liquidmm.evaluate import runner
 
     if checkpoint is not None:
         options["checkpoint"] = checkpoint
     with _bars() as show:
-        report = run(task, EvaluateConfig(**options), progress=show)
+        report = runner.run(task, tasks(), runner.EvaluateConfig(**options), progress=show)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_table())
 
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar on stderr at a time; a new name ends the last one."""
+    """Show one progress bar at a time; a new name ends the last one."""
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None

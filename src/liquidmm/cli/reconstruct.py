@@ -17,10 +17,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tokenizer", type=_PATH, help="Folder or file of an image tokenizer.")
 @click.option("--checkpoint", type=_PATH, help="Liquid model whose image tokenizer to use.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Side in pixels.  [default: the tokenizer's resolution]"
+    "--resolution",
+    type=click.IntRange(1),
+    help="Side in pixels.  [default: the tokenizer's resolution]",
 )
 def command(
-    image: Path, out: Path, tokenizer: Path | None, checkpoint: Path | None, size: int | None
+    image: Path, out: Path, tokenizer: Path | None, checkpoint: Path | None, resolution: int | None
 ) -> None:
     """Compare an image with its reconstruction.
 
@@ -41,14 +43,14 @@ def command(
     check_image_path(out)
     original = open_image(image)
     loaded = load_image_tokenizer(_folder(tokenizer, checkpoint))
-    size = size or loaded.resolution
+    resolution = resolution or loaded.resolution
     factor = loaded.downsample_factor
-    if size % factor:
+    if resolution % factor:
         raise ConfigError(
-            f"--size: expected a multiple of the tokenizer's downsampling factor {factor}, got "
-            f"{size}. Use {max(1, round(size / factor)) * factor}."
+            f"--resolution: expected a multiple of the downsampling factor {factor}, got "
+            f"{resolution}. Use {max(1, round(resolution / factor)) * factor}."
         )
-    pixels = to_tensor(center_crop(original, size, size))
+    pixels = to_tensor(center_crop(original, resolution, resolution))
     made = loaded.decode(loaded.encode(pixels.unsqueeze(0)))[0]
     save_image(contact_sheet([to_image(pixels), to_image(made)], columns=2), out)
     click.echo(f"{psnr(pixels, made):.2f} dB  {out}")

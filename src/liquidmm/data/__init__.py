@@ -1,8 +1,7 @@
-"""From files on disk to training rows: records, code shards, examples, packed rows.
+"""From shards of image codes to packed training sequences.
 
-The stages, one file each: `sources` reads `records`, published `conversations` among them; `encode`
-turns their pictures into codes and writes each part as a `shard_file` into a `shard_folder`, whose
-rows `shards` gives by number; `render` lays a row out as an example; `draws` says which one comes
-next; `packing` fills rows of fixed length; `mixture` is the stream that a training takes. `icons`,
-`scenes` and `text` build records.
+`readers` turn the datasets people have into `records`. `encode` makes each record a `Sample` and
+writes them with `shard_writer`; `shards` reads them by index. `examples` lays a sample out as token
+ids and labels, `mixture` decides which sample comes next, `packing` fills sequences of fixed
+length, and `stream` is the endless stream that training reads.
 """

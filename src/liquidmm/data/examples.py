@@ -1,32 +1,34 @@
-"""A row of a shard becomes an example: its ids, and the labels that say which of them are learnt.
+"""Training examples: token ids and labels of one sample for one task.
 
-Contract: `labels[i]` is the true id where position i is learnt and `IGNORE` elsewhere; nothing is
-shifted. What is learnt: everything of a text; codes, end of image and end of sequence of a drawing;
-caption and end of sequence of a description; the assistant's turns of a chat. Every random choice
-comes from the generator that is passed in, so equal rows and generators give equal examples.
+`labels[i]` is the token id where position i is trained on and `IGNORE_INDEX` elsewhere; nothing is
+shifted. Trained on are: all of a text; image tokens, end of image and end of sequence of
+`text_to_image`; caption and end of sequence of `image_to_text`; the assistant's turns of a chat.
+Every random choice comes from the generator that is passed in.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from liquidmm import prompts
+from liquidmm.config import check_ranges
 from liquidmm.data.records import Message
-from liquidmm.data.shard_file import Kind, Row
+from liquidmm.data.samples import Sample, SampleKind
 from liquidmm.errors import ConfigError, DataError, suggest
 from liquidmm.sequences import Sequences
 
-IGNORE = -100
-"""Label of a position that is not learnt."""
+IGNORE_INDEX = -100
+"""Label of a position that is not trained on."""
 
 Task = Literal["text", "text_to_image", "image_to_text", "chat"]
 TASKS: tuple[str, ...] = get_args(Task)
-"""The tasks; the place of a name is its task id."""
+"""The tasks; the index of a name is its task id."""
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+TASK_KINDS: Mapping[str, SampleKind] = MappingProxyType(
     {
         "text": "text",
         "text_to_image": "image_text",
@@ -34,9 +36,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "chat": "chat",
     }
 )
-"""The kind of row that each task is made from."""
+"""The kind of sample that each task is built from."""
 
-DRAW_REQUESTS = (
+CHAT_REQUESTS = (
     "Draw {}.",
     "Please draw {}.",
     "Draw me {}.",
@@ -46,58 +48,62 @@ DRAW_REQUESTS = (
     "Please paint {}.",
     "I would like a picture of {}.",
 )
-"""How a user asks for a picture in a chat; the caption takes the place of the braces."""
+"""How a user asks for an image in a chat; the caption replaces the braces."""
 
-Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
+TokenIds: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
+Probability: TypeAlias = Annotated[float, Ge(0), Le(1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One sequence as the model sees it."""
+    """One sample as the model sees it."""
 
-    input_ids: Ids
-    """Ids, (T,), int32."""
-    labels: Ids
-    """The same ids where they are learnt, `IGNORE` elsewhere; (T,), int32."""
+    input_ids: TokenIds
+    """Token ids, (T,), int32."""
+    labels: TokenIds
+    """The same ids where they are trained on, `IGNORE_INDEX` elsewhere; (T,), int32."""
     task: Task
-    """What it teaches."""
+    """The task it was built for."""
     key: str = ""
     """Name of the record, for messages."""
-    splittable: bool = False
-    """Whether it may be cut anywhere, because it holds no picture."""
+    can_split: bool = False
+    """Whether it may be split anywhere, because it contains no image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleConfig:
-    """The random choices of rendering."""
+    """Random choices in the format of examples."""
 
-    guidance_dropout: float = 0.1
-    """Share of drawings whose text is replaced by the unconditional marker (the release: 0.1)."""
+    caption_dropout: Probability = 0.1
+    """Probability that the text of `text_to_image` is replaced by the unconditional token, which
+    trains classifier-free guidance (reference implementation: 0.1)."""
     size_hint: bool = False
-    """Write the size of the picture into the prompt of a drawing, except in a chat."""
-    first_caption_share: float = 0.5
-    """Share of drawings that take the canonical caption; the others draw one of all captions."""
-    draw_in_chat_share: float = 0.1
-    """Share of drawings, after dropout, that are a chat turn answered by the picture."""
-    opening_share: float = 0.0
-    """Share of drawings that end after their first row of codes. With few pictures and many epochs
-    a model soon knows a picture by its first codes, and only these are still learnt from the text:
-    openings repeat them at a fraction of the cost."""
+    """Add the size of the image to the prompt of `text_to_image`, except in a chat."""
+    first_caption_prob: Probability = 0.5
+    """Probability that `text_to_image` uses the canonical caption; otherwise any of the captions,
+    with equal probability."""
+    chat_format_prob: Probability = 0.1
+    """Probability that `text_to_image`, unless its caption is dropped, is formatted as a chat turn
+    that the image answers."""
+    first_row_only_prob: Probability = 0.0
+    """Probability that `text_to_image` ends after the first row of image tokens. With few images
+    and many epochs a model recognizes an image by its first tokens, and only these are still
+    predicted from the text: short examples repeat them at a fraction of the cost."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "guidance_dropout": "caption_dropout",
+        "first_caption_share": "first_caption_prob",
+        "draw_in_chat_share": "chat_format_prob",
+        "opening_share": "first_row_only_prob",
+    }
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in (
-            "guidance_dropout",
-            "first_caption_share",
-            "draw_in_chat_share",
-            "opening_share",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: is {getattr(self, name)}. Give a share from 0 to 1.")
+        """Check the ranges."""
+        check_ranges(self)
 
 
 class ExampleBuilder:
-    """Renders rows for one tokenizer and vocabulary."""
+    """Builds examples for one tokenizer and vocabulary."""
 
     def __init__(
         self,
@@ -108,114 +114,115 @@ class ExampleBuilder:
         """Set up.
 
         Args:
-            sequences: Lays the ids out.
+            sequences: The token layout of each task.
             config: The random choices; None for the defaults.
-            downsample_factor: Pixels per code and side, needed to say the size of a picture.
+            downsample_factor: Pixels per code and side, needed for size hints.
 
         Raises:
-            ConfigError: Size hints are wanted and the factor is not known.
+            ConfigError: Size hints are enabled and the downsampling factor is missing.
         """
         self.sequences = sequences
         self.config = config or ExampleConfig()
         self.downsample_factor = downsample_factor
         if self.config.size_hint and downsample_factor is None:
             raise ConfigError(
-                "size_hint: the tokenizer's factor is unknown. Pass it, or turn it off."
+                "size_hint: needs the downsampling factor of the image tokenizer. Use a checkpoint "
+                "with an image tokenizer, or turn it off."
             )
 
-    def render(self, row: Row, task: Task, rng: np.random.Generator) -> Example:
-        """Lay one row out for one task.
+    def build(self, sample: Sample, task: Task, rng: np.random.Generator) -> Example:
+        """Build the example of one sample for one task.
 
         Args:
-            row: A row of the kind that the task needs, see `KINDS`.
-            task: What the example teaches.
+            sample: A sample of the kind that the task needs, see `TASK_KINDS`.
+            task: What the example trains.
             rng: Source of the random choices; only `text_to_image` uses it.
 
-        Returns:
-            The example.
-
         Raises:
-            DataError: The row is of another kind, a code is outside the codebook, or the chat
-                template refused the turns; the message names the row.
+            DataError: The sample is of another kind, a code is outside the codebook, or the chat
+                template rejected the turns; the message names the sample.
             ConfigError: The task is unknown.
         """
         if task not in TASKS:
-            raise ConfigError(f"task: '{task}' is unknown.{suggest(task, TASKS)}")
-        if row.kind != KINDS[task]:
+            raise ConfigError(f"task: unknown task '{task}'.{suggest(task, TASKS)}")
+        if sample.kind != TASK_KINDS[task]:
             raise DataError(
-                f"{row.key}: a row of kind {row.kind} cannot teach {task} (needs {KINDS[task]}). "
-                "Choose another task for this source."
+                f"{sample.key}: a sample of kind {sample.kind} cannot train {task} (needs "
+                f"{TASK_KINDS[task]}). Choose another task for this source."
             )
         try:
-            ids, learnt = self._layout(row, task, rng)
-            if task == "text_to_image" and rng.random() < self.config.opening_share:
-                end = ids.index(self.sequences.vocabulary.boi) + 1 + row.pictures[0].shape[1]
-                ids, learnt = ids[:end], learnt[:end]
+            ids, loss_mask = self._layout(sample, task, rng)
         except DataError as error:
-            raise DataError(f"{row.key}: {error}") from error
+            raise DataError(f"{sample.key}: {error}") from error
+        if task == "text_to_image" and rng.random() < self.config.first_row_only_prob:
+            end = ids.index(self.sequences.vocabulary.boi) + 1 + sample.image_codes[0].shape[1]
+            ids, loss_mask = ids[:end], loss_mask[:end]
         input_ids = np.array(ids, dtype=np.int32)
-        labels = np.where(np.array(learnt, dtype=bool), input_ids, np.int32(IGNORE))
         return Example(
             input_ids=input_ids,
-            labels=labels,
+            labels=np.where(np.array(loss_mask, dtype=bool), input_ids, np.int32(IGNORE_INDEX)),
             task=task,
-            key=row.key,
-            splittable=not row.pictures,
+            key=sample.key,
+            can_split=not sample.image_codes,
         )
 
     def _layout(
-        self, row: Row, task: Task, rng: np.random.Generator
+        self, sample: Sample, task: Task, rng: np.random.Generator
     ) -> tuple[list[int], list[bool]]:
+        """Return token ids and loss mask."""
         match task:
             case "text":
-                ids = self.sequences.text(row.text)
+                ids = self.sequences.text(sample.text)
                 return ids, [True] * len(ids)
             case "chat":
-                return self.sequences.chat(row.messages, row.pictures)
+                return self.sequences.chat(sample.messages, sample.image_codes)
             case "image_to_text":
-                prompt = self.sequences.image_to_text_prompt(row.pictures[0])
-                answer = self.sequences.caption(row.captions[0])
+                prompt = self.sequences.image_to_text_prompt(sample.image_codes[0])
+                answer = self.sequences.caption(sample.captions[0])
             case "text_to_image":
-                if rng.random() < self.config.guidance_dropout:
+                if rng.random() < self.config.caption_dropout:
                     prompt = self.sequences.unconditional_prompt()
                 else:
-                    caption = self._caption(row, rng)
-                    if rng.random() < self.config.draw_in_chat_share:
-                        return self._drawn_in_chat(row, caption, rng)
-                    prompt = self._prompt(row, caption, rng)
-                # the prompt already ends with the marker that begins the picture
-                answer = self.sequences.image(row.pictures[0])[1:]
+                    caption = self._caption(sample, rng)
+                    if rng.random() < self.config.chat_format_prob:
+                        return self._chat(sample, caption, rng)
+                    prompt = self._prompt(sample, caption, rng)
+                # the prompt already ends with the token that begins the image
+                answer = self.sequences.image(sample.image_codes[0])[1:]
         if self.sequences.eos is not None:
             answer = [*answer, self.sequences.eos]
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 
-    def _caption(self, row: Row, rng: np.random.Generator) -> str:
-        if rng.random() < self.config.first_caption_share:
-            return row.captions[0]
-        return row.captions[int(rng.integers(len(row.captions)))]
+    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
+        if rng.random() < self.config.first_caption_prob:
+            return sample.captions[0]
+        return sample.captions[int(rng.integers(len(sample.captions)))]
 
-    def _prompt(self, row: Row, caption: str, rng: np.random.Generator) -> list[int]:
+    def _prompt(self, sample: Sample, caption: str, rng: np.random.Generator) -> list[int]:
         request = prompts.REQUESTS[int(rng.integers(len(prompts.REQUESTS)))]
         size = None
         if self.config.size_hint and self.downsample_factor is not None:
-            height, width = row.pictures[0].shape
+            height, width = sample.image_codes[0].shape
             size = (width * self.downsample_factor, height * self.downsample_factor)
         return self.sequences.text_to_image_prompt(caption, request, size)
 
-    def _drawn_in_chat(
-        self, row: Row, caption: str, rng: np.random.Generator
+    def _chat(
+        self, sample: Sample, caption: str, rng: np.random.Generator
     ) -> tuple[list[int], list[bool]]:
-        request = DRAW_REQUESTS[int(rng.integers(len(DRAW_REQUESTS)))]
+        request = CHAT_REQUESTS[int(rng.integers(len(CHAT_REQUESTS)))]
         turns = (
-            Message(role="user", content=request.format(_inside_sentence(caption))),
+            Message(role="user", content=request.format(caption_in_sentence(caption))),
             Message(role="assistant", content=prompts.IMAGE_PLACEHOLDER),
         )
-        return self.sequences.chat(turns, row.pictures[:1])
+        return self.sequences.chat(turns, sample.image_codes[:1])
 
 
-def _inside_sentence(caption: str) -> str:
-    """Make a caption fit after "Draw": no full stop, and a small letter where a word starts big."""
+def caption_in_sentence(caption: str) -> str:
+    """Make a caption fit after "Draw": no period at the end, lowercase where a word is not a name.
+
+    A capital stays where the second character is not a lowercase letter or a space, as in "USA".
+    """
     text = caption.strip().rstrip(".")
-    # the placeholder of a picture would ask for one that is not there
+    # a placeholder would ask for an image that does not exist
     text = text.replace(prompts.IMAGE_PLACEHOLDER, "image")
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

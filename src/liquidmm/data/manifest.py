@@ -1,41 +1,41 @@
-"""What a folder of shards holds and what made it: the content of `manifest.json`.
+"""The content of `manifest.json`: what a folder of shards contains and what it was made from.
 
-Contract: an `Provenance` decides the rows of a folder; two runs with equal origins write equal rows.
-ShardStats add up: those of a folder are the sum of those of its shards.
+A `Provenance` determines the samples of a folder: two runs with equal provenance write equal
+shards. The statistics of a folder are the sum of those of its shards.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from liquidmm.config import from_dict, to_dict
+from liquidmm.config import from_dict
 from liquidmm.errors import ConfigError, DataError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
-REJECTED = "quarantine.jsonl"
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedSample:
-    """An entry of the source that did not become a row."""
+    """An entry of the source that could not be encoded."""
 
     source: str
     """File or folder it came from."""
     line: int
     """Line in the file, from 1; index in a JSON array or a Parquet file, from 0; 0 in a folder."""
     where: str
-    """`file:line`, `file[index]`, or the path of the picture."""
+    """`file:line`, `file[index]`, or the path of the image."""
     reason: str
-    """The message that was given."""
+    """The error message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """What the rows of a folder were made from; it must not change from run to run."""
+    """What the samples of a folder were made from; it must not change between runs."""
 
     fingerprint: str
     """Fingerprint of the image tokenizer."""
@@ -44,33 +44,33 @@ class Provenance:
     downsample_factor: int
     """Pixels per code and side."""
     source: str
-    """Path of the source as it was given."""
+    """Path of the source as given; it may change."""
     source_digest: str
-    """Hash that changes when the source does."""
+    """Hash of the content of the source."""
     settings: dict[str, Any]
-    """What decided which records went in and how their pictures were prepared."""
+    """Settings that determine which records are encoded and how their images are prepared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardStats:
-    """What one shard, or a whole folder, holds."""
+    """Counts of one shard or of a whole folder."""
 
     records: int = 0
-    """Rows."""
-    refused: int = 0
-    """Entries that went to quarantine instead."""
-    pictures: int = 0
-    """Pictures in the rows."""
+    """Samples."""
+    rejected: int = 0
+    """Rejected entries of the source."""
+    images: int = 0
+    """Images of the samples."""
     kinds: dict[str, int] = field(default_factory=dict)
-    """Rows of each kind."""
+    """Samples of each kind."""
     characters: dict[str, int] = field(default_factory=dict)
-    """Characters of text, captions and turns in the rows of each kind."""
+    """Characters of text, captions and turns, for each kind."""
     licenses: dict[str, int] = field(default_factory=dict)
-    """Rows under each licence; the empty name counts those without one."""
+    """Samples under each license; the empty name counts those without one."""
     sources: dict[str, int] = field(default_factory=dict)
-    """Rows of each data set."""
+    """Samples of each dataset."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Pictures of each size in codes, written `width x height`."""
+    """Images of each size in codes, written `width x height`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,14 +79,14 @@ class Shard:
 
     name: str
     """File name."""
-    part: str
-    """Name of the part of the source that it was made from."""
+    chunk: str
+    """Name of the chunk of the source that it was made from."""
     bytes: int
     """Size of the file."""
     sha256: str
     """SHA-256 of the file, hexadecimal."""
-    tallies: ShardStats
-    """What it holds."""
+    stats: ShardStats
+    """What it contains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,17 +94,17 @@ class Manifest:
     """The content of `manifest.json`."""
 
     schema_version: int
-    """Version of the layout of the folder."""
-    origin: Provenance
-    """What the rows were made from."""
+    """Version of the folder layout."""
+    provenance: Provenance
+    """What the samples were made from."""
     complete: bool
-    """Whether all shards are there; before, they are not listed."""
-    parts: int
-    """Number of parts of the source, which is the number of shards."""
+    """Whether all shards are written; until then they are not listed."""
+    num_chunks: int
+    """Number of chunks of the source, which is the number of shards."""
     columns: dict[str, str]
     """Name and Arrow type of every column of a shard."""
     totals: ShardStats
-    """ShardStats of all shards that are listed."""
+    """Sum over all listed shards."""
     shards: tuple[Shard, ...]
     """The shards in order."""
 
@@ -113,22 +113,22 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a folder of shards.
 
     Raises:
-        DataError: There is none, it is broken, or another version of the program wrote it.
+        DataError: The file is missing, damaged, or of another version.
     """
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{folder}: not a folder of shards (no {MANIFEST}). Make one with liquid encode."
+            f"{folder}: not a folder of shards (no {MANIFEST}). Create one with liquid encode."
         ) from error
     except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}). Encode the source again.") from error
+        raise DataError(f"{path}: invalid JSON ({error}). Encode the source again.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}. "
-            "Encode the source again, into a new folder."
+            f"{path}: expected schema version {SCHEMA_VERSION}, got {version}. Folders from other "
+            "versions cannot be read: encode the source again, into a new folder."
         )
     try:
         return from_dict(Manifest, data, str(path))
@@ -137,28 +137,28 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Say what a folder of shards holds, from its manifest alone.
+    """Summarize a folder of shards from its manifest alone.
 
     Args:
-        folder: Folder that `liquid encode` wrote, finished or not.
+        folder: Folder that `liquid encode` wrote, complete or not.
 
     Returns:
-        JSON-able values: counts, mean lengths in characters per kind, sizes in codes, licences,
-        data sets and the image tokenizer.
+        JSON-compatible counts, mean lengths in characters per kind, sizes in codes, licenses,
+        datasets and the image tokenizer.
 
     Raises:
-        DataError: The folder holds no shards.
+        DataError: The manifest cannot be read.
     """
     manifest = read_manifest(folder)
-    totals, origin = manifest.totals, manifest.origin
+    totals, provenance = manifest.totals, manifest.provenance
     return {
         "folder": str(folder),
         "complete": manifest.complete,
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "records": totals.records,
-        "refused": totals.refused,
-        "pictures": totals.pictures,
+        "rejected": totals.rejected,
+        "images": totals.images,
         "kinds": totals.kinds,
         "mean_characters": {
             kind: round(totals.characters.get(kind, 0) / count, 1)
@@ -168,59 +168,26 @@ def summary(folder: Path) -> dict[str, Any]:
         "licenses": totals.licenses,
         "sources": totals.sources,
         "image_tokenizer": {
-            "fingerprint": origin.fingerprint,
-            "codebook_size": origin.codebook_size,
-            "downsample_factor": origin.downsample_factor,
+            "fingerprint": provenance.fingerprint,
+            "codebook_size": provenance.codebook_size,
+            "downsample_factor": provenance.downsample_factor,
         },
     }
 
 
-def add_up(parts: Sequence[ShardStats]) -> ShardStats:
-    """Return the tallies of all parts together."""
+def add_stats(stats: Sequence[ShardStats]) -> ShardStats:
+    """Return the sum of the statistics of several shards."""
+    values = {
+        item.name: [getattr(each, item.name) for each in stats] for item in fields(ShardStats)
+    }
+    counts = ("records", "rejected", "images")
     return ShardStats(
-        records=sum(part.records for part in parts),
-        refused=sum(part.refused for part in parts),
-        pictures=sum(part.pictures for part in parts),
-        kinds=_merge(part.kinds for part in parts),
-        characters=_merge(part.characters for part in parts),
-        licenses=_merge(part.licenses for part in parts),
-        sources=_merge(part.sources for part in parts),
-        sizes=_merge(part.sizes for part in parts),
+        **{name: sum(each) if name in counts else _merge(each) for name, each in values.items()}
     )
 
 
-def _merge(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _merge(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
-
-
-def check_origin(old: Provenance, new: Provenance, folder: Path) -> None:
-    """Refuse to mix rows of two origins in one folder; the path of the source may differ.
-
-    Raises:
-        DataError: They differ; the first difference is named.
-    """
-    before, now = to_dict(old), to_dict(new)
-    before |= {f"settings.{name}": value for name, value in before.pop("settings").items()}
-    now |= {f"settings.{name}": value for name, value in now.pop("settings").items()}
-    for name in sorted(before.keys() | now.keys()):
-        if name != "source" and before.get(name) != now.get(name):
-            raise DataError(
-                f"{folder}: was encoded with {name} {before.get(name)!r}, now it is "
-                f"{now.get(name)!r}. Choose another folder, or remove this one."
-            )
-
-
-def check_parts(old: int, new: int, folder: Path) -> None:
-    """Refuse to go on with a source that is divided otherwise.
-
-    Raises:
-        DataError: The numbers of parts differ.
-    """
-    if old != new:
-        raise DataError(
-            f"{folder}: was begun with {old} parts, now there are {new}. Choose another folder, or "
-            "remove this one."
-        )

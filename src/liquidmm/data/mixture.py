@@ -1,290 +1,196 @@
-"""Endless streams of packed rows, drawn from several sources by weight.
+"""The order of training: which sample of which source comes next, as a function of an index.
 
-Contract: the draws of the mixture are cut into windows of so many; the rows of a window are a pure
-function of the seed and its number. Rows come in lanes, which take the windows in turn, each window
-in one lane: the rows of a lane don't depend on who takes them, so any number of ranks that divide
-the lanes among them see the same data, none of it twice, and so does any number of processes that
-make windows ahead. The position of a lane is its window and the row in it: three small numbers with
-the count of what was left out, however long the run. Restoring it makes one window again and
-continues bit by bit.
+Nothing is remembered, so any index costs the same. Each epoch over a source has its own shuffled
+order, and each example its own random generator. After any number of samples, the number from each
+source differs from its share by less than two.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-from liquidmm.data.draws import WINDOW, Draws, Source, check_sources, mix, open_sources
-from liquidmm.data.examples import Example, ExampleBuilder
-from liquidmm.data.packing import PackedSequence, PackingConfig, Window, pack
-from liquidmm.data.prefetch import Ahead
-from liquidmm.errors import DataError
-from liquidmm.runtime import get_logger
+import numpy as np
+from annotated_types import Ge
 
-_NAMED = 5
-"""Records that are left out are named so many times."""
+from liquidmm.config import check_ranges
+from liquidmm.data.examples import TASK_KINDS, TASKS, Example, ExampleBuilder, Probability, Task
+from liquidmm.data.shards import SampleView, Shards, read_shards
+from liquidmm.data.shuffle import round_keys, shuffled
+from liquidmm.errors import ConfigError, DataError, suggest
 
-_LOG = get_logger(__name__)
+ORDER, CHOICES, BUFFER = range(3)
+"""First number of the seed of a source's order, of an example's random choices and of the order of
+the sequences in a packing buffer."""
 
 
-class TokenStream:
-    """Draws, renders and packs, in lanes."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A folder of shards and what it trains."""
+
+    path: Path
+    """Folder that `liquid encode` wrote."""
+    task: Task
+    """What its samples train; samples of a kind that the task does not use are skipped."""
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Share of the examples, relative to the other weights: fractions, ratios or counts. 0 disables
+    the source."""
+    max_samples: Annotated[int, Ge(0)] = 0
+    """Number of samples to use: a fixed random subset, the same for every seed, and contained in
+    every larger subset. 0 uses all."""
+    swap_ratio: Probability = 0.0
+    """Share of `text_to_image` samples that train `image_to_text` instead (the paper: 0.2). Each
+    sample is used once per epoch, in one direction; which ones are swapped changes every epoch."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"count": "max_samples", "reverse": "swap_ratio"}
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_ranges(self)
+        if self.task not in TASKS:
+            raise ConfigError(f"task: unknown task '{self.task}'.{suggest(self.task, TASKS)}")
+        if self.swap_ratio and self.task != "text_to_image":
+            raise ConfigError(
+                f"swap_ratio: {self.task} cannot be swapped. Set it only where task is "
+                "text_to_image."
+            )
+
+
+def check_sources(sources: Sequence[Source]) -> None:
+    """Check that there is a source to sample from.
+
+    Raises:
+        ConfigError: There are no sources, or all weights are 0.
+    """
+    if not sources:
+        raise ConfigError("sources: is empty. Add at least one folder of shards.")
+    if not any(source.weight for source in sources):
+        raise ConfigError("sources: all weights are 0. Give one of them a weight above 0.")
+
+
+class ShuffledSource:
+    """The examples of one source by index, epoch after epoch, without end."""
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        renderer: ExampleBuilder,
-        packing: PackingConfig,
-        seed: int,
-        *,
-        lanes: int = 1,
-        fingerprint: str | None = None,
-        workers: int = 0,
+        self, source: Source, samples: SampleView, builder: ExampleBuilder, seed: tuple[int, ...]
     ) -> None:
-        """Open the sources.
+        """Set up.
 
         Args:
-            sources: What to draw from.
-            renderer: Lays the rows out.
-            packing: How rows are filled.
-            seed: Decides order and random choices, 0 or more.
-            lanes: Number of lanes; another number is another stream.
-            fingerprint: Fingerprint of the checkpoint's image tokenizer; None does not compare.
-            workers: Processes that make windows ahead; 0 makes them when they are needed.
-
-        Raises:
-            ConfigError: There are no sources, or their weights sum to nothing.
-            DataError: A folder is not readable, was encoded with another tokenizer, or has no row
-                for its task.
+            source: The source.
+            samples: The samples of its kind.
+            builder: Builds the examples.
+            seed: Decides order and random choices; different for every source.
         """
-        check_sources(sources)
+        self.size = source.max_samples or len(samples)
+        """Samples per epoch."""
+        self._source = source
+        self._samples = samples
+        self._builder = builder
         self._seed = seed
-        self._packing = packing
-        self._count = lanes
-        self._sources = tuple(sources)
-        total = sum(source.weight for source in sources)
-        self._weights = [source.weight / total for source in sources]
-        opened = open_sources(sources, renderer, seed, fingerprint)
-        self._sizes = [size for size, _ in opened]
-        self._draws = [draws for _, draws in opened]
-        tokenizer = renderer.sequences.tokenizer
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        pad_id = next(pad for pad in pads if pad is not None)
-        mixed = mix(self._draws, [source.weight for source in sources])
-        self._windows = Ahead[Window](_Windows(mixed, packing, pad_id, seed), workers)
-        self._lanes: dict[int, _Lane] = {}
-        self._named = 0
-        self._again: set[Source] = set()
 
-    def __len__(self) -> int:
-        return len(self._draws)
+    def __getitem__(self, index: int) -> Example:
+        epoch, place = divmod(index, self.size)
+        place = shuffled(place, self.size, round_keys((ORDER, *self._seed, epoch)))
+        if self.size < len(self._samples):
+            place = shuffled(place, len(self._samples), round_keys((ORDER,)))
+        rng = np.random.default_rng((CHOICES, *self._seed, index))
+        swap = self._source.swap_ratio and rng.random() < self._source.swap_ratio
+        task: Task = "image_to_text" if swap else self._source.task
+        return self._builder.build(self._samples[place], task, rng)
 
-    def take(self, lanes: Iterable[int] = (0,)) -> list[PackedSequence]:
-        """Take the next row of some lanes.
 
-        Args:
-            lanes: Numbers of lanes, from 0.
+class WeightedSampler:
+    """Which source sample n of a mixture comes from, and its index there.
 
-        Returns:
-            One row for each, in order.
+    Sources are split off one after the other. Of the first n samples, the first source takes its
+    share, rounded up; of the remaining ones, the next source takes its share of the remaining
+    weight; and so on. Weights are exact decimal fractions, so nothing drifts.
+    """
 
-        Raises:
-            DataError: A record is damaged, doesn't fit its task, or is too long.
-            LiquidError: A process that makes windows was killed.
-        """
-        chosen = [self._lane(number) for number in lanes]
-        due = [lane for lane in chosen if lane.used_up]
-        for ahead in (1, 2):
-            self._windows.announce([lane.number_of(lane.turn + ahead) for lane in due])
-        for lane in due:
-            self._name(lane.go_on())
-        if due:
-            self._tell_passes()
-        return [lane.take() for lane in chosen]
+    def __init__(self, weights: Sequence[float]) -> None:
+        """Set up with weights of 0 or more, not all 0."""
+        fractions = [Fraction(str(weight)) for weight in weights]
+        unit = lcm(*(fraction.denominator for fraction in fractions))
+        self._shares = [int(fraction * unit) for fraction in fractions]
 
-    def example(self, source: int, draw: int) -> Example:
-        """Render one draw of one source; the stream stays where it is.
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        start, end, remaining = index, index + 1, sum(self._shares)
+        for place, share in enumerate(self._shares):
+            rest_start = start * (remaining - share) // remaining
+            rest_end = end * (remaining - share) // remaining
+            if rest_start == rest_end:
+                return place, start - rest_start
+            start, end, remaining = rest_start, rest_end, remaining - share
+        raise AssertionError("a sample belongs to some source")
 
-        Args:
-            source: Place of the source, from 0.
-            draw: Number of the draw, from 0; draws below the source's rows differ in their rows.
 
-        Returns:
-            The example, longer than a row where it is to be cut.
-        """
-        example: Example = self._draws[source][draw]
-        return example
+class Mixture:
+    """The examples of several sources by index, mixed by weight, without end."""
 
-    def window(self, number: int) -> Window:
-        """Make one window; the stream stays where it is."""
-        return self._windows.take(number)
+    def __init__(self, sources: Sequence[ShuffledSource], weights: Sequence[float]) -> None:
+        """Set up; weights are 0 or more and not all 0."""
+        self._sources = sources
+        self._sampler = WeightedSampler(weights)
 
-    @property
-    def fill(self) -> float:
-        """Share of the ids taken from this object that were not padding; 1 before the first row."""
-        rows = sum(lane.rows for lane in self._lanes.values())
-        filled = sum(lane.filled for lane in self._lanes.values())
-        return filled / (rows * self._packing.length) if rows else 1.0
+    def __getitem__(self, index: int) -> Example:
+        place, index = self._sampler[index]
+        return self._sources[place][index]
 
-    @property
-    def passes(self) -> tuple[float, ...]:
-        """How often the stream went through the rows of each source, as a fraction.
 
-        Worked out from the lanes taken from; the others are taken to be as far.
-        """
-        lanes = self._lanes.values()
-        windows = sum(lane.windows for lane in lanes) * self._count / max(1, len(lanes))
-        draws = windows * self._packing.window
-        return tuple(
-            draws * weight / size for weight, size in zip(self._weights, self._sizes, strict=True)
+def open_sources(
+    sources: Sequence[Source], builder: ExampleBuilder, seed: int, tokenizer_fingerprint: str | None
+) -> list[ShuffledSource]:
+    """Open the folders of some sources.
+
+    Args:
+        sources: What to sample from.
+        builder: Builds the examples.
+        seed: Decides order and random choices, 0 or more.
+        tokenizer_fingerprint: Fingerprint of the checkpoint's image tokenizer; None skips the
+            check.
+
+    Raises:
+        DataError: A folder cannot be read, was encoded with another image tokenizer, or has no
+            samples, or too few, for a source.
+    """
+    codebook_size = builder.sequences.vocabulary.codebook_size
+    opened = {path: read_shards(path) for path in dict.fromkeys(each.path for each in sources)}
+    for shards in opened.values():
+        _check_tokenizer(shards, codebook_size, tokenizer_fingerprint)
+    return [
+        ShuffledSource(source, _samples(source, opened[source.path]), builder, (seed, place))
+        for place, source in enumerate(sources)
+    ]
+
+
+def _samples(source: Source, shards: Shards) -> SampleView:
+    kind = TASK_KINDS[source.task]
+    samples = shards.of_kind(kind)
+    if not len(samples):
+        raise DataError(
+            f"{source.path}: no samples of kind {kind}, which {source.task} needs. Remove the "
+            "source or choose another task."
         )
-
-    @property
-    def left_out(self) -> int:
-        """Draws that were too long in the windows that the lanes taken from have begun."""
-        return sum(lane.left_out for lane in self._lanes.values())
-
-    def state(self) -> dict[str, Any]:
-        """Return the position of the lanes taken from as JSON-able values."""
-        lanes = {str(number): lane.state() for number, lane in sorted(self._lanes.items())}
-        return {**self.identity(), "lanes": lanes}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a position that `state` returned; the next rows are exactly those that followed.
-
-        The lanes of several states may have been put into one: a lane that is then taken from goes
-        on where it was.
-
-        Raises:
-            DataError: The position belongs to another seed, row length or set of sources.
-        """
-        for name, value in self.identity().items():
-            if state.get(name) != value:
-                raise DataError(
-                    f"mixture: the saved position has {name} {state.get(name)}, this run "
-                    f"has {value}. Resume with the data and settings of the saved run."
-                )
-        self._lanes = {}
-        positions = [(self._lane(int(name)), each) for name, each in state["lanes"].items()]
-        self._windows.announce([lane.number_of(each["window"]) for lane, each in positions])
-        for lane, position in positions:
-            lane.restore(position)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the stream, as JSON-able values."""
-        return {
-            "seed": self._seed,
-            "length": self._packing.length,
-            "context": self._packing.longest,
-            "window": self._packing.window,
-            "too_long": self._packing.too_long,
-            "lanes_in_all": self._count,
-            "sizes": list(self._sizes),
-            "tasks": [source.task for source in self._sources],
-            "weights": list(self._weights),
-            "reverse": [source.reverse for source in self._sources],
-        }
-
-    def close(self) -> None:
-        """End the processes that make windows."""
-        self._windows.close()
-
-    def _lane(self, number: int) -> "_Lane":
-        if number not in self._lanes:
-            self._lanes[number] = _Lane(number, self._count, self._windows)
-        return self._lanes[number]
-
-    def _name(self, window: Window) -> None:
-        """Name the first records that are left out."""
-        for key, size in window.left_out[: max(0, _NAMED - self._named)]:
-            self._named += 1
-            _LOG.warning(
-                "%s: left out, %d ids do not fit a row%s",
-                key,
-                size,
-                "; further ones are only counted" if self._named == _NAMED else "",
-            )
-
-    def _tell_passes(self) -> None:
-        """Say once for each source that its rows come again."""
-        for source, size, passes in zip(self._sources, self._sizes, self.passes, strict=True):
-            if passes > 1 and source not in self._again:
-                self._again.add(source)
-                if 0 in self._lanes:  # one rank is enough
-                    _LOG.info("%s (%s): its %d rows come again", source.path, source.task, size)
+    if source.max_samples > len(samples):
+        raise DataError(
+            f"{source.path}: has {len(samples)} samples of kind {kind}, max_samples is "
+            f"{source.max_samples}. Lower it, or remove it to use all."
+        )
+    return samples
 
 
-class _Lane:
-    """One of several streams that take the windows in turn."""
-
-    def __init__(self, number: int, lanes: int, windows: Ahead[Window]) -> None:
-        self._number = number
-        self._lanes = lanes
-        self._windows = windows
-        self._window: Window | None = None
-        self._row = 0
-        self.turn = -1
-        """Which of the lane's windows it is in; before the first one -1."""
-        self.left_out = 0
-        """Draws left out in the windows begun so far."""
-        self.rows = 0
-        """Rows taken from this object."""
-        self.filled = 0
-        """Ids in them that are not padding."""
-
-    @property
-    def used_up(self) -> bool:
-        """Whether the next row is in another window."""
-        return self._window is None or self._row >= len(self._window)
-
-    @property
-    def windows(self) -> float:
-        """Windows gone through, the last one as a fraction."""
-        return self.turn + self._row / len(self._window) if self._window is not None else 0.0
-
-    def number_of(self, turn: int) -> int:
-        """Return the number of a window of the lane."""
-        return self._number + turn * self._lanes
-
-    def go_on(self) -> Window:
-        """Go to the next window."""
-        window = self._windows.take(self.number_of(self.turn + 1))
-        if not len(window):
-            raise DataError(
-                f"data: all of {len(window.left_out)} examples are longer than "
-                f"{window.config.longest} ids, {window.left_out[0][0]} for one. Use longer rows."
-            )
-        self.turn += 1
-        self._window, self._row = window, 0
-        self.left_out += len(window.left_out)
-        return window
-
-    def take(self) -> PackedSequence:
-        """Take the next row."""
-        assert self._window is not None
-        packed = self._window[self._row]
-        self._row += 1
-        self.rows += 1
-        self.filled += packed.filled
-        return packed
-
-    def state(self) -> dict[str, int]:
-        """Return the position."""
-        return {"window": self.turn, "row": self._row, "left_out": self.left_out}
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go to a position."""
-        self.turn, self._row, self.left_out = state["window"], state["row"], state["left_out"]
-        self._window = self._windows.take(self.number_of(self.turn))
-
-
-class _Windows:
-    """Windows by number; pickled for the processes that make them."""
-
-    def __init__(self, draws: Draws, packing: PackingConfig, pad_id: int, seed: int) -> None:
-        self._batches = draws.batch(packing.window, batch_fn=list)
-        self._packing = packing
-        self._pad_id = pad_id
-        self._seed = seed
-
-    def __getitem__(self, number: int) -> Window:
-        examples: list[Example] = self._batches[number]
-        return pack(examples, self._packing, self._pad_id, (WINDOW, self._seed, number))
+def _check_tokenizer(shards: Shards, codebook_size: int, fingerprint: str | None) -> None:
+    provenance = shards.manifest.provenance
+    if provenance.codebook_size != codebook_size:
+        raise DataError(
+            f"{shards.folder}: encoded with {provenance.codebook_size} codes, the checkpoint has "
+            f"{codebook_size}. Encode with the checkpoint's image tokenizer."
+        )
+    if fingerprint is not None and provenance.fingerprint != fingerprint:
+        raise DataError(
+            f"{shards.folder}: encoded with the image tokenizer {provenance.fingerprint}, the "
+            f"checkpoint has {fingerprint}. Encode with the checkpoint's image tokenizer."
+        )

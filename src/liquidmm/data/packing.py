@@ -1,93 +1,98 @@
-"""Examples of any length become rows of one fixed length, a window of examples at a time.
+"""Packing: a buffer of examples of any length into sequences of one fixed length.
 
-Contract: the rows of a window depend on its examples and the seed alone. They are filled by
-best fit, the longest example first; pictures are never split, text without pictures is cut where
-that fills the end of a row. Documents of a row are told apart by `position_ids`, which start again
-at 0 with each of them; the model must be run with these and without an attention mask. Nothing
-precedes the first id of a document, so it never carries a label. Padding is a document of its own,
-without labels.
+The sequences of a buffer depend on its examples and the seed alone. They are filled by best fit,
+longest example first. Images are never split; text is split where that fills the end of a
+sequence. `position_ids` restart at 0 with every document: run the model with them and without an
+attention mask. The first token of a document has no context, so it never has a label.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from liquidmm.data.examples import IGNORE, TASKS, Example, Ids
+from liquidmm.config import check_ranges
+from liquidmm.data.examples import IGNORE_INDEX, TASKS, Example, TokenIds
 from liquidmm.errors import ConfigError, DataError
 
 PADDING_TASK = -1
 """Task id of padding."""
 
-_LEAST = 16
-"""Ids of the shortest piece that text is cut into."""
+_MIN_PIECE = 16
+"""Tokens of the shortest piece that text is split into."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackingConfig:
-    """How rows are filled."""
+    """How sequences are packed."""
 
-    length: int
-    """Ids in a row."""
-    context: int = 0
-    """Ids of the longest sequence, at most those of a row; 0: as many. Longer text is cut."""
-    window: int = 512
-    """Examples that are packed together; more fill better and take longer to begin."""
-    too_long: Literal["error", "leave_out"] = "error"
-    """What is done with an example that has a picture and is longer than `context`."""
+    seq_len: Annotated[int, Ge(1)]
+    """Tokens per sequence."""
+    max_document_tokens: Annotated[int, Ge(0)] = 0
+    """Tokens of the longest document, at most `seq_len`; 0: `seq_len`. Longer text is split."""
+    packing_buffer: Annotated[int, Ge(1)] = 512
+    """Examples that are packed together; more give less padding and a slower start."""
+    overlong: Literal["error", "drop"] = "error"
+    """What happens to an example with an image that is longer than `max_document_tokens`."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "length": "seq_len",
+        "context": "max_document_tokens",
+        "window": "packing_buffer",
+        "too_long": "overlong",
+    }
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.length < 1:
-            raise ConfigError(f"length: must be at least 1 ({self.length}).")
-        if not 0 <= self.context <= self.length:
+        check_ranges(self)
+        if self.max_document_tokens > self.seq_len:
             raise ConfigError(
-                f"context: must be from 0 to the length of a row, {self.length} ({self.context})."
+                f"max_document_tokens: expected at most seq_len ({self.seq_len}), got "
+                f"{self.max_document_tokens}."
             )
-        if self.window < 1:
-            raise ConfigError(f"window: must be at least 1 ({self.window}).")
 
     @property
-    def longest(self) -> int:
-        """Ids of the longest sequence."""
-        return self.context or self.length
+    def document_limit(self) -> int:
+        """Tokens of the longest document."""
+        return self.max_document_tokens or self.seq_len
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedSequence:
-    """One row for training."""
+    """One training sequence of several documents; padding is a document without labels."""
 
-    input_ids: Ids
-    """Ids, (T,), int32."""
-    labels: Ids
-    """The same ids where they are learnt, `IGNORE` elsewhere; (T,), int32; not shifted."""
-    position_ids: Ids
-    """Place in the document, from 0; (T,), int32."""
-    task_ids: Ids
-    """Place of the document's task in `TASKS`, `PADDING_TASK` for padding; (T,), int32."""
+    input_ids: TokenIds
+    """Token ids, (T,), int32."""
+    labels: TokenIds
+    """The same ids where they are trained on, else `IGNORE_INDEX`; (T,), int32; not shifted."""
+    position_ids: TokenIds
+    """Position in the document, from 0; (T,), int32."""
+    task_ids: TokenIds
+    """Index of the document's task in `TASKS`, `PADDING_TASK` for padding; (T,), int32."""
     keys: tuple[str, ...] = ()
     """Names of the records in it, in order."""
 
     @property
-    def filled(self) -> int:
-        """Number of ids that are not padding."""
+    def num_tokens(self) -> int:
+        """Number of tokens that are not padding."""
         return int((self.task_ids != PADDING_TASK).sum())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
-    """Rows that were packed together; each is laid out when it is asked for."""
+class PackedBuffer:
+    """Sequences that were packed together; each is laid out when it is read."""
 
     contents: list[list[Example]]
-    """The examples of each row."""
+    """The examples of each sequence."""
     config: PackingConfig
     """How they were packed."""
     pad_id: int
-    """Id of padding; any id will do, as it is never learnt nor seen."""
-    left_out: tuple[tuple[str, int], ...] = ()
-    """Name and length of each example that was too long."""
+    """Token id of padding; any id will do, because padding is never trained on or attended to."""
+    dropped: tuple[tuple[str, int], ...] = ()
+    """Record name and length of each example that was too long."""
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -104,127 +109,117 @@ def pack(
     config: PackingConfig,
     pad_id: int = 0,
     seed: Sequence[int] = (0,),
-) -> Window:
-    """Pack a window of examples into rows.
-
-    Args:
-        examples: What to pack.
-        config: How.
-        pad_id: Id of padding.
-        seed: Decides the order of the rows.
-
-    Returns:
-        The rows, in an order drawn from the seed; one or two of them are emptier than the others.
+) -> PackedBuffer:
+    """Pack examples into sequences, in an order shuffled by the seed.
 
     Raises:
-        DataError: An example with a picture is longer than the longest sequence and is not to be
-            left out; the message names the record and both lengths.
+        DataError: An example with an image is longer than the limit and `overlong` is "error"; the
+            message names the record and both lengths.
     """
     pieces: list[Example] = []
-    left_out: list[tuple[str, int]] = []
+    dropped: list[tuple[str, int]] = []
     for example in examples:
-        parts = cut(example, config)
+        parts = split(example, config)
         pieces += parts
         if not parts:
-            left_out.append((example.key, len(example.input_ids)))
-    rows = _fill(pieces, config.length)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return Window(
-        contents=[rows[place] for place in order],
+            dropped.append((example.key, len(example.input_ids)))
+    sequences = _fill(pieces, config.seq_len)
+    order = np.random.default_rng(seed).permutation(len(sequences))
+    return PackedBuffer(
+        contents=[sequences[place] for place in order],
         config=config,
         pad_id=pad_id,
-        left_out=tuple(left_out),
+        dropped=tuple(dropped),
     )
 
 
-def cut(example: Example, config: PackingConfig) -> list[Example]:
-    """Cut an example into pieces that fit; most stay whole.
+def split(example: Example, config: PackingConfig) -> list[Example]:
+    """Split an example into pieces that fit; most remain whole.
 
     Returns:
-        The pieces, in order; none when it is to be left out.
+        The pieces, in order; none if the example is dropped.
 
     Raises:
-        DataError: It holds a picture, is longer than the longest sequence and is not to be left
-            out; the message names the record and both lengths.
+        DataError: As `pack`.
     """
-    size, longest = len(example.input_ids), config.longest
-    if size <= longest:
+    size, limit = len(example.input_ids), config.document_limit
+    if size <= limit:
         return [example]
-    if example.splittable:
-        return [_part(example, start, start + longest) for start in range(0, size, longest)]
-    if config.too_long == "leave_out":
+    if example.can_split:
+        return [_slice(example, start, start + limit) for start in range(0, size, limit)]
+    if config.overlong == "drop":
         return []
     raise DataError(
-        f"{example.key or 'example'}: {size} ids, rows have {longest}. Use longer rows, smaller "
-        "pictures or shorter texts, or leave such records out (data.too_long)."
+        f"{example.key or 'example'}: {size} tokens, at most {limit} fit. Increase data.seq_len, "
+        'use smaller images or shorter texts, or drop such records (data.overlong = "drop").'
     )
 
 
 def _fill(pieces: list[Example], length: int) -> list[list[Example]]:
-    """Fill rows: what stays whole first, then text that fits as it is, then text that is cut."""
-    gaps = _Gaps(length)
+    """Place what must stay whole first, then text that fits, then text that is split."""
+    bins = _Bins(length)
     longest_first = sorted(pieces, key=lambda piece: -len(piece.input_ids))
     for piece in longest_first:
-        if not piece.splittable and not gaps.put_if_fits(piece):
-            gaps.open()
-            gaps.put_if_fits(piece)
-    texts = [piece for piece in longest_first if piece.splittable]
-    for text in [text for text in texts if not gaps.put_if_fits(text)]:
+        if not piece.can_split and not bins.add(piece):
+            bins.open()
+            bins.add(piece)
+    texts = [piece for piece in longest_first if piece.can_split]
+    for text in [text for text in texts if not bins.add(text)]:
         rest = text
-        while not gaps.put_if_fits(rest):
-            rest = gaps.put_a_part(rest)
-    return gaps.rows
+        while not bins.add(rest):
+            rest = bins.add_part(rest)
+    return bins.contents
 
 
-class _Gaps:
-    """Rows by the space that is left in them."""
+class _Bins:
+    """Sequences, sorted by free space."""
 
     def __init__(self, length: int) -> None:
-        self.rows: list[list[Example]] = []
+        self.contents: list[list[Example]] = []
         self._length = length
-        self._sorted: list[tuple[int, int]] = []  # space and number of a row, ascending
+        self._free: list[tuple[int, int]] = []  # free space and index of a sequence, ascending
 
     def open(self) -> None:
-        """Begin a row."""
-        self._sorted.append((self._length, len(self.rows)))
-        self.rows.append([])
+        """Add an empty sequence."""
+        self._free.append((self._length, len(self.contents)))
+        self.contents.append([])
 
-    def put_if_fits(self, piece: Example) -> bool:
-        """Put a piece where it leaves the least space; False where it fits into no row."""
-        place = bisect_left(self._sorted, (len(piece.input_ids), -1))
-        if place == len(self._sorted):
+    def add(self, piece: Example) -> bool:
+        """Add a piece where it leaves the least space; return False if it fits nowhere."""
+        place = bisect_left(self._free, (len(piece.input_ids), -1))
+        if place == len(self._free):
             return False
-        self._add(place, piece)
+        self._put(place, piece)
         return True
 
-    def put_a_part(self, text: Example) -> Example:
-        """Put as much of a text as goes into the largest space, or open a row; return the rest."""
+    def add_part(self, text: Example) -> Example:
+        """Fill the largest space with a part of a text, or open a sequence; return the rest."""
         size = len(text.input_ids)
-        space = self._sorted[-1][0] if self._sorted else 0
-        part = min(space, size - _LEAST)
-        if part < _LEAST:
+        space = self._free[-1][0] if self._free else 0
+        part = min(space, size - _MIN_PIECE)
+        if part < _MIN_PIECE:
             self.open()
             return text
-        self._add(len(self._sorted) - 1, _part(text, 0, part))
-        return _part(text, part, size)
+        self._put(len(self._free) - 1, _slice(text, 0, part))
+        return _slice(text, part, size)
 
-    def _add(self, place: int, piece: Example) -> None:
-        space, number = self._sorted.pop(place)
-        self.rows[number].append(piece)
+    def _put(self, place: int, piece: Example) -> None:
+        space, index = self._free.pop(place)
+        self.contents[index].append(piece)
         if space > len(piece.input_ids):
-            insort(self._sorted, (space - len(piece.input_ids), number))
+            insort(self._free, (space - len(piece.input_ids), index))
 
 
-def _part(example: Example, start: int, end: int) -> Example:
+def _slice(example: Example, start: int, end: int) -> Example:
     return replace(
         example, input_ids=example.input_ids[start:end], labels=example.labels[start:end]
     )
 
 
 def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> PackedSequence:
-    length = config.length
+    length = config.seq_len
     input_ids = np.full(length, pad_id, dtype=np.int32)
-    labels = np.full(length, IGNORE, dtype=np.int32)
+    labels = np.full(length, IGNORE_INDEX, dtype=np.int32)
     position_ids: np.ndarray[Any, np.dtype[np.int32]] = np.zeros(length, dtype=np.int32)
     task_ids = np.full(length, PADDING_TASK, dtype=np.int32)
     start = 0
@@ -235,8 +230,8 @@ def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> Packed
         position_ids[start:end] = np.arange(end - start)
         task_ids[start:end] = TASKS.index(example.task)
         start = end
-    # padding too stays within what the model has positions for
-    position_ids[start:] = np.arange(length - start) % config.longest
+    # the positions of padding must exist in the model too
+    position_ids[start:] = np.arange(length - start) % config.document_limit
     return PackedSequence(
         input_ids=input_ids,
         labels=labels,

@@ -1,8 +1,7 @@
-"""Items by number, made ahead by other processes or on the spot.
+"""Items by number, made ahead of time by worker processes or on demand.
 
-Contract: an item is a function of its number, so that nothing depends on the number of processes or
-on which of them makes it. Errors of an item are raised where it is taken. The processes end with
-the one that started them, however it ends.
+An item is a function of its number, so nothing depends on the number of workers. An error in an
+item is raised by `get`. Workers end with the process that started them, however it ends.
 """
 
 import multiprocessing
@@ -16,87 +15,87 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from liquidmm.errors import LiquidError
 
-X = TypeVar("X")
-X_co = TypeVar("X_co", covariant=True)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Items(Protocol[X_co]):
-    """Items by number; pickled where processes make them."""
+class Items(Protocol[T_co]):
+    """Items by number; pickled for worker processes."""
 
-    def __getitem__(self, number: int) -> X_co:
-        """Make one."""
+    def __getitem__(self, number: int) -> T_co:
+        """Make one item."""
 
 
-class Ahead(Generic[X]):
-    """Makes items that will be needed."""
+class Prefetcher(Generic[T]):
+    """Makes items before they are needed."""
 
-    def __init__(self, items: Items[X], workers: int) -> None:
-        """Set up; processes are started when the first item is announced.
+    def __init__(self, items: Items[T], num_workers: int) -> None:
+        """Set up; workers start with the first `submit`.
 
         Args:
-            items: Makes an item of its number.
-            workers: Number of processes; 0 makes items when they are taken.
+            items: Makes the items.
+            num_workers: Number of worker processes; 0 makes items on demand.
         """
         self._items = items
-        self._workers = workers
+        self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self._begun: dict[int, Future[X]] = {}
+        self._futures: dict[int, Future[T]] = {}
 
-    def announce(self, numbers: Sequence[int]) -> None:
-        """Say which items will be taken, soonest first."""
-        if not self._workers:
+    def submit(self, numbers: Sequence[int]) -> None:
+        """Start to make the items that are needed next, soonest first."""
+        if not self._num_workers:
             return
         if self._pool is None:
             # A fresh process shares neither threads nor devices with this one.
             self._pool = ProcessPoolExecutor(
-                self._workers,
+                self._num_workers,
                 multiprocessing.get_context("spawn"),
-                initializer=_begin,
+                initializer=_start_worker,
                 initargs=(self._items,),
             )
         try:
             for number in numbers:
-                if number not in self._begun:
-                    self._begun[number] = self._pool.submit(_make, number)
+                if number not in self._futures:
+                    self._futures[number] = self._pool.submit(_make, number)
         except BrokenProcessPool as error:
-            raise self._ended() from error
+            raise self._killed() from error
 
-    def take(self, number: int) -> X:
-        """Give an item; it is made now where it wasn't announced.
+    def get(self, number: int) -> T:
+        """Return an item and forget it; it is made now if it was not submitted.
 
         Raises:
-            LiquidError: A process was killed.
+            LiquidError: A worker was killed.
         """
-        future = self._begun.pop(number, None)
+        future = self._futures.pop(number, None)
         if future is None:
             return self._items[number]
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise self._ended() from error
+            raise self._killed() from error
 
     def close(self) -> None:
-        """End the processes; what was announced is made on the spot from now on."""
-        self._begun.clear()
-        self._workers = 0
+        """Stop the workers; from now on items are made on demand."""
+        self._futures.clear()
+        self._num_workers = 0
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _ended(self) -> LiquidError:
+    def _killed(self) -> LiquidError:
         return LiquidError(
-            f"data.workers: one of {self._workers} processes that make rows was ended from outside,"
-            " perhaps for want of memory. Give the same command again, with fewer."
+            f"data.num_workers: one of {self._num_workers} worker processes was killed, perhaps "
+            "because memory ran out. Run the same command again with fewer workers."
         )
 
 
 _items: Any = None
-"""What this process makes items with; set where it is a worker."""
+"""Makes the items of this process, if it is a worker."""
 
 
-def _begin(items: Any) -> None:
+def _start_worker(items: Any) -> None:
     global _items  # noqa: PLW0603 - a pool has no other place for what its processes keep
     _items = items
-    # A signal to the group is for the first process, which ends the others.
+    # A signal to the process group is for the main process, which ends the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

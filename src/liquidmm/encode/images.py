@@ -1,7 +1,7 @@
-"""Pictures in the sizes that the tokenizer encodes: the nearest size, scaling, cutting, padding.
+"""Images in the sizes that are encoded: choose a size, scale, crop or pad.
 
-Contract: what comes out depends on the picture and the configuration alone, has one of `sizes`, and
-is a plain array of bytes. A picture that no size fits is a `DataError`; nothing is stretched.
+The result depends on the image and the configuration alone. An image that fits no size is a
+`DataError`; aspect ratios are never changed.
 """
 
 from __future__ import annotations
@@ -13,104 +13,94 @@ import numpy as np
 from PIL import Image
 
 from liquidmm.data.records import ImageSource
-from liquidmm.encode.config import BucketConfig, EncodeConfig
+from liquidmm.encode.config import BucketConfig, EncoderConfig
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.image_tokenizer.images import center_crop, open_image, pad_square
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Size: TypeAlias = tuple[int, int]
+"""Width and height in pixels."""
 
 
-class Preparation:
-    """Brings pictures to the configured sizes; many threads may use it at once."""
+class ImageTransform:
+    """Resizes images to the configured sizes; safe to use from many threads."""
 
-    def __init__(self, config: EncodeConfig, factor: int) -> None:
+    def __init__(self, config: EncoderConfig, downsample_factor: int) -> None:
         """Check the sizes.
 
         Args:
-            config: The sizes and the way.
-            factor: Pixels of a side per code.
+            config: Sizes and method.
+            downsample_factor: Pixels per code and side.
 
         Raises:
-            ConfigError: A size is no multiple of the factor, or too small for it.
+            ConfigError: A size is not a multiple of the factor, or is smaller than it.
         """
         self._config = config
-        self._aspects: dict[float, list[Size]] = {}
-        """Aspect ratio -> its sizes."""
+        self._sizes: dict[float, list[Size]]  # by aspect ratio
         if config.buckets is not None:
-            self._aspects = _buckets(config.buckets, factor)
+            self._sizes = _bucket_sizes(config.buckets, downsample_factor)
         else:
-            if config.size % factor:
-                near = max(1, round(config.size / factor)) * factor
+            if config.resolution % downsample_factor:
+                near = max(1, round(config.resolution / downsample_factor)) * downsample_factor
                 raise ConfigError(
-                    f"size: {config.size} is no multiple of the tokenizer's factor {factor}. "
-                    f"Take {near}."
+                    "resolution: expected a multiple of the image tokenizer's downsampling factor "
+                    f"{downsample_factor}, got {config.resolution}. Use {near}."
                 )
-            self._aspects = {1.0: [(config.size, config.size)]}
+            self._sizes = {1.0: [(config.resolution, config.resolution)]}
 
     @property
     def sizes(self) -> list[Size]:
-        """Every width and height that comes out, each once."""
-        return list(dict.fromkeys(size for sizes in self._aspects.values() for size in sizes))
+        """All output sizes, without duplicates."""
+        return list(dict.fromkeys(size for sizes in self._sizes.values() for size in sizes))
 
-    def open(self, picture: ImageSource, where: str) -> Pixels:
-        """Open and prepare a picture.
+    def open(self, source: ImageSource, where: str) -> Pixels:
+        """Open and resize an image.
 
         Args:
-            picture: A file, the URL of one, or its content.
-            where: What it is called in messages.
+            source: A file, a URL, or the content of a file.
+            where: Start of the error message.
 
         Returns:
             (H, W, 3), uint8, RGB.
 
         Raises:
-            DataError: It can't be opened, or no size fits it.
-            LiquidError: A URL can't be read now.
+            DataError: The image cannot be opened, or fits no size.
+            LiquidError: A URL cannot be read at the moment.
         """
-        return np.asarray(self(open_image(picture), where))
+        return np.asarray(self(open_image(source), where))
 
-    def __call__(self, image: Image.Image, where: str = "picture") -> Image.Image:
-        """Prepare a picture.
-
-        Args:
-            image: An upright RGB image of any size.
-            where: Start of the error message, usually a file name.
-
-        Returns:
-            The picture in one of the sizes.
+    def __call__(self, image: Image.Image, where: str = "image") -> Image.Image:
+        """Resize an upright RGB image of any size.
 
         Raises:
-            DataError: No size fits it.
+            DataError: The image fits no size.
         """
-        if self._config.prepare == "pad":
-            return pad_square(image, self._config.size)
-        return center_crop(image, *self.size_for(image.size, where))
+        if self._config.resize == "pad":
+            return pad_square(image, self._config.resolution)
+        return center_crop(image, *self.choose_size(image.size, where))
 
-    def size_for(self, size: Size, where: str = "picture") -> Size:
-        """Choose the size for a picture that is to be cut.
-
-        Args:
-            size: Its width and height.
-            where: Start of the error message.
+    def choose_size(self, size: Size, where: str = "image") -> Size:
+        """Choose the output size for an image that will be cropped.
 
         Raises:
-            DataError: It is too long for all of them, or too small.
+            DataError: The image is too long or too small for all sizes.
         """
         width, height = size
         aspect = width / height
-        nearest = min(self._aspects, key=lambda ratio: abs(math.log(aspect / ratio)))
+        nearest = min(self._sizes, key=lambda ratio: abs(math.log(aspect / ratio)))
         self._check_aspect(size, nearest, where)
-        sizes = self._aspects[nearest]
+        sizes = self._sizes[nearest]
         if self._config.buckets is None:
             return sizes[0]
         limit = self._config.buckets.max_upscale or math.inf
         fitting = [to for to in sizes if max(to[0] / width, to[1] / height) <= limit]
         if not fitting:
-            least = min(sizes, key=lambda to: to[0] * to[1])
+            smallest = min(sizes, key=lambda to: to[0] * to[1])
+            scale = max(smallest[0] / width, smallest[1] / height)
             raise DataError(
-                f"{where}: {width} x {height} would be enlarged "
-                f"{max(least[0] / width, least[1] / height):.2g} times to {least[0]} x {least[1]}. "
-                "Take a larger picture, raise max_upscale or add a smaller area."
+                f"{where}: {width} x {height} would be enlarged {scale:.2g} times to "
+                f"{smallest[0]} x {smallest[1]}. Use a larger image, raise max_upscale or add a "
+                "smaller area."
             )
         area = width * height
         return min(fitting, key=lambda to: abs(math.log(area / (to[0] * to[1]))))
@@ -122,26 +112,26 @@ class Preparation:
             return
         if self._config.buckets is None:
             raise DataError(
-                f"{where}: {size[0]} x {size[1]} is {limit:g} to 1 or longer. "
-                "Crop it, raise max_aspect, or use prepare = 'pad'."
+                f"{where}: {size[0]} x {size[1]} has an aspect ratio of {limit:g} to 1 or more. "
+                "Crop it, raise max_aspect, or set resize = 'pad'."
             )
         raise DataError(
-            f"{where}: {size[0]} x {size[1]} is {limit:g} times longer than the nearest bucket. "
-            "Crop it, raise max_aspect, or add an aspect ratio."
+            f"{where}: {size[0]} x {size[1]} is {limit:g} times longer than the nearest bucket, or "
+            "more. Crop it, raise max_aspect, or add an aspect ratio."
         )
 
 
-def _buckets(config: BucketConfig, factor: int) -> dict[float, list[Size]]:
-    aspects: dict[float, list[Size]] = {}
+def _bucket_sizes(config: BucketConfig, downsample_factor: int) -> dict[float, list[Size]]:
+    found: dict[float, list[Size]] = {}
     for name, aspect in config.aspects().items():
         for area in config.areas:
-            width = round(math.sqrt(area * aspect) / factor) * factor
-            height = round(math.sqrt(area / aspect) / factor) * factor
+            width = round(math.sqrt(area * aspect) / downsample_factor) * downsample_factor
+            height = round(math.sqrt(area / aspect) / downsample_factor) * downsample_factor
             if not (width and height):
                 raise ConfigError(
-                    f"buckets: {area} pixels at {name} are less than {factor} pixels wide or high, "
-                    "the tokenizer's factor. Give a larger area."
+                    f"buckets: {area} pixels at {name} are narrower than the image tokenizer's "
+                    f"downsampling factor {downsample_factor}. Use a larger area."
                 )
-            if (width, height) not in aspects.setdefault(aspect, []):
-                aspects[aspect].append((width, height))
-    return aspects
+            if (width, height) not in found.setdefault(aspect, []):
+                found[aspect].append((width, height))
+    return found

@@ -1,110 +1,109 @@
-"""The tasks of a job as an array job of Slurm.
+"""A run as a Slurm array job, whose tasks are `liquid encode --task`.
 
-Contract: `run` submits and returns; the task that writes the last shard finishes the folder. What
-was submitted is remembered beside the log files, so that it is not submitted again while it runs.
+Only tasks with missing shards are submitted. The id of the last job is kept in the output folder,
+so that shards are not submitted again while it runs.
 """
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from datatrove.executor import SlurmPipelineExecutor
-from datatrove.utils.logging import logger
-
-from liquidmm.encode.config import EngineConfig
-from liquidmm.encode.engine import EncodeStep
+from liquidmm.data.manifest import Manifest, read_manifest
+from liquidmm.data.shard_writer import begin, count_records
+from liquidmm.encode.config import EncodeConfig, SlurmConfig
+from liquidmm.encode.progress import Counts
+from liquidmm.encode.run import check_budget, finish_folder
+from liquidmm.encode.setup import WORK_FOLDER, open_task
+from liquidmm.encode.worker import TokenizerFile
 from liquidmm.errors import ConfigError, LiquidError
+from liquidmm.files import atomic_file
 from liquidmm.runtime import get_logger
 
-_SUBMITTED = "slurm-job"
+_JOB = "slurm-job"
+_SCRIPT = "slurm.sh"
 
 
-class SlurmTasks(SlurmPipelineExecutor):  # type: ignore[misc]
-    """Submits tasks as an array job."""
-
-    def __init__(self, step: EncodeStep, engine: EngineConfig, workers: int, tasks: int) -> None:
-        """Set up.
-
-        Args:
-            step: What is done.
-            engine: What a worker needs, and what Slurm wants to know.
-            workers: Tasks that run at the same time.
-            tasks: Tasks that the shards are divided among.
-        """
-        slurm = engine.slurm
-        super().__init__(
-            [step],
-            tasks=tasks,
-            workers=workers,
-            time=slurm.time,
-            partition=slurm.partition,
-            qos=slurm.qos,
-            cpus_per_task=max(engine.threads, step.job.decoders),
-            mem_per_cpu_gb=engine.memory,
-            gpus_per_task=engine.gpus,
-            job_name="liquid-encode",
-            env_command=slurm.setup,
-            sbatch_args=slurm.options,
-            max_array_size=slurm.max_array,
-            logging_dir=str(step.job.progress.parent),
-            skip_completed=False,  # the shards tell what is done
-        )
-
-    def launch_job(self) -> None:
-        """Submit the array job.
-
-        Raises:
-            ConfigError: This machine has no Slurm.
-            LiquidError: Slurm refused.
-        """
-        logger.disable("datatrove")
-        try:
-            super().launch_job()
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"engine.kind: slurm, but there is no {error.filename} here. Start it on a machine "
-                "that submits jobs."
-            ) from None
-        except subprocess.CalledProcessError as error:
-            raise LiquidError(
-                f"{error.cmd[0]}: ended with {error.returncode}. See what it said above, and "
-                f"{self.logging_dir.resolve_paths('launch_script.slurm')}."
-            ) from None
-        with self.logging_dir.open(_SUBMITTED, "w") as file:
-            file.write(str(self.job_id))
-        get_logger(__name__).info(
-            f"submitted job {self.job_id} of Slurm with {self.tasks} tasks. When it has ended, run "
-            "the same command again: it says what there is, and submits what is left"
-        )
-
-    def launch_merge_stats(self) -> None:
-        """Submit nothing more: the shards tell what was done."""
-
-    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """Return the options of sbatch; an empty one is left to the cluster."""
-        options: dict[str, Any] = super().get_sbatch_args(max_array)
-        empty = [name for name in ("partition", "qos") if not options.get(name)]
-        return {name: value for name, value in options.items() if name not in empty}
-
-
-def check_ended(folder: Path) -> None:
-    """Make sure that the job submitted last has ended.
+def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> Manifest:
+    """Submit an array job for the missing shards, or finish the folder if there are none.
 
     Args:
-        folder: Where its log files are.
+        config: The run.
+        slurm: The job.
+        command: The command of the tasks, without ``--task`` and ``--num-tasks``.
+
+    Returns:
+        The manifest, complete if nothing was submitted.
 
     Raises:
-        LiquidError: It runs, or waits.
+        ConfigError: This machine cannot submit Slurm jobs, or see `encode`.
+        DataError: See `encode`.
+        LiquidError: The previous job still runs, or sbatch failed.
     """
+    tokenizer = TokenizerFile(path=config.tokenizer, device=config.device)
+    task, _ = open_task(
+        config.source, tokenizer, config.out, config.encode, config.workers, elsewhere=True
+    )
+    missing = begin(config.out, task.provenance, len(task.shards))
+    if not missing:
+        return finish_folder(task)
+    folder = config.out / WORK_FOLDER
+    _check_ended(folder)
+    check_budget(task, Counts.of(count_records(config.out)), task.budget.min_records)
+    indices = sorted({number % slurm.num_tasks for number in missing})
+    limit = f"%{config.workers.num}" if config.workers.num else ""
+    options = {
+        "job-name": "liquid-encode",
+        "array": ",".join(map(str, indices)) + limit,
+        "output": str(folder / "slurm-%A_%a.log"),
+        "cpus-per-task": str(max(config.workers.threads, config.workers.decode_threads)),
+        **slurm.options,
+    }
+    script = "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH --{name}={shlex.quote(value)}" for name, value in options.items()),
+            slurm.setup,
+            f'{shlex.join(command)} --task "$SLURM_ARRAY_TASK_ID" --num-tasks {slurm.num_tasks}',
+            "",
+        ]
+    )
+    with atomic_file(folder / _SCRIPT) as temporary:
+        temporary.write_text(script, encoding="utf-8")
+    job = _sbatch(folder / _SCRIPT)
+    with atomic_file(folder / _JOB) as temporary:
+        temporary.write_text(job, encoding="ascii")
+    get_logger(__name__).info(
+        f"submitted Slurm job {job} with {len(indices)} tasks; logs are in {folder}. When it has "
+        "ended, run the same command again: it submits missing shards, or finishes the folder"
+    )
+    return read_manifest(config.out)
+
+
+def _sbatch(script: Path) -> str:
+    command = ["sbatch", "--parsable", str(script)]
     try:
-        job = (folder / _SUBMITTED).read_text(encoding="ascii").strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except FileNotFoundError:
+        raise ConfigError(
+            "slurm: there is no sbatch on this machine. Run the command where jobs are submitted."
+        ) from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise LiquidError(f"sbatch: failed with {done.returncode} ({reason}). Check {script}.")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _check_ended(folder: Path) -> None:
+    try:
+        job = (folder / _JOB).read_text(encoding="ascii").strip()
         command = ["squeue", "--noheader", "--jobs", job]
         found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    except FileNotFoundError:  # nothing was submitted, or not from here
+    except FileNotFoundError:  # no earlier job, or not from this machine
         return
     if found.returncode == 0 and found.stdout.strip():
         raise LiquidError(
-            f"job {job} of Slurm still encodes into this folder. Wait for it, or scancel it."
+            f"Slurm job {job} is still writing to this folder: wait or cancel it (scancel {job})."
         )

@@ -1,8 +1,8 @@
-"""What all workers have done so far, and the one word that stops them: small files in one folder.
+"""Shared progress counters and a stop flag, as small files in one folder.
 
-Contract: works between threads, processes and machines that share a file system. Every task writes
-its own counts, whole or not at all; anyone adds them up. Whoever finds that too many entries were
-refused, or can't go on, writes the reason once; all others end before their next batch.
+They work between threads, processes and machines that share a file system. Each task writes its own
+counts atomically and sums those of all tasks to enforce the error budget. The process that started
+the tasks, or one that failed, writes the stop flag; the others end before their next batch.
 """
 
 from __future__ import annotations
@@ -18,99 +18,93 @@ from pathlib import Path
 from tqdm import tqdm
 
 from liquidmm.data.manifest import ShardStats
-from liquidmm.encode.part import Seen
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError, MissingExtraError
 from liquidmm.files import atomic_file
 
-_EVERY = 0.5
-"""Seconds between two looks at the files."""
+_WRITE_EVERY = 0.5
+"""Seconds between two updates of the files and of the progress bar."""
 _CHECK_EVERY = 10.0
-"""Seconds between two times that a task adds up what all have done."""
+"""Seconds between two checks of the error budget by a task."""
 _STOP = "stop"
 _KINDS = (ConfigError, DataError, CheckpointError, MissingExtraError)
 
 
 class StoppedError(Exception):
-    """Somebody said that all work ends; not an error of the one that finds it."""
+    """Another process set the stop flag."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What was done."""
+    """Work that was done."""
 
-    entries: int = 0
-    """Entries that were read."""
-    refused: int = 0
-    """Problems with entries or their pictures."""
-    pictures: int = 0
-    """Pictures that were encoded."""
-    parts: int = 0
-    """Parts that were finished."""
+    records: int = 0
+    """Records read from the source."""
+    rejected: int = 0
+    """Problems with records or their images."""
+    images: int = 0
+    """Encoded images."""
+    shards: int = 0
+    """Finished shards."""
     problem: str = ""
     """One of the problems."""
 
+    @classmethod
+    def of(cls, stats: ShardStats, problem: str = "") -> Counts:
+        """Count the records of finished shards."""
+        records = stats.records + stats.rejected
+        return cls(records=records, rejected=stats.rejected, problem=problem)
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(
-            entries=self.entries + other.entries,
-            refused=self.refused + other.refused,
-            pictures=self.pictures + other.pictures,
-            parts=self.parts + other.parts,
+            records=self.records + other.records,
+            rejected=self.rejected + other.rejected,
+            images=self.images + other.images,
+            shards=self.shards + other.shards,
             problem=self.problem or other.problem,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """When too many entries were refused."""
+class ErrorBudget:
+    """How many records may be rejected."""
 
-    share: float
-    """Share of refused entries above which the work ends, 0 to 1."""
-    least: int
-    """Entries before which nothing is said."""
-    before: Counts
-    """What earlier runs have done."""
-    quarantine: Path
-    """File that the refused entries go to."""
+    max_rate: float
+    """Largest share of rejected records, 0 to 1."""
+    min_records: int
+    """Number of records before which the share is not checked."""
+    rejected_file: Path
+    """File that lists the rejected records, for the message."""
 
-    def exceeded(self, now: Counts) -> DataError | None:
-        """Say that there are too many, with one of the reasons; None when there are not."""
-        total = self.before + now
-        if total.entries < self.least or total.refused <= self.share * total.entries:
-            return None
-        reason = f" The first reason: {total.problem}" if total.problem else ""
-        return DataError(
-            f"{self.quarantine}: {total.refused} of {total.entries} entries were refused, more "
-            f"than max_failures = {self.share:g}. Correct the source or raise it.{reason}"
-        )
+    def check(self, counts: Counts) -> None:
+        """Check the share of rejected records.
 
-    def broken(self, totals: ShardStats, problem: str) -> DataError | None:
-        """Say the same of all that is on disk when nothing is left to do.
-
-        Args:
-            totals: What the shards hold, all runs together.
-            problem: One of the problems, if it is known.
+        Raises:
+            DataError: The share is too large.
         """
-        everything = Counts(
-            entries=totals.records + totals.refused, refused=totals.refused, problem=problem
+        if counts.records < self.min_records or counts.rejected <= self.max_rate * counts.records:
+            return
+        reason = f" The first problem: {counts.problem}" if counts.problem else ""
+        raise DataError(
+            f"{self.rejected_file}: {counts.rejected} of {counts.records} records were rejected, "
+            f"more than max_error_rate = {self.max_rate:g}. Fix the source or raise the rate."
+            f"{reason}"
         )
-        return replace(self, least=0, before=Counts()).exceeded(everything)
 
 
 class Progress:
-    """The folder of counts."""
+    """The folder of counters."""
 
     def __init__(self, folder: Path) -> None:
-        """Set up; `clear` makes the folder."""
         self.folder = folder
 
     def clear(self) -> None:
-        """Forget what an earlier run left."""
+        """Create the folder, or delete the counts and the stop flag of an earlier run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             path.unlink()
 
     def counts(self) -> Counts:
-        """Add up the counts of all tasks."""
+        """Sum the counts of all tasks."""
         total = Counts()
         for path in sorted(self.folder.glob("task-*.json")):
             with contextlib.suppress(OSError):
@@ -118,14 +112,14 @@ class Progress:
         return total
 
     def stop(self, error: LiquidError) -> None:
-        """Tell all tasks to end; only the first reason stays."""
+        """Tell all tasks to end because of an error; only the first one is kept."""
         if self.error() is None:
             with atomic_file(self.folder / _STOP) as temporary:
                 text = f"{type(error).__name__}\n{error}"
                 temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def error(self) -> LiquidError | None:
-        """Return why all tasks are to end; None when they aren't."""
+        """Return the error that stopped the tasks, or None."""
         try:
             text = (self.folder / _STOP).read_text(encoding="utf-8")
         except OSError:
@@ -138,91 +132,93 @@ class Progress:
 class TaskProgress:
     """The counts of one task."""
 
-    def __init__(self, progress: Progress, task: int, limit: Limit) -> None:
-        """Begin at nothing."""
+    def __init__(
+        self, progress: Progress, task: int, budget: ErrorBudget, before: Counts | None = None
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            progress: Folder of counters.
+            task: Number of the task.
+            budget: Checked regularly against the counts of all tasks.
+            before: Counts of earlier runs, which no task counts again.
+        """
         self._progress = progress
         self._path = progress.folder / f"task-{task:05d}.json"
-        self._limit = limit
-        self._finished = self._part = Counts()
+        self._budget = budget
+        self._before = before or Counts()
+        self._finished = self._current = Counts()
         self._written = self._checked = time.monotonic()
 
-    def tell(self, seen: Seen) -> None:
-        """Count, and look from time to time whether to go on.
+    def update(self, counts: Counts) -> None:
+        """Add to the counts of the current shard.
 
         Raises:
-            StoppedError: All work is to end.
+            StoppedError: The stop flag is set.
+            DataError: Too many records were rejected.
         """
-        problem = seen.problem
-        self._part += Counts(
-            entries=seen.entries, refused=bool(problem), pictures=seen.pictures, problem=problem
-        )
+        self._current += counts
         now = time.monotonic()
-        if now - self._written >= _EVERY:
+        if now - self._written >= _WRITE_EVERY:
             self._written = now
             self._write()
         if now - self._checked >= _CHECK_EVERY:
             self._check(now)
 
-    def finish_part(self, entries: int, refused: int) -> None:
-        """Count a part with its exact numbers, and look whether to go on.
-
-        Args:
-            entries: Entries of the part.
-            refused: Those of them that were refused.
+    def finish_shard(self, stats: ShardStats) -> None:
+        """Replace the counts of the current shard by its exact numbers.
 
         Raises:
-            StoppedError: All work is to end.
+            StoppedError: The stop flag is set.
+            DataError: Too many records were rejected.
         """
-        self._finished += replace(self._part, entries=entries, refused=refused, parts=1)
-        self._part = Counts()
+        exact = Counts.of(stats, self._current.problem)
+        self._finished += replace(exact, images=self._current.images, shards=1)
+        self._current = Counts()
         self._write()
         self._check(time.monotonic())
 
     def _write(self) -> None:
         with atomic_file(self._path) as temporary:
-            text = json.dumps(asdict(self._finished + self._part))
+            text = json.dumps(asdict(self._finished + self._current))
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         if self._progress.error() is not None:
             raise StoppedError
 
     def _check(self, now: float) -> None:
         self._checked = now
-        error = self._limit.exceeded(self._progress.counts())
-        if error is not None:
-            self._progress.stop(error)
-            raise StoppedError
+        self._budget.check(self._before + self._progress.counts())
 
 
 @contextlib.contextmanager
-def shown(progress: Progress, before: Counts, entries: int | None, parts: int) -> Iterator[None]:
-    """Show a bar on stderr while the block runs: entries, time left, images/s, refused ones.
+def progress_bar(
+    progress: Progress, before: Counts, num_records: int | None, num_shards: int
+) -> Iterator[None]:
+    """Show a progress bar on stderr if it is a terminal.
 
     Args:
-        progress: Where the tasks count.
-        before: What earlier runs have done.
-        entries: Entries of the source; None where that isn't known before it has been read: then
-            the parts tell how far it is.
-        parts: Parts of the source.
-
-    Yields:
-        Nothing.
+        progress: Folder of counters.
+        before: Counts of earlier runs.
+        num_records: Records of the source; None if only reading it can tell. The total is then
+            estimated from the finished shards.
+        num_shards: Shards of the folder.
     """
     ended = threading.Event()
-    bar = tqdm(total=entries, initial=before.entries, unit="rec", desc="encode", disable=None)
+    bar = tqdm(total=num_records, initial=before.records, unit="rec", desc="encode", disable=None)
 
     def show() -> None:
         now = progress.counts()
         total = before + now
-        if total.parts == parts:
-            bar.total = total.entries  # those of other splits were none
-        elif entries is None and total.parts:
-            bar.total = round(total.entries / total.parts * parts)
-        bar.n = total.entries
-        speed = now.pictures / max(bar.format_dict["elapsed"], 1e-9)
-        bar.set_postfix_str(f"{speed:.3g} images/s, {total.refused} refused")
+        if total.shards == num_shards:
+            bar.total = total.records  # records of other splits are not counted
+        elif num_records is None and total.shards:
+            bar.total = round(total.records / total.shards * num_shards)
+        bar.n = total.records
+        speed = now.images / max(bar.format_dict["elapsed"], 1e-9)
+        bar.set_postfix_str(f"{speed:.3g} images/s, {total.rejected} rejected")
 
     def keep_showing() -> None:
-        while not ended.wait(_EVERY):
+        while not ended.wait(_WRITE_EVERY):
             show()
 
     thread = threading.Thread(target=keep_showing, daemon=True)

@@ -1,4 +1,1 @@
-"""Measures a checkpoint: pictures, captions, answers, text, reconstruction.
-
-``runner`` has the table of tasks; ``metrics`` has the scores; one file for each task.
-"""
+"""Evaluation of any checkpoint: running tasks, results, and tasks for any data."""

@@ -1,8 +1,4 @@
-"""Pure scores: numbers in, numbers out, no model, no file, no random state.
-
-Everything here is exact and small enough to be checked by hand; the tasks of this package decide
-what is counted, this file decides how. Legend: N queries, M gallery entries, F features.
-"""
+"""Pure functions that compute scores. Legend: N queries, M gallery entries, F features."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,73 +17,69 @@ _APOSTROPHES = {ord("'"): None, 0x2019: None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tally:
-    """How many of ``n`` tries were right."""
+class Accuracy:
+    """Number of correct answers out of ``n``."""
 
     right: int
-    """Number of right tries, 0 to ``n``."""
+    """Number of correct answers, 0 to ``n``."""
     n: int
-    """Number of tries; 0 means that there were none."""
+    """Number of answers; may be 0."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be.
-
-        Raises:
-            ValueError: ``right`` is negative or larger than ``n``.
-        """
+        """Check the counts."""
         if not 0 <= self.right <= self.n:
-            raise ValueError(f"Tally: {self.right} right of {self.n}. Count 0 <= right <= n.")
+            raise ValueError(f"right: expected 0 to n = {self.n}, got {self.right}.")
 
     @property
     def percent(self) -> float:
-        """Share of right tries in percent; nan without a try."""
+        """Share of correct answers in percent; NaN if ``n`` is 0."""
         return 100.0 * self.right / self.n if self.n else math.nan
 
     @classmethod
-    def of(cls, outcomes: Iterable[bool]) -> "Tally":
-        """Count a run of outcomes."""
+    def of(cls, outcomes: Iterable[bool]) -> "Accuracy":
+        """Count outcomes."""
         listed = [bool(outcome) for outcome in outcomes]
         return cls(right=sum(listed), n=len(listed))
 
 
-def wilson(tally: Tally, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a share (Wilson, 1927): honest for few tries and near 0 or 1.
+def wilson(accuracy: Accuracy, z: float = Z_95) -> tuple[float, float]:
+    """Compute the score interval of a share (Wilson, 1927), valid for small n and near 0 or 1.
 
     Args:
-        tally: Right tries and all tries.
+        accuracy: Correct answers and all answers.
         z: Two-sided point of the normal distribution; the default gives 95 %.
 
     Returns:
-        Lower and upper end in percent, 0 to 100; (0, 100) without a try.
+        Lower and upper end in percent, 0 to 100; (0, 100) if n is 0.
     """
-    if tally.n == 0:
+    if accuracy.n == 0:
         return 0.0, 100.0
-    n, share = tally.n, tally.right / tally.n
+    n, share = accuracy.n, accuracy.right / accuracy.n
     scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
+    center = (share + z * z / (2 * n)) / scale
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    low = 0.0 if tally.right == 0 else centre - half
-    high = 1.0 if tally.right == n else centre + half
+    low = 0.0 if accuracy.right == 0 else center - half
+    high = 1.0 if accuracy.right == n else center + half
     return 100.0 * low, 100.0 * high
 
 
 def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Index of the gallery entry with the smallest mean squared difference.
+    """Find the gallery entry with the smallest mean squared difference.
 
     Args:
         queries: (N, F), any float type.
         gallery: (M, F), M >= 1.
 
     Returns:
-        (N,) int64; among equal distances the lowest index.
+        Indices, (N,) int64; among equal distances the lowest.
 
     Raises:
         ValueError: The gallery is empty or the widths differ.
     """
     if gallery.shape[0] == 0 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"nearest: queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}. "
-            "Give both the same width and the gallery at least one row."
+            f"gallery: expected at least one row of width {queries.shape[1]}, got "
+            f"{tuple(gallery.shape)}."
         )
     # Float64, because |a|^2 - 2ab + |b|^2 cancels and ties must stay ties.
     left, right = queries.double(), gallery.double()
@@ -96,7 +88,7 @@ def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words, letters and digits only, without articles and the word "style"."""
+    """Split into lower-case words of letters and digits, without articles and "style"."""
     cleaned = "".join(
         letter if letter.isalnum() else " " for letter in text.casefold().translate(_APOSTROPHES)
     )
@@ -104,21 +96,21 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def contains(text: Sequence[str], part: Sequence[str]) -> int:
-    """Where ``part`` stands in ``text`` as consecutive words, or -1; an empty part never does."""
+    """Find ``part`` in ``text`` as consecutive words; -1 if it is empty or not there."""
     width = len(part)
     starts = range(len(text) - width + 1) if width else range(0)
     return next((i for i in starts if tuple(text[i : i + width]) == tuple(part)), -1)
 
 
 def named(text: str, names: Mapping[str, tuple[str, ...]]) -> str | None:
-    """The name that a text gives: the longest known one, so "green apple" is not "apple".
+    """Find the longest known name in a text, so that "green apple" is not "apple".
 
     Args:
         text: Free text, for example a caption.
         names: Known keys with their words as ``words`` returns them.
 
     Returns:
-        The key whose words stand in the text as whole, consecutive words; of several the one with
+        The key whose words are in the text as whole, consecutive words; of several the one with
         the most words, then the earliest. None if there is none.
     """
     spoken = words(text)
@@ -134,7 +126,7 @@ def named(text: str, names: Mapping[str, tuple[str, ...]]) -> str | None:
 
 
 def perplexity(nats: float, tokens: int) -> float:
-    """Perplexity per token.
+    """Compute the perplexity per token.
 
     Args:
         nats: Sum of the negative log-likelihoods, natural logarithm, >= 0.
@@ -144,15 +136,15 @@ def perplexity(nats: float, tokens: int) -> float:
         ``exp(nats / tokens)``.
 
     Raises:
-        ValueError: There is no token.
+        ValueError: ``tokens`` is less than 1.
     """
     if tokens < 1:
-        raise ValueError(f"perplexity: {tokens} tokens. Give at least one predicted token.")
+        raise ValueError(f"tokens: expected at least one, got {tokens}.")
     return math.exp(nats / tokens)
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Cross-entropy in bits per byte of UTF-8 text, comparable across tokenizers.
+    """Compute bits per byte of UTF-8 text, which is comparable across tokenizers.
 
     Args:
         nats: Sum of the negative log-likelihoods over the text, natural logarithm.
@@ -162,31 +154,31 @@ def bits_per_byte(nats: float, size: int) -> float:
         ``nats / (ln 2 * size)``.
 
     Raises:
-        ValueError: There is no byte.
+        ValueError: ``size`` is less than 1.
     """
     if size < 1:
-        raise ValueError(f"bits_per_byte: {size} bytes. Give text that is not empty.")
+        raise ValueError(f"size: expected at least one byte, got {size}.")
     return nats / (math.log(2) * size)
 
 
 def codebook_use(codes: Tensor, size: int) -> tuple[float, float]:
-    """How much of a codebook is used, and how evenly.
+    """Compute how much of a codebook is used, and how evenly.
 
     Args:
         codes: Codebook indices of any shape, int64, 0 <= code < size, at least one.
         size: Entries of the codebook.
 
     Returns:
-        Share of the entries that occur, in percent, and the perplexity of their frequencies (1 to
-        ``size``).
+        Share of the entries that are used, in percent, and the perplexity of their frequencies (1
+        to ``size``).
 
     Raises:
-        ValueError: There is no code, or one outside the codebook.
+        ValueError: There is no code, or one is outside the codebook.
     """
     flat = codes.reshape(-1)
     if flat.numel() == 0 or int(flat.min()) < 0 or int(flat.max()) >= size:
         raise ValueError(
-            f"codebook_use: {flat.numel()} codes. Give at least one, all in 0 to {size - 1}."
+            f"codes: expected at least one, all from 0 to {size - 1}, got {flat.numel()} codes."
         )
     counts = torch.bincount(flat, minlength=size).double()
     shares = counts[counts > 0] / counts.sum()

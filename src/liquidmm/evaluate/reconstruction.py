@@ -1,101 +1,88 @@
-"""Reconstruction: what the image tokenizer keeps of real icons, in figures and on one sheet."""
+"""Reconstruction: how well the image tokenizer preserves images, and its codebook use.
+
+The data is a JSON Lines file, a folder with ``records.jsonl``, or any folder of images. Splits are
+measured separately.
+"""
 
 import statistics
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import ImageOps
 from torch import Tensor
 
-from liquidmm import files, runtime
-from liquidmm.errors import ConfigError
-from liquidmm.evaluate.gallery import Icon, read_icons, sample
+from liquidmm.data.readers import read_jsonl
+from liquidmm.data.records import ImageSource, images_of
+from liquidmm.errors import DataError
 from liquidmm.evaluate.metrics import codebook_use
-from liquidmm.evaluate.report import Context
-from liquidmm.image_tokenizer import images as pixels
+from liquidmm.evaluate.runner import Context, Task
+from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES
+from liquidmm.image_tokenizer.images import center_crop, open_image, psnr, to_tensor
 from liquidmm.image_tokenizer.tokenizer import ImageTokenizer, load_image_tokenizer
 from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
-
-HELD_OUT = ("held_out_pairs", "held_out_concepts")
-"""Splits that no training has seen."""
-
-SHEET_COLUMNS = 12
-"""Icons in a row of the contact sheet."""
+from liquidmm.runtime import resolve_device
 
 
 def reconstruction(context: Context) -> None:
-    """PSNR and codebook use on trained and on held-out icons.
+    """Measure PSNR and codebook use on a seeded sample of each split.
 
     Raises:
-        DataError: The icons are missing or a split is empty.
-        CheckpointError: There is no image tokenizer in the checkpoint.
+        DataError: The data contains no images.
+        CheckpointError: The checkpoint contains no image tokenizer.
     """
-    icons = read_icons(context.data)
-    tokenizer = _tokenizer(context)
-    present = [split for split in HELD_OUT if any(icon.split == split for icon in icons)]
-    for part, split in (("trained", "train"), *((split, split) for split in present)):
-        chosen = sample(icons, split, context.n, context.seed)
-        ratios, codes = [], []
-        for _, chunk in context.chunks(part, chosen):
-            originals = torch.stack([_pixels(icon, tokenizer.downsample_factor) for icon in chunk])
-            found, rebuilt = round_trip(tokenizer, originals)
-            ratios += [pixels.psnr(a, b) for a, b in zip(originals, rebuilt, strict=True)]
-            codes.append(found.flatten())
+    tokenizer = load_tokenizer(context)
+    for index, (split, sources) in enumerate(read_images(context.data).items()):
+        order = np.random.default_rng([context.config.seed, index]).permutation(len(sources))
+        chosen = [sources[place] for place in order[: context.limit]]
+        part = "trained" if split == "train" else split
+        prefix = part and f"{part}_"
+        ratios: list[float] = []
+        codes: list[Tensor] = []
+        for _, chunk in context.chunks(part or "images", chosen):
+            _measure(context, tokenizer, chunk, ratios, codes)
         share, spread = codebook_use(torch.cat(codes), tokenizer.codebook_size)
         report = context.report
-        report.number(f"{part}_psnr_mean", statistics.fmean(ratios), "dB")
-        report.number(f"{part}_psnr_median", statistics.median(ratios), "dB")
-        report.number(f"{part}_codebook_use", share, "%")
-        report.number(f"{part}_codebook_perplexity", spread, "codes")
-        report.number(f"{part}_n", len(chosen), "pictures")
+        report.add(f"{prefix}psnr_mean", statistics.fmean(ratios), "dB")
+        report.add(f"{prefix}psnr_median", statistics.median(ratios), "dB")
+        report.add(f"{prefix}codebook_use", share, "%")
+        report.add(f"{prefix}codebook_perplexity", spread, "codes")
+        report.add(f"{prefix}n", len(chosen), "images")
 
 
-def contact_sheet(context: Context) -> None:
-    """Write ``contact-sheet.png``: real icons, reconstructions, drawings from their captions.
+RECONSTRUCTION = Task(run=reconstruction, data=Path("data/icons"), limit=500)
+"""PSNR and codebook use of the image tokenizer."""
 
-    One block of three rows for trained icons and one for held-out concept-style pairs.
+
+def read_images(data: Path) -> dict[str, list[ImageSource]]:
+    """List the images of each split.
+
+    Args:
+        data: A JSON Lines file, a folder with ``records.jsonl``, or a folder of image files.
+
+    Returns:
+        Split to images, "train" before the held-out ones; all under "" if there are no splits.
 
     Raises:
-        ConfigError: No --out folder is given.
-        DataError: The icons are missing or a split is empty.
+        DataError: There are no images, or a line is damaged.
     """
-    if context.out is None:
-        raise ConfigError("contact-sheet: no folder to write to. Give one with --out FOLDER.")
-    icons = read_icons(context.data)
-    tokenizer = _tokenizer(context)
-    sampling = context.chosen_sampling()
-    cells: list[Image.Image] = []
-    captions: list[str] = []
-    for split in ("train", "held_out_pairs"):
-        chosen = sample(icons, split, min(context.n, SHEET_COLUMNS), context.seed)
-        context.progress(split, 0, len(chosen))
-        originals = torch.stack([_pixels(icon, tokenizer.downsample_factor) for icon in chosen])
-        _, rebuilt = round_trip(tokenizer, originals)
-        drawn = context.model().generate_images(
-            [icon.captions[0] for icon in chosen],
-            seeds=[context.seed + i for i in range(len(chosen))],
-            sampling=sampling,
+    splits: dict[str, list[ImageSource]] = {}
+    records = data / "records.jsonl" if data.is_dir() else data
+    if records.is_file():
+        for record in read_jsonl(records):
+            splits.setdefault(record.split, []).extend(images_of(record))
+    elif data.is_dir():
+        splits[""] = sorted(
+            path for path in data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
         )
-        side = max(96, originals.shape[-1])
-        for row in (
-            [pixels.to_image(x) for x in originals],
-            [pixels.to_image(x) for x in rebuilt],
-            drawn,
-        ):
-            cells += [image.resize((side, side), Image.Resampling.NEAREST) for image in row]
-            # A short last block still fills its row, so that rows stay aligned.
-            cells += [Image.new("RGB", (side, side), "white")] * (SHEET_COLUMNS - len(row))
-        blank = [""] * (SHEET_COLUMNS - len(chosen))
-        captions += [icon.name for icon in chosen] + blank
-        captions += ["reconstructed"] * len(chosen) + blank
-        captions += [icon.style for icon in chosen] + blank
-        context.progress(split, len(chosen), len(chosen))
-    path = context.out / "contact-sheet.png"
-    with files.atomic_file(path) as temporary:
-        pixels.contact_sheet(cells, SHEET_COLUMNS, captions).save(
-            temporary, format="PNG", optimize=True
+    found = {split: splits[split] for split in sorted(splits, reverse=True) if splits[split]}
+    if not found:
+        raise DataError(
+            f"{data}: contains no images. Pass a folder of images or a JSON Lines file with "
+            "--data; the built-in images are created by `liquid icons build`."
         )
-    context.report.number("pictures", len(cells), "pictures")
-    context.report.settings["file"] = str(path)
+    return found
 
 
 @torch.no_grad()
@@ -104,11 +91,11 @@ def round_trip(tokenizer: ImageTokenizer, originals: Tensor) -> tuple[Tensor, Te
 
     Args:
         tokenizer: The image tokenizer.
-        originals: (B, 3, H, W) float32 in [-1, 1]; H and W divisible by its factor.
+        originals: (B, 3, H, W) float32 in [-1, 1]; H and W divisible by the downsampling factor.
 
     Returns:
-        Codes (B, h, w) int64 and pictures (B, 3, H, W) float32 in [-1, 1], both on the CPU; the
-        pictures are rounded to the 256 levels that a file can hold.
+        Codes (B, h, w) int64 and images (B, 3, H, W) float32 in [-1, 1], both on the CPU; the
+        images are rounded to the 256 levels of a file.
     """
     codes = tokenizer.encode(originals)
     rebuilt = tokenizer.decode(codes).clamp(-1, 1)
@@ -116,15 +103,46 @@ def round_trip(tokenizer: ImageTokenizer, originals: Tensor) -> tuple[Tensor, Te
     return codes.cpu(), levels.float().cpu()
 
 
-def _tokenizer(context: Context) -> ImageTokenizer:
-    """The image tokenizer of a checkpoint, or the folder as an image tokenizer itself."""
-    inside = context.checkpoint / IMAGE_TOKENIZER_FOLDER
-    folder = inside if inside.is_dir() else context.checkpoint
-    return load_image_tokenizer(folder).to(runtime.resolve_device(context.device))
+def load_tokenizer(context: Context) -> ImageTokenizer:
+    """Load the image tokenizer of the checkpoint, which may also be an image tokenizer itself."""
+    folder = context.config.checkpoint / IMAGE_TOKENIZER_FOLDER
+    if not folder.is_dir():
+        folder = context.config.checkpoint
+    return load_image_tokenizer(folder).to(resolve_device(context.config.device))
 
 
-def _pixels(icon: Icon, factor: int) -> Tensor:
-    """A real icon at its own size, cut so that the tokenizer's factor divides it."""
-    image = pixels.open_image(icon.image)
+def load_pixels(source: ImageSource, factor: int, resolution: int | None = None) -> Tensor:
+    """Open an image.
+
+    Args:
+        source: The image.
+        factor: Downsampling factor of the image tokenizer.
+        resolution: Side of the square to resize and crop to; None keeps the size.
+
+    Returns:
+        (3, H, W) float32 in [-1, 1], cropped at the edges until `factor` divides H and W.
+    """
+    image = open_image(source)
+    if resolution is not None:
+        image = ImageOps.fit(image, (resolution, resolution))
     width, height = (max(factor, side - side % factor) for side in image.size)
-    return pixels.to_tensor(pixels.center_crop(image, width, height))
+    return to_tensor(center_crop(image, width, height))
+
+
+def _measure(
+    context: Context,
+    tokenizer: ImageTokenizer,
+    sources: Sequence[ImageSource],
+    ratios: list[float],
+    codes: list[Tensor],
+) -> None:
+    """Add the PSNR and the codes of some images; those of one size are encoded together."""
+    sizes: dict[torch.Size, list[Tensor]] = {}
+    for source in sources:
+        pixels = load_pixels(source, tokenizer.downsample_factor, context.config.resolution)
+        sizes.setdefault(pixels.shape, []).append(pixels)
+    for group in sizes.values():
+        originals = torch.stack(group)
+        found, rebuilt = round_trip(tokenizer, originals)
+        ratios += [psnr(a, b) for a, b in zip(originals, rebuilt, strict=True)]
+        codes.append(found.flatten())

@@ -1,183 +1,261 @@
-"""The table of tasks and the one way to run them.
+"""Running one evaluation task on a checkpoint.
 
-Adding a task is one function ``(Context) -> None`` that fills ``context.report``, and one line in
-``TASKS``.
+A task is a function ``(Context) -> None`` that fills ``context.report``. The commands and studies
+that offer tasks pass them to `run` by name.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
-from liquidmm.errors import CheckpointError, ConfigError, suggest
-from liquidmm.evaluate.captions import captions
-from liquidmm.evaluate.fidelity import prompt_fidelity
-from liquidmm.evaluate.reconstruction import contact_sheet, reconstruction
-from liquidmm.evaluate.report import Context, Journal, Model, Report
-from liquidmm.evaluate.scenes import scenes
-from liquidmm.evaluate.text import text
-from liquidmm.generate.backends import Quantization
+from annotated_types import Ge
+from PIL import Image
+
+from liquidmm.config import check_ranges
+from liquidmm.errors import CheckpointError, ConfigError, DataError, suggest
+from liquidmm.evaluate.journal import Journal
+from liquidmm.evaluate.report import Report
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.liquid import DEFAULT_MODEL, load
+from liquidmm.generate.sampling import SamplingConfig
+
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+"""Receives what is being done, how many items are done, and their number."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One line of the table."""
+class Model(Protocol):
+    """The part of ``liquidmm.generate.liquid.Liquid`` that tasks use."""
 
-    run: Callable[[Context], None]
-    """Fills the context's report."""
-    data: Path
-    """Data folder if none is given, relative to the working folder."""
-    n: int
-    """Size of each sample if none is given."""
-    keeps: bool = True
-    """Whether answers and the result are kept in a subfolder of --out; else the task writes into
-    --out itself."""
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Default sampling of images."""
 
+    def generate_images(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: SamplingConfig
+    ) -> list[Image.Image]:
+        """Generate one image per prompt, each with its own seed."""
 
-TASKS = {
-    "prompt-fidelity": Task(run=prompt_fidelity, data=Path("data/icons"), n=200),
-    "captions": Task(run=captions, data=Path("data/icons"), n=300),
-    "scenes": Task(run=scenes, data=Path("data/scenes"), n=1000),
-    "text": Task(run=text, data=Path("data/text"), n=300),
-    "reconstruction": Task(run=reconstruction, data=Path("data/icons"), n=500),
-    "contact-sheet": Task(run=contact_sheet, data=Path("data/icons"), n=12, keeps=False),
-}
-"""Name -> task."""
+    def describe_many(self, images: Sequence[Image.Image]) -> list[str]:
+        """Caption each image greedily."""
+
+    def ask_many(self, questions: Sequence[tuple[Image.Image, str]]) -> list[str]:
+        """Answer each question about its image greedily."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """What to evaluate, and on what."""
+    """What to evaluate, and on which data."""
 
     checkpoint: Path = DEFAULT_MODEL
     """Checkpoint folder."""
     data: Path | None = None
-    """Data folder; None is the task's own."""
+    """Data folder or file; None uses the default of the task."""
     baseline: Path | None = None
-    """Another causal language model, for the text task; None compares with none."""
+    """Another causal language model to compare with (task text)."""
     out: Path | None = None
-    """Folder for answers, pictures and ``result.json``, one subfolder for each task; None keeps
-    nothing."""
-    n: int | None = None
-    """Size of each sample; None is the task's own."""
-    seed: int = 0
-    """Seed of samples and pictures."""
+    """Folder for answers, images and ``result.json``, in one subfolder per task."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Maximum size of each sample; None uses the default of the task."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Random seed of samples and images."""
     guidance: float | None = None
-    """Guidance of drawn pictures; None is the checkpoint's own."""
+    """Guidance scale of images; None uses the checkpoint's."""
     temperature: float | None = None
-    """Temperature of drawn pictures; None is the checkpoint's own."""
-    batch: int = 25
-    """Pictures at a time."""
+    """Temperature of images; None uses the checkpoint's."""
+    resolution: Annotated[int, Ge(1)] | None = None
+    """Side to which images are resized and cropped (task reconstruction); None keeps their size."""
+    batch_size: Annotated[int, Ge(1)] = 25
+    """Number of images processed together."""
     device: str | None = None
-    """Device name; None chooses."""
-    dtype: str = "auto"
-    """dtype of the weights: "float32", "bfloat16", "float16" or "auto"."""
-    quantize: Quantization | None = None
-    """Quantization of the weights; None keeps their dtype."""
+    """Device name; None uses the fastest one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the weights during generation; None keeps the one they are loaded in."""
+    quantize: Literal["int8"] | None = None
+    """Quantization of the weights during generation, on a CPU."""
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the values."""
+        check_ranges(self)
+        if self.dtype is not None and self.quantize is not None:
+            raise ConfigError(
+                f"quantize: {self.quantize} cannot be combined with dtype {self.dtype}. Use one of "
+                "them."
+            )
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Fields of ``SamplingConfig`` that replace the checkpoint's."""
+        given = {"guidance": self.guidance, "temperature": self.temperature}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """Input and output of a task."""
+
+    config: EvaluateConfig
+    """What to evaluate."""
+    data: Path
+    """Data folder or file."""
+    limit: int
+    """Maximum size of each sample."""
+    model: Callable[[], Model]
+    """Loads the model at the first call and returns the same one afterwards."""
+    journal: Journal
+    """Keeps answers and images."""
+    report: Report
+    """Receives the results."""
+    progress: Progress
+    """Reports the progress."""
+
+    def chunks(self, what: str, items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+        """Split items into batches and report the progress.
+
+        Yields:
+            The position of the first item, and the items of a batch.
+        """
+        size = self.config.batch_size
+        for start in range(0, len(items), size):
+            self.progress(what, start, len(items))
+            yield start, items[start : start + size]
+        self.progress(what, len(items), len(items))
+
+    def sampling(self) -> SamplingConfig:
+        """Return the checkpoint's sampling with the changes of this run, and report it.
 
         Raises:
-            ConfigError: A number is out of its range.
+            ConfigError: A changed value is out of range.
         """
-        for name, value in (("n", self.n), ("batch", self.batch)):
-            if value is not None and value < 1:
-                raise ConfigError(f"evaluate.{name}: {value} is less than 1. Give at least 1.")
-        if self.seed < 0:
-            raise ConfigError(f"evaluate.seed: {self.seed} is negative. Give 0 or more.")
+        changes = cast("dict[str, Any]", self.config.sampling)
+        sampling = replace(self.model().sampling, **changes)
+        self.report.settings["sampling"] = asdict(sampling)
+        return sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task that can be run by name."""
+
+    run: Callable[[Context], None]
+    """Fills the report of the context."""
+    data: Path
+    """Default data, relative to the working directory."""
+    limit: int
+    """Default size of each sample."""
+    has_journal: bool = True
+    """Whether answers and the result are kept in a subfolder of ``out``; otherwise the task writes
+    to ``out`` itself."""
 
 
 def run(
     name: str,
+    tasks: Mapping[str, Task],
     config: EvaluateConfig,
     load_model: Callable[[Path, str | None], Model] | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Run one task.
 
     Args:
-        name: A key of ``TASKS``.
-        config: What to evaluate, and on what.
-        load_model: Loads the model from the checkpoint folder onto the named device; called at most
-            once, and only if the task needs it. None is `load` with the wanted weights.
-        progress: Told what is being done, how many are done, and of how many.
+        name: Name of the task.
+        tasks: All tasks by name.
+        config: What to evaluate.
+        load_model: Loads a checkpoint folder onto a device; called only if the task needs the
+            model. None uses `load`.
+        progress: Reports the progress.
 
     Returns:
-        The figures. With ``config.out`` they are also in ``OUT/TASK/result.json``; answers kept
-        there by an earlier run with the same settings are not made again.
+        The results. With ``config.out`` they are also in ``OUT/TASK/result.json``, and answers of
+        an earlier run with the same settings are used again.
 
     Raises:
-        ConfigError: The task is unknown, or ``out`` holds a run with other settings.
-        DataError: The task's data is missing or broken.
+        ConfigError: The task is unknown, or ``out`` contains a run with other settings.
+        DataError: The data is missing or damaged.
         CheckpointError: The checkpoint cannot be loaded.
     """
-    if name not in TASKS:
-        raise ConfigError(f"evaluate: no task {name!r}.{suggest(name, TASKS)}")
-    task = TASKS[name]
+    if name not in tasks:
+        raise ConfigError(f"evaluate: unknown task {name!r}.{suggest(name, tasks)}")
     if not config.checkpoint.is_dir():
         raise CheckpointError(
-            f"{config.checkpoint}: no such folder. Give a checkpoint folder with --checkpoint."
+            f"{config.checkpoint}: is not a folder. Pass a checkpoint folder with --checkpoint."
         )
-    data = config.data or task.data
-    n = config.n or task.n
-    settings: dict[str, Any] = {
-        "checkpoint": "default model"
-        if config.checkpoint == DEFAULT_MODEL
-        else str(config.checkpoint),
-        "fingerprint": _fingerprint(config.checkpoint.rglob("*")),
-        "data": str(data),
-        "data_fingerprint": _fingerprint(data.glob("*.jsonl")),
-        "n": n,
-        "seed": config.seed,
-    }
-    sampling = {
-        name: value
-        for name, value in (("guidance", config.guidance), ("temperature", config.temperature))
-        if value is not None
-    }
-    if sampling:
-        settings["sampling"] = sampling
-    if config.baseline is not None:
-        settings["baseline"] = str(config.baseline)
-    for name, value in (("dtype", config.dtype), ("quantize", config.quantize)):
-        if value not in (None, "auto"):
-            settings[name] = value
-    if load_model is None:
-        load_model = partial(
-            load, dtype=config.dtype, engine=EngineConfig(quantize=config.quantize)
-        )
-    report = Report(task=name, settings=dict(settings))
-    folder = config.out / name if config.out is not None and task.keeps else None
+    task = tasks[name]
+    data, limit = config.data or task.data, config.limit or task.limit
+    settings = _settings(config, data, limit)
+    folder = config.out / name if config.out is not None and task.has_journal else None
     context = Context(
+        config=config,
         data=data,
-        n=n,
-        seed=config.seed,
-        batch=config.batch,
-        checkpoint=config.checkpoint,
-        baseline=config.baseline,
-        out=config.out,
-        device=config.device,
-        sampling=sampling,
-        model=cache(lambda: load_model(config.checkpoint, config.device)),
+        limit=limit,
+        model=cache(lambda: (load_model or _loader(config))(config.checkpoint, config.device)),
         journal=Journal(folder, settings),
-        report=report,
+        report=Report(task=name, settings=dict(settings)),
         progress=progress,
     )
     task.run(context)
-    context.journal.finish(report)
-    return report
+    context.journal.finish(context.report)
+    return context.report
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """Return the path of a file of the data folder.
+
+    Raises:
+        DataError: It does not exist.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: contains no {name}. Pass another folder with --data; the built-in data is "
+            "created by `liquid icons build`."
+        )
+    return path
+
+
+def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
+    """Return all that the results depend on."""
+    is_default = config.checkpoint == DEFAULT_MODEL
+    settings: dict[str, Any] = {
+        "checkpoint": "default model" if is_default else str(config.checkpoint),
+        "fingerprint": _fingerprint(config.checkpoint.rglob("*")),
+        "data": str(data),
+        "data_fingerprint": _data_fingerprint(data),
+        "limit": limit,
+        "seed": config.seed,
+    }
+    optional = {
+        "sampling": config.sampling or None,
+        "baseline": None if config.baseline is None else str(config.baseline),
+        "resolution": config.resolution,
+        "dtype": config.dtype,
+        "quantize": config.quantize,
+    }
+    return settings | {name: value for name, value in optional.items() if value is not None}
+
+
+def _loader(config: EvaluateConfig) -> Callable[[Path, str | None], Model]:
+    engine = EngineConfig(quantize=config.quantize)
+    return lambda folder, device: load(folder, device, config.dtype or "auto", engine=engine)
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:
-    """Twelve hex digits that change with the content and the name of any of some files."""
+    """Hash the names and contents of some files; twelve hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
         digest.update(f"{path.name}\n".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def _data_fingerprint(data: Path) -> str:
+    """Hash the JSON Lines files of the data, or the names and sizes of its images."""
+    rows = [data] if data.is_file() else list(data.glob("*.jsonl"))
+    if rows:
+        return _fingerprint(rows)
+    listed = sorted(f"{path.name} {path.stat().st_size}" for path in data.rglob("*"))
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:12]

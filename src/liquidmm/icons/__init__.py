@@ -1,1 +1,1 @@
-"""The built-in dataset of icons, scenes and text, its exact benchmark and the judges."""
+"""The built-in dataset (icons, scenes and text) and the benchmark on it."""

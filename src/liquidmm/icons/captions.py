@@ -1,8 +1,4 @@
-"""English for pictures of known things: articles, plurals and captions.
-
-Contract: pure functions of words. `captions` gives a list whose first entry is canonical ("a red
-apple, noto style"); the same input gives the same list.
-"""
+"""English for images of known things: articles, plurals and captions. Pure functions of text."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +9,7 @@ STYLE_WORDS: Mapping[str, str] = {
     "noto-v1": "old noto",
     "streamline-emojis": "streamline",
 }
-"""What a caption calls a set, where that is not its own name with spaces."""
+"""Icon set to its name in captions, where that is not its prefix with spaces."""
 
 _KINDS: Mapping[str, str] = {
     "animal-mammal": "an animal",
@@ -89,12 +85,12 @@ _SPOKEN_WORDS = re.compile(r"^(?:SOON|COOL|FREE|NEW|BACK|TOP|END|ON!|UP!|OK )")
 
 
 def style_words(style: str) -> str:
-    """What captions call an icon set: `fluent-emoji-flat` is "fluent flat"."""
+    """Return the name of an icon set in captions: `fluent-emoji-flat` is "fluent flat"."""
     return STYLE_WORDS.get(style, style.replace("-", " "))
 
 
 def is_plural(name: str) -> bool:
-    """True when the thing named is more than one: "grapes", "clinking glasses"."""
+    """Check whether a name is a plural: "grapes", "clinking glasses"."""
     if name in _SINGULAR_NAMES:
         return False
     if name in _PLURAL_NAMES or (name.startswith(("two ", "three ")) and "-" not in name):
@@ -106,12 +102,12 @@ def is_plural(name: str) -> bool:
 
 
 def is_mass(name: str) -> bool:
-    """True for what is not counted: "bread", "cooked rice"."""
+    """Check whether a name is a mass noun: "bread", "cooked rice"."""
     return name.lower() in _MASS
 
 
 def indefinite(name: str) -> str:
-    """Choose "a" or "an" by the sound the name starts with."""
+    """Choose "a" or "an" by the first sound of a name."""
     if _SPOKEN_WORDS.match(name):
         return "an" if name[0] in "EOU" else "a"
     if _LETTERS_AN.match(name):
@@ -122,14 +118,9 @@ def indefinite(name: str) -> str:
 
 
 def with_article(name: str) -> str:
-    """The name as a caption says it: "a red apple", "an owl", "grapes", "the sun".
+    """Add the article to a name: "a red apple", "an owl", "the sun".
 
-    Args:
-        name: Plain English name without an article.
-
-    Returns:
-        The same name with "a" or "an", or "the" for what exists once; plurals, mass nouns and
-        people's names stay bare.
+    Plurals, mass nouns and the names of people get none: "grapes".
     """
     if name in _BARE or is_plural(name) or is_mass(name):
         return name
@@ -139,10 +130,7 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """The name of several: "red apples", "foxes", "cherries".
-
-    Only meant for names whose last word is the thing itself.
-    """
+    """Return the plural of a name whose last word is the noun: "red apples", "foxes"."""
     if is_plural(name) or name.rsplit(maxsplit=1)[-1] in {"fish", "sheep", "deer"}:
         return name
     if re.search(r"(?:[sxz]|[cs]h)$", name):
@@ -161,7 +149,7 @@ def plural(name: str) -> str:
 
 
 def kind(subgroup: str) -> str:
-    """What an official subgroup holds: "a fruit"; empty where there is no good word."""
+    """Return the noun for an official subgroup, "a fruit"; empty if there is none."""
     return "a face" if subgroup in _FACES else _KINDS.get(subgroup, "")
 
 
@@ -172,17 +160,18 @@ def captions(
     tags: Sequence[str] = (),
     noun: str = "emoji",
 ) -> tuple[str, ...]:
-    """Natural phrasings for one icon.
+    """Return three to six captions of one icon.
 
     Args:
         name: Plain English name: "red apple".
         style: Prefix of the icon set.
         subgroup: Official subgroup, or empty.
         tags: Official keywords, or other names of the drawing.
-        noun: What the pictures of the set are: "emoji" or "icon".
+        noun: What the images of the set are: "emoji" or "icon".
 
     Returns:
-        Three to six captions. The first is canonical; all but the last name the style.
+        Captions such as "a red apple, noto style", which is the canonical first one. All but the
+        last name the style.
     """
     named, words = with_article(name), style_words(style)
     found = [

@@ -1,18 +1,24 @@
-"""What an emoji shows: one concept per meaning, shared by all icon sets.
+"""What an icon shows: one concept per meaning, shared by all icon sets, and one drawing for each.
 
-Contract: `read_concepts` turns the official emoji table (the `emojibase-data` package) into a table
-of concepts and drops what nobody could tell apart at 64 pixels or what is no picture of a thing:
-flags, skin tones, keycaps, clock faces, family permutations, mirrored doubles and the gendered
-variants of a neutral person. `ConceptTable.code` finds what the name an icon set uses stands for.
-Everything here is pure; no file is opened.
+Concepts that cannot be recognized at 64 pixels or are not things are dropped: flags, skin tones,
+keycaps, clock faces, family permutations, mirrored duplicates, and the gendered variants of a
+neutral person. Drawings are chosen by rules and a hash of names, never by order; whatever is
+dropped is counted by reason.
 """
 
+import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from liquidmm.icons.names import MISLEADING, PLAIN_NAMES, SET_NAMES
+import numpy as np
+from PIL import Image
+
+from liquidmm.icons.icon_names import MISLEADING, PLAIN_NAMES, SET_NAMES
+from liquidmm.icons.icon_sets import IconSet
+from liquidmm.icons.io import text_hash
 
 _DROPPED_GROUPS = frozenset({"component", "flags"})
 _DROPPED_SUBGROUPS = frozenset({"family", "keycap", "skin-tone", "hair-style"})
@@ -45,11 +51,17 @@ _REWORDED = (
     ),
 )
 _GENDER_SIGNS = ("-200D-2640", "-200D-2642")
+_LAST = 1 << 30
+"""Official order of what has none."""
+_MIN_DISTANCE = 5.0
+"""Root mean square at 32 x 32 pixels below which two images look the same."""
+# Endings by which icon sets distinguish drawings of one thing.
+_VARIANT_WORDS = frozenset({"flat", "duo", "fill", "color", "one", "two", "alt"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concept:
-    """One meaning, whatever style it is drawn in."""
+    """One meaning, the same in every style."""
 
     id: str
     """Lower-case words joined by hyphens, unique in the table: `red-apple`."""
@@ -58,77 +70,72 @@ class Concept:
     group: str
     """Official group, or the set's own category: `food-drink`."""
     subgroup: str = ""
-    """Official subgroup, `food-fruit`; empty where there is none."""
+    """Official subgroup, `food-fruit`; empty if there is none."""
     tags: tuple[str, ...] = ()
     """Official keywords."""
     order: int = 0
-    """Official order; ties and doubles are settled by it."""
+    """Official order; it decides ties and duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConceptTable:
-    """Concepts by code sequence, and every known name of them."""
+    """Concepts by code sequence, and all their known names."""
 
     by_code: Mapping[str, Concept | None]
-    """Normalised code sequence to concept; None where the picture is dropped on purpose."""
+    """Normalized code sequence to concept; None if it is dropped on purpose."""
     by_name: Mapping[str, str]
     """Slug of a label or shortcode to code sequence."""
     gendered: Mapping[str, str] = field(default_factory=dict)
     """Code sequence of a man or woman to that of the neutral person."""
 
     def code(self, names: Sequence[str], codes: Iterable[str]) -> str | None:
-        """Find the code sequence an icon stands for.
+        """Find the code sequence of an icon.
 
         Args:
-            names: The set's own name, then its aliases.
-            codes: Code sequences the set declares for it; they win over names.
+            names: Its name in the set, then its aliases.
+            codes: Code sequences that the set declares for it; they take precedence over names.
 
         Returns:
-            The normalised code sequence, or None when nothing is known under these names.
+            The normalized code sequence, or None if the names are unknown.
         """
         if names[0] in MISLEADING:
             return None
         for candidate in codes:
-            if (code := normalise(candidate)) in self.by_code:
+            if (code := normalize(candidate)) in self.by_code:
                 return code
-        for name in names:
+        for name in (*names, *(name.replace("-", "") for name in names)):
             if (found := self.by_name.get(name)) is not None:
-                return found
-        for name in names:
-            if (found := self.by_name.get(name.replace("-", ""))) is not None:
                 return found
         return None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One icon to render."""
+
+    concept: Concept
+    """What it shows."""
+    icon: str
+    """Its name in the set."""
+
+
 def slug(text: str) -> str:
-    """Spell a label as iconify spells icon names: `woman\u2019s hat` becomes `womans-hat`."""
-    text = (
-        text.lower()
-        .replace("\u2019", "")
-        .replace("'", "")
-        .replace("\u00f1", "n")
-        .replace("&", "and")
-    )
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+    """Spell a label like an icon name: `woman\u2019s hat` becomes `womans-hat`."""
+    text = re.sub("[\u2019']", "", text.lower()).replace("\u00f1", "n").replace("&", "and")
+    return re.sub("[^a-z0-9]+", "-", text).strip("-")
 
 
-def normalise(code: str) -> str:
-    """Upper-case code sequence without variation selectors: `2764-fe0f` becomes `2764`."""
+def normalize(code: str) -> str:
+    """Return a code sequence in upper case, without variation selectors: `2764-fe0f` is `2764`."""
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
 
 def plain_name(label: str) -> str:
-    """The words people use for an official label: `automobile` becomes `car`."""
+    """Return the common name for an official label: `automobile` becomes `car`."""
     label = PLAIN_NAMES.get(label, label)
     for pattern, words in _REWORDED:
         label = pattern.sub(words, label)
-    return (
-        label.replace("\u2019", "'")
-        .replace("\u201c", "")
-        .replace("\u201d", "")
-        .replace("\u00f1", "n")
-        .replace(":", "")
-    )
+    return re.sub("[\u201c\u201d:]", "", label.replace("\u2019", "'").replace("\u00f1", "n"))
 
 
 def read_concepts(
@@ -136,7 +143,7 @@ def read_concepts(
     groups: Mapping[str, Mapping[str, str]],
     shortcodes: Sequence[Mapping[str, str | list[str]]] = (),
 ) -> ConceptTable:
-    """Build the table from emojibase's own files.
+    """Build the table from the files of `emojibase-data`.
 
     Args:
         data: `en/data.json`: hexcode, label, tags, group, subgroup, order.
@@ -144,51 +151,141 @@ def read_concepts(
         shortcodes: Files of `en/shortcodes`, the most trusted first.
 
     Returns:
-        Concepts with unique ids; a code whose picture is dropped maps to None.
+        Concepts with unique ids.
     """
-    labels = {normalise(row["hexcode"]): str(row["label"]) for row in data}
+    labels = {normalize(row["hexcode"]): str(row["label"]) for row in data}
     by_code: dict[str, Concept | None] = {}
     gendered: dict[str, str] = {}
     taken: set[str] = set()
-    for row in sorted(data, key=lambda row: int(row.get("order", 1 << 30))):
-        code = normalise(row["hexcode"])
-        group = groups["groups"].get(str(row.get("group")), "component")
-        subgroup = groups["subgroups"].get(str(row.get("subgroup")), "")
+    for row in sorted(data, key=lambda row: int(row.get("order", _LAST))):
+        code = normalize(row["hexcode"])
+        concept = _concept(row, groups)
         neutral = _neutral(code)
-        if (
-            neutral != code
-            and neutral in labels
-            and not _is_dropped(labels[neutral], group, subgroup)
-        ):
+        if neutral != code and neutral in labels and not _is_dropped(labels[neutral], concept):
             gendered[code] = neutral
-            continue
-        if _is_dropped(str(row["label"]), group, subgroup):
+        elif concept.id in taken or _is_dropped(str(row["label"]), concept):
             by_code[code] = None
-            continue
-        name = plain_name(str(row["label"]))
-        identity = slug(name)
-        if identity in taken:
-            by_code[code] = None
-            continue
-        taken.add(identity)
-        by_code[code] = Concept(
-            id=identity,
-            name=name,
-            group=group,
-            subgroup=subgroup,
-            tags=tuple(str(tag) for tag in row.get("tags", ())),
-            order=int(row.get("order", 1 << 30)),
-        )
+        else:
+            taken.add(concept.id)
+            by_code[code] = concept
     for code, neutral in gendered.items():
         by_code[code] = by_code.get(neutral)
     return ConceptTable(by_code=by_code, by_name=_names(labels, shortcodes), gendered=gendered)
 
 
-def _is_dropped(label: str, group: str, subgroup: str) -> bool:
+def choose(
+    icons: IconSet, table: ConceptTable, trademarks: Collection[str], dropped: Counter[str]
+) -> list[Choice]:
+    """Choose one icon of a set for each concept.
+
+    Args:
+        icons: The set.
+        table: Known concepts.
+        trademarks: Names that only a set of emoji may use.
+        dropped: Number of dropped icons by reason; updated.
+
+    Returns:
+        Choices in official order.
+    """
+    best: dict[str, tuple[tuple[bool, str], Choice]] = {}
+    for name in sorted(icons.icons):
+        found = _identify(icons, name, table, trademarks)
+        if isinstance(found, str):
+            dropped[found] += 1
+            continue
+        concept, gendered = found
+        # A gendered drawing is used only if the set has no neutral one; the hash decides which.
+        exact = slug(concept.name) == name
+        rank = (gendered, "" if exact else text_hash(f"{concept.id}/{name}"))
+        if concept.id in best:
+            dropped["second drawing of a concept"] += 1
+        if concept.id not in best or rank < best[concept.id][0]:
+            best[concept.id] = (rank, Choice(concept=concept, icon=name))
+    return sorted(
+        (choice for _, choice in best.values()), key=lambda c: (c.concept.order, c.concept.id)
+    )
+
+
+def distinct(
+    images: Sequence[tuple[Choice, bytes]], dropped: Counter[str]
+) -> list[tuple[Choice, bytes]]:
+    """Keep the first of several images that look the same, and no empty image.
+
+    Args:
+        images: Choices with their PNG files.
+        dropped: Number of dropped images by reason; updated.
+
+    Returns:
+        The others, in order.
+    """
+    kept: list[tuple[Choice, bytes]] = []
+    seen = np.empty((len(images), 32 * 32 * 3), dtype=np.float32)
+    for choice, png in images:
+        small = Image.open(io.BytesIO(png)).resize((32, 32), Image.Resampling.BOX)
+        pixels = np.asarray(small, dtype=np.float32).reshape(-1)
+        distance = np.sqrt(((seen[: len(kept)] - pixels) ** 2).mean(axis=1))
+        if pixels.min() > 250:
+            dropped["empty picture"] += 1
+        elif kept and distance.min() < _MIN_DISTANCE:
+            dropped["looks like another icon of its style"] += 1
+        else:
+            seen[len(kept)] = pixels
+            kept.append((choice, png))
+    return kept
+
+
+def _concept(row: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> Concept:
+    name = plain_name(str(row["label"]))
+    return Concept(
+        id=slug(name),
+        name=name,
+        group=groups["groups"].get(str(row.get("group")), "component"),
+        subgroup=groups["subgroups"].get(str(row.get("subgroup")), ""),
+        tags=tuple(str(tag) for tag in row.get("tags", ())),
+        order=int(row.get("order", _LAST)),
+    )
+
+
+def _identify(
+    icons: IconSet, name: str, table: ConceptTable, trademarks: Collection[str]
+) -> tuple[Concept, bool] | str:
+    """Return what an icon shows and whether it is a gendered variant, or why it is dropped."""
+    names = (name, *icons.aliases.get(name, ()))
+    code = table.code(names, icons.codes.get(name, ()))
+    if code is not None:
+        known = table.by_code.get(code)
+        if known is None:
+            return "flag, letter, clock, family or mirrored double"
+        return known, code in table.gendered
+    concept = _unofficial_concept(icons, name)
+    if concept is None:
+        return "skin tone, letter or unnamed drawing"
+    if concept.group == "brand" or concept.id.split("-")[-1] == "logo" or concept.id in trademarks:
+        return "trademark"
+    return concept, False
+
+
+def _unofficial_concept(icons: IconSet, name: str) -> Concept | None:
+    """Make a concept for an unknown icon; None in emoji sets, whose rest is letters and copies."""
+    words = [word for word in name.split("-") if not word.isdigit()]
+    while len(words) > 1 and words[-1] in _VARIANT_WORDS:
+        words.pop()
+    if icons.collection.is_emoji or not words:
+        return None
+    return Concept(
+        id="-".join(words),
+        name=" ".join(words),
+        group=slug(icons.categories.get(name) or icons.collection.category) or "icons",
+        tags=tuple(alias.replace("-", " ") for alias in icons.aliases.get(name, ())),
+        order=_LAST * 2,
+    )
+
+
+def _is_dropped(label: str, concept: Concept) -> bool:
     return (
-        group in _DROPPED_GROUPS
+        concept.group in _DROPPED_GROUPS
         or (
-            subgroup in _DROPPED_SUBGROUPS
+            concept.subgroup in _DROPPED_SUBGROUPS
             and not label.startswith(("couple with heart", "kiss", "people holding"))
         )
         or _DROPPED_LABELS.search(label) is not None
@@ -212,13 +309,13 @@ def _names(
     for code, label in labels.items():
         names.setdefault(slug(label), code)
     for name, code in SET_NAMES.items():
-        if normalise(code) in labels:
-            names.setdefault(name, normalise(code))
+        if normalize(code) in labels:
+            names.setdefault(name, normalize(code))
     for table in shortcodes:
         for code, values in table.items():
-            if normalise(code) in labels:
+            if normalize(code) in labels:
                 for value in [values] if isinstance(values, str) else values:
-                    names.setdefault(slug(value), normalise(code))
+                    names.setdefault(slug(value), normalize(code))
     for name, code in list(names.items()):
         names.setdefault(name.replace("-", ""), code)
     return names

@@ -1,61 +1,46 @@
-"""Icon sets as the `@iconify/json` package carries them: drawings, names and licences.
-
-Contract: `read_collections` and `read_sets` read the package's tarball in place, `check_license`
-says whether a set may be used, and `IconSet.svg` gives a complete SVG document. A damaged tarball
-is a `DataError` that names it, an unknown set a `ConfigError`.
-"""
+"""Icon sets of the `@iconify/json` package: drawings, names and licenses."""
 
 import json
-import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from liquidmm.errors import ConfigError, DataError, suggest
+from liquidmm.icons.io import read_package
 
-PERMISSIVE = frozenset(
-    {
-        "Apache-2.0",
-        "MIT",
-        "ISC",
-        "BSD-3-Clause",
-        "CC0-1.0",
-        "CC-BY-3.0",
-        "CC-BY-4.0",
-        "Unlicense",
-        "OFL-1.1",
-    }
-)
+PERMISSIVE = frozenset({
+    "Apache-2.0", "MIT", "ISC", "BSD-3-Clause", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense",
+    "OFL-1.1",
+})  # fmt: skip
 """SPDX identifiers that allow use with at most attribution."""
 SHARE_ALIKE = frozenset({"CC-BY-SA-3.0", "CC-BY-SA-4.0"})
-"""SPDX identifiers that pass their own terms on to what is made from the work."""
+"""SPDX identifiers whose terms also apply to everything made from the work."""
 _BRANDS = frozenset({"devicon", "skill-icons", "gcp", "k8s", "unjs", "thesvg"})
-"""Sets of trademarks that are filed under another category than the one for logos."""
+"""Sets of trademarks that are not in the category of logos."""
 _OWN_PADDING = frozenset({"fluent-emoji-flat", "fluent-emoji", "streamline-emojis"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
-    """What `collections.json` says about one set."""
+    """The entry of one set in `collections.json`."""
 
     prefix: str
     """The set's short name: `noto`."""
     title: str
     """The set's full name: `Noto Emoji`."""
     author: str
-    """Who made it, with a link where one is given."""
-    licence: str
+    """Who made it, with a link if there is one."""
+    license: str
     """SPDX identifier."""
     category: str
-    """The category iconify files it under; empty when hidden."""
-    colour: bool
-    """True when the icons have colours of their own."""
+    """Its category in iconify; empty if hidden."""
+    color: bool
+    """True if the icons are colored."""
 
     @property
-    def emoji(self) -> bool:
-        """Whether it draws the official emoji."""
+    def is_emoji(self) -> bool:
+        """Whether it is a set of the official emoji."""
         return self.category == "Emoji" or "emoji" in self.prefix
 
 
@@ -64,7 +49,7 @@ class IconSet:
     """One set, as read from its JSON file."""
 
     collection: Collection
-    """Author and licence."""
+    """Author and license."""
     icons: Mapping[str, Mapping[str, Any]]
     """Icon name to body and optional width, height, left, top, hFlip, vFlip."""
     aliases: Mapping[str, tuple[str, ...]]
@@ -79,15 +64,15 @@ class IconSet:
     """Default height of an icon, in its own units."""
 
     def svg(self, name: str, size: int, margin: int) -> str:
-        """Write one icon as a square SVG document.
+        """Return one icon as a square SVG document.
 
         Args:
             name: Name of an icon of this set.
-            size: Side of the picture in pixels.
-            margin: Empty border in pixels; sets that are drawn with a border of their own get none.
+            size: Side of the image in pixels.
+            margin: Empty border in pixels; not added to sets whose drawings have a border.
 
         Returns:
-            The document, with the drawing centred and its aspect ratio kept.
+            The document; the drawing is centered and keeps its aspect ratio.
         """
         icon = self.icons[name]
         width, height = float(icon.get("width", self.width)), float(icon.get("height", self.height))
@@ -108,41 +93,25 @@ class IconSet:
 
 
 def read_json(tarball: Path, members: Sequence[str]) -> list[Any]:
-    """Read JSON files of an npm tarball, in one pass.
-
-    Args:
-        tarball: A `.tgz` file as `npm pack` writes it.
-        members: Paths inside the package: `json/noto.json`.
-
-    Returns:
-        The parsed files, in the order of `members`.
+    """Read JSON files of an npm tarball, in the order of `members`.
 
     Raises:
-        DataError: The tarball is missing or broken, or lacks a member.
+        DataError: The tarball is missing or damaged, or lacks a file.
     """
-    wanted = {f"package/{member}" for member in members}
-    found: dict[str, Any] = {}
+    found = read_package(tarball, members)
     try:
-        with tarfile.open(tarball, "r|*") as archive:
-            for entry in archive:
-                if entry.name in wanted and (handle := archive.extractfile(entry)) is not None:
-                    found[entry.name] = json.load(handle)
-                if len(found) == len(wanted):
-                    break
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        return [json.loads(found[member]) for member in members]
+    except ValueError as error:
         raise DataError(
-            f"{tarball}: can't be read ({error}). Fetch it again with npm pack."
+            f"{tarball}: cannot be read ({error}). Fetch it again with `make icons`."
         ) from error
-    if missing := sorted(wanted - set(found)):
-        raise DataError(f"{tarball}: no file {missing[0]}. Is it the tarball of the right package?")
-    return [found[f"package/{member}"] for member in members]
 
 
 def read_collections(tarball: Path) -> dict[str, Collection]:
     """Read the list of sets of an `@iconify/json` tarball, by prefix.
 
     Raises:
-        DataError: The tarball is missing, broken or another package.
+        DataError: The tarball is missing, damaged or another package.
     """
     found = {}
     for prefix, entry in read_json(tarball, ["collections.json"])[0].items():
@@ -152,22 +121,22 @@ def read_collections(tarball: Path) -> dict[str, Collection]:
             prefix=prefix,
             title=str(entry.get("name", prefix)),
             author=f"{author.get('name', 'unknown author')}{link}",
-            licence=str((entry.get("license") or {}).get("spdx") or "unknown"),
+            license=str((entry.get("license") or {}).get("spdx") or "unknown"),
             category=str(entry.get("category") or ""),
-            colour=bool(entry.get("palette")),
+            color=bool(entry.get("palette")),
         )
     return found
 
 
-def licence_verdict(
+def license_terms(
     collection: Collection,
-) -> Literal["permissive", "share-alike", "brand", "refused"]:
-    """Say under which terms a set may be used."""
+) -> Literal["permissive", "share-alike", "brand", "rejected"]:
+    """Return the terms under which a set may be used."""
     if collection.prefix in _BRANDS or collection.category in {"Logos", "Brands / Social"}:
         return "brand"
-    if collection.licence in PERMISSIVE:
+    if collection.license in PERMISSIVE:
         return "permissive"
-    return "share-alike" if collection.licence in SHARE_ALIKE else "refused"
+    return "share-alike" if collection.license in SHARE_ALIKE else "rejected"
 
 
 def check_license(
@@ -177,46 +146,49 @@ def check_license(
 
     Args:
         collections: All sets of the tarball.
-        style: Prefix of the wanted set.
-        share_alike: Whether share-alike licences were asked for.
+        style: Prefix of the set.
+        share_alike: Whether share-alike licenses are accepted.
 
     Raises:
-        ConfigError: No such set, or its licence does not allow it.
+        ConfigError: The set does not exist, or its license does not allow its use.
     """
     if style not in collections:
-        raise ConfigError(f"styles: no icon set {style!r}.{suggest(style, collections)}")
+        raise ConfigError(f"styles: unknown icon set {style!r}.{suggest(style, collections)}")
     collection = collections[style]
-    verdict = licence_verdict(collection)
-    if verdict == "brand":
-        raise ConfigError(f"styles: {style} holds trademarks ({collection.title}). Leave it out.")
-    if verdict == "refused":
+    terms = license_terms(collection)
+    if terms == "brand":
         raise ConfigError(
-            f"styles: {style} is under {collection.licence}, which is not permissive. Leave it out."
+            f"styles: {style} contains trademarks ({collection.title}). Remove it from the list."
         )
-    if verdict == "share-alike" and not share_alike:
+    if terms == "rejected":
         raise ConfigError(
-            f"styles: {style} is under {collection.licence}, which binds whatever is made from it. "
-            "Leave it out, or ask for it with --share-alike."
+            f"styles: the license of {style} is {collection.license}, which is not permissive. "
+            "Remove it from the list."
+        )
+    if terms == "share-alike" and not share_alike:
+        raise ConfigError(
+            f"styles: the license of {style} is {collection.license}, which also applies to "
+            "everything made from it. Remove it from the list, or accept it with --share-alike."
         )
     return collection
 
 
 def color_styles(collections: Mapping[str, Collection]) -> tuple[str, ...]:
-    """Name every permissively licensed set with colours of its own, flags and marker sets aside."""
+    """Name all permissively licensed color sets except flags and map markers."""
     return tuple(
         prefix
         for prefix, entry in sorted(collections.items())
-        if entry.colour
-        and licence_verdict(entry) == "permissive"
+        if entry.color
+        and license_terms(entry) == "permissive"
         and entry.category not in {"Flags / Maps", "Programming"}
     )
 
 
 def read_trademarks(tarball: Path, collections: Mapping[str, Collection]) -> frozenset[str]:
-    """Read the names of all drawings of the tarball's set of logos; empty where it has none.
+    """Read the names of all logos of the tarball; empty if it has no set of logos.
 
     Raises:
-        DataError: The tarball is broken or lacks the set.
+        DataError: The tarball is damaged or lacks the set.
     """
     if "logos" not in collections:
         return frozenset()
@@ -224,10 +196,10 @@ def read_trademarks(tarball: Path, collections: Mapping[str, Collection]) -> fro
 
 
 def read_sets(tarball: Path, collections: Sequence[Collection]) -> list[IconSet]:
-    """Read the drawings of some sets, in the order given.
+    """Read some sets, in the given order.
 
     Raises:
-        DataError: The tarball is broken or lacks a set.
+        DataError: The tarball is damaged or lacks a set.
     """
     files = read_json(tarball, [f"json/{entry.prefix}.json" for entry in collections])
     return [_icon_set(entry, data) for entry, data in zip(collections, files, strict=True)]
@@ -247,15 +219,13 @@ def _icon_set(collection: Collection, data: Mapping[str, Any]) -> IconSet:
     codes: dict[str, list[str]] = {}
     for code, name in (data.get("chars") or {}).items():
         codes.setdefault(name, []).append(code)
-    categories = {
-        name: key for key, names in (data.get("categories") or {}).items() for name in names
-    }
+    categories = (data.get("categories") or {}).items()
     return IconSet(
         collection=collection,
         icons=icons,
         aliases={name: tuple(sorted(names)) for name, names in aliases.items()},
         codes={name: tuple(sorted(found)) for name, found in codes.items()},
-        categories=categories,
+        categories={name: category for category, names in categories for name in names},
         width=float(data.get("width", 16)),
         height=float(data.get("height", data.get("width", 16))),
     )

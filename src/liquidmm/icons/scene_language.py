@@ -1,11 +1,9 @@
-"""What can truly be said and asked about a scene of a few things on a 2 x 2 grid.
+"""Captions, questions and answers about a scene of a few things on a 2 x 2 grid.
 
-Contract: pure functions of a ``Scene`` and a seeded random state. Every caption and answer follows
-from the layout; answers are short and in lower case: "two", "a dog", "red". Where the answer is a
-place or one bit, what it follows from stands before it ("a dog at the top left: yes"), and before
-the first answer about a scene all that is seen, in reading order: a small model can look first,
-then find what was asked for in its own words, and decide last, hardly the other way round. Yes and
-no are about equally likely.
+Every caption and answer is true by construction. Answers are short and in lower case: "two",
+"a dog", "red". A yes/no or location answer is a short chain of thought that ends with the verdict
+after a colon ("a dog at the top left: yes"), because a small model learns to look first and to
+decide last, but hardly the other way around. Yes and no are about equally likely.
 """
 
 import random
@@ -14,38 +12,48 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+import numpy as np
+from PIL import Image
+
 from liquidmm.icons.captions import plural, style_words, with_article
 
 NUMBERS = ("no", "one", "two", "three", "four")
 """Words for counts."""
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 """Words for the cells of the grid, in reading order."""
+# Upper ends in degrees. Hues without a name are those that people disagree about.
+_HUES = (
+    (14, "red"), (17, ""), (35, "orange"), (44, ""), (66, "yellow"), (70, ""), (165, "green"),
+    (185, ""), (250, "blue"), (260, ""), (292, "purple"), (310, ""), (340, "pink"), (361, "red"),
+)  # fmt: skip
+_COLOR_SHARE = 0.6
+"""Share of the vivid pixels that must have one color."""
 _SIDES = {(0, -1): "to the left of", (0, 1): "to the right of", (-1, 0): "above", (1, 0): "below"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
-    """A kind of object as one style draws it."""
+    """A kind of object in one style."""
 
     concept: str
     """Concept id: ``red-apple``."""
     name: str
     """Plain name: ``red apple``."""
-    colour: str = ""
-    """Its one clear colour, ``red``; empty where it has none."""
+    color: str = ""
+    """Its one color, ``red``; empty if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One to four things, each in a cell of its own."""
+    """One to four things, each in its own cell."""
 
     style: str
-    """Prefix of the icon set all of them come from."""
+    """Prefix of the icon set that all of them come from."""
     things: tuple[tuple[int, Thing], ...]
     """(cell, thing), by cell; cells 0 to 3 in reading order."""
 
     def counts(self) -> dict[str, int]:
-        """How often each name occurs, in reading order."""
+        """Count each name, in reading order."""
         found: dict[str, int] = {}
         for _, thing in self.things:
             found[thing.name] = found.get(thing.name, 0) + 1
@@ -54,10 +62,11 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question with its one right answer."""
+    """A question with its only correct answer."""
 
     task: str
-    """What it tests: presence, count, relation, which, place, comparison, colour, list."""
+    """What it tests: presence, count, relation, which, place, comparison, list or "colour", a name
+    that is part of the published data."""
     text: str
     """The question."""
     answer: str
@@ -65,24 +74,46 @@ class Question:
 
 
 def verdict(answer: str) -> str:
-    """Return what an answer comes to: "yes" of "a dog at the top left: yes", else all of it."""
+    """Return the verdict of an answer: "yes" of "a dog at the top left: yes", or all of it."""
     return answer.rpartition(": ")[2]
 
 
-def spoken(scene: Scene, questions: Sequence[Question]) -> tuple[str, ...]:
+def chain_answers(scene: Scene, questions: Sequence[Question]) -> tuple[str, ...]:
     """Return the answers of one conversation.
 
-    The first one that follows from what is seen step by step stands behind all of it; later ones
-    can go by that.
+    The first answer with a chain of thought is preceded by everything in the scene; later ones can
+    refer to that.
     """
     seen = _join(_placed(scene))
     answers: list[str] = []
-    told = False
+    listed = False
     for question in questions:
-        by_steps = verdict(question.answer) != question.answer
-        answers.append(f"{seen}; {question.answer}" if by_steps and not told else question.answer)
-        told = told or by_steps or question.task == "list"
+        has_steps = verdict(question.answer) != question.answer
+        answers.append(
+            f"{seen}; {question.answer}" if has_steps and not listed else question.answer
+        )
+        listed = listed or has_steps or question.task == "list"
     return tuple(answers)
+
+
+def dominant_color(sprite: Image.Image) -> str:
+    """Name the one color of an RGB image on white.
+
+    Returns:
+        red, orange, yellow, green, blue, purple, pink or brown if most vivid pixels have that
+        color, gray if almost none is vivid, and "" if the image has no single color.
+    """
+    pixels = np.asarray(sprite, dtype=np.float32).reshape(-1, 3)
+    pixels = pixels[pixels.min(axis=1) < 225]
+    spread = pixels.max(axis=1) - pixels.min(axis=1)
+    vivid = pixels[spread > 0.3 * pixels.max(axis=1)]
+    if not len(pixels) or 0.1 * len(pixels) < len(vivid) < 0.5 * len(pixels):
+        return ""
+    if len(vivid) < 0.5 * len(pixels):
+        return "gray" if (abs(pixels.mean(axis=1) - 150) < 60).mean() > _COLOR_SHARE else ""
+    found = Counter(_color_name(*pixel) for pixel in vivid.tolist())
+    color, count = max(found.items(), key=lambda item: (item[1], item[0]))
+    return color if count >= _COLOR_SHARE * len(vivid) else ""
 
 
 def scene_captions(scene: Scene) -> tuple[str, ...]:
@@ -108,11 +139,11 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
 def scene_questions(
     scene: Scene, names: Sequence[str], count: int, rng: random.Random
 ) -> tuple[Question, ...]:
-    """Ask about a scene, at most three times for one task; no question twice, not even reworded.
+    """Ask about a scene: at most three questions per task, none twice, not even reworded.
 
     Args:
         scene: The scene.
-        names: Names of all things that could be there, for questions answered with no.
+        names: Names of all things that could be there, for questions whose answer is no.
         count: Number of questions wanted.
         rng: Random state.
 
@@ -129,7 +160,7 @@ def scene_questions(
         (2.0, lambda: _which(scene, rng)),
         (1.5, lambda: _place(scene, rng)),
         (2.0, lambda: _comparison(scene, rng)),
-        (2.0, lambda: _colour(scene, rng)),
+        (2.0, lambda: _color(scene, rng)),
         (2.0, lambda: _list(scene, listing)),
     ]
     weights, asks = zip(*makers, strict=True)
@@ -139,7 +170,7 @@ def scene_questions(
         question = make()
         if question is None or question.text in found or len(found) == count:
             continue
-        # There is more that could be missing than there is: without a limit most answers were no.
+        # More things are missing than there: without a limit most answers would be no.
         answer = question.task, verdict(question.answer)
         answers[answer] += 1
         asked = [known.task for known in found.values()].count(question.task)
@@ -229,15 +260,15 @@ def _placed(scene: Scene) -> list[str]:
     return [f"{with_article(thing.name)} at the {PLACES[cell]}" for cell, thing in scene.things]
 
 
-def _colour(scene: Scene, rng: random.Random) -> Question | None:
-    things = [thing for _, thing in scene.things if thing.colour]
+def _color(scene: Scene, rng: random.Random) -> Question | None:
+    things = [thing for _, thing in scene.things if thing.color]
     if not things:
         return None
     thing = rng.choice(things)
-    name = thing.name.removeprefix(f"{thing.colour} ")
+    name = thing.name.removeprefix(f"{thing.color} ")
     several = scene.counts()[thing.name] > 1
     text = f"What color are the {plural(name)}?" if several else f"What color is the {name}?"
-    return Question(task="colour", text=text, answer=thing.colour)
+    return Question(task="colour", text=text, answer=thing.color)
 
 
 def _single(scene: Scene) -> list[tuple[int, Thing]]:
@@ -246,7 +277,7 @@ def _single(scene: Scene) -> list[tuple[int, Thing]]:
 
 
 def _side(first: int, second: int) -> str:
-    """Where ``first`` is, seen from ``second``; empty when they share neither row nor column."""
+    """Return where ``first`` is, seen from ``second``; empty if they share no row or column."""
     (row, column), (other_row, other_column) = divmod(first, 2), divmod(second, 2)
     return _SIDES.get((row - other_row, column - other_column), "")
 
@@ -257,3 +288,19 @@ def _counted(name: str, count: int) -> str:
 
 def _join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _color_name(red: float, green: float, blue: float) -> str:
+    high, low = max(red, green, blue), min(red, green, blue)
+    spread = high - low
+    if high == red:
+        hue = 60 * (green - blue) / spread % 360
+    elif high == green:
+        hue = 60 * (blue - red) / spread + 120
+    else:
+        hue = 60 * (red - green) / spread + 240
+    if 10 <= hue < 40 and high < 205:
+        return "brown"
+    if high > 200 and ((low > 85 and (hue < 12 or hue >= 342)) or (low > 140 and hue < 40)):
+        return "pink"
+    return next(name for limit, name in _HUES if hue < limit)

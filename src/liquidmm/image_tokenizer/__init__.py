@@ -1,1 +1,1 @@
-"""Pictures: files, tensors, and the image tokenizer that turns them into codes and back."""
+"""The image tokenizer: images to codes and back."""

@@ -1,79 +1,84 @@
-"""PackedSequence rows as tensors, and the one way the model is run over them.
-
-Contract: documents packed into one row never see each other. The model gets position ids that start
-anew with each of them, no mask and no cache; with either, transformers silently lets them mix.
-"""
+"""Packed sequences as tensors."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from liquidmm.data.examples import IGNORE
+from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.data.packing import PackedSequence
-from liquidmm.train.loss import targets
+from liquidmm.files import atomic_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Rows of one step, on the device; all (B, T), int64."""
+    """Sequences of one step on the device; every tensor is (B, T), int64."""
 
     input_ids: Tensor
     position_ids: Tensor
-    target: Tensor
+    """Positions; they start at 0 with every document of a sequence."""
+    targets: Tensor
+    """The next token of each position; `IGNORE_INDEX` where no loss is computed."""
     task_ids: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[PackedSequence], device: torch.device) -> Batch:
-        """Stack packed rows and shift their labels."""
+    def from_sequences(cls, sequences: Sequence[PackedSequence], device: torch.device) -> Batch:
+        """Stack packed sequences and shift their labels."""
 
         def stack(name: str) -> Tensor:
-            arrays = np.stack([getattr(row, name) for row in rows])
+            arrays = np.stack([getattr(sequence, name) for sequence in sequences])
             return torch.from_numpy(arrays).long()
 
         position_ids = stack("position_ids")
-        target = targets(stack("labels"), position_ids)
-        values = (stack("input_ids"), position_ids, target, stack("task_ids"))
-        ids, positions, target, tasks = (value.to(device) for value in values)
-        return cls(input_ids=ids, position_ids=positions, target=target, task_ids=tasks)
+        return cls(
+            input_ids=stack("input_ids").to(device),
+            position_ids=position_ids.to(device),
+            targets=shift_labels(stack("labels"), position_ids).to(device),
+            task_ids=stack("task_ids").to(device),
+        )
 
     @property
-    def labels(self) -> Tensor:
-        """Number of positions that carry a label, a scalar."""
-        return (self.target != IGNORE).sum()
+    def num_targets(self) -> Tensor:
+        """Number of positions with a target, a scalar."""
+        return (self.targets != IGNORE_INDEX).sum()
 
-    def split(self, rows: int) -> Iterator[Batch]:
-        """Cut into micro-batches of so many rows; 0 leaves it whole."""
-        size = rows or len(self.input_ids)
+    def split(self, size: int) -> Iterator[Batch]:
+        """Split into micro-batches of ``size`` sequences; 0 yields the whole batch."""
+        size = size or len(self.input_ids)
         for start in range(0, len(self.input_ids), size):
             part = slice(start, start + size)
-            yield Batch(
-                input_ids=self.input_ids[part],
-                position_ids=self.position_ids[part],
-                target=self.target[part],
-                task_ids=self.task_ids[part],
-            )
+            yield Batch(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
+
+    def save(self, path: Path, keys: Sequence[Sequence[str]]) -> None:
+        """Write the tensors to a safetensors file, with the record keys of each sequence.
+
+        The keys are JSON in the metadata, under `keys`.
+
+        Raises:
+            LiquidError: The file cannot be written.
+        """
+        tensors = {each.name: getattr(self, each.name).cpu().contiguous() for each in fields(self)}
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, {"keys": json.dumps(keys)})
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run the decoder over packed rows.
+def shift_labels(labels: Tensor, position_ids: Tensor) -> Tensor:
+    """Shift labels so that each position contains the next token of its document.
 
     Args:
-        model: Any causal language model of transformers.
-        batch: Rows.
+        labels: Unshifted labels, (B, T); `IGNORE_INDEX` where no loss is computed.
+        position_ids: Positions, (B, T); they start at 0 with every document of a sequence.
 
     Returns:
-        Last hidden states, (B, T, D).
+        Targets, (B, T), int64; `IGNORE_INDEX` at the last position of every document.
     """
-    ids, positions = batch.input_ids, batch.position_ids
-    if model.config._attn_implementation.startswith("flash_attention"):
-        # Its kernels tell documents apart by their position ids in one row only.
-        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-    output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-    states: Tensor = output.last_hidden_state
-    return states.reshape(*batch.input_ids.shape, -1)
+    shifted = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
+    shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE_INDEX)
+    return shifted

@@ -1,13 +1,13 @@
-"""Saves of a running training, from which it goes on.
+"""Checkpoints of a training in progress, and the final model.
 
-    OUT/checkpoints/step-00000500/  shard-*.safetensors   what is learnt and the optimizer's memory of it
-                              state.json            where the run stands
+    OUT/checkpoints/step-00000500/  shard-*.safetensors   trainable parameters and optimizer state
+                                    state.json            step, data position and settings
+    OUT/final/                                            a Liquid checkpoint with a model card
 
-Contract: a save appears whole or not at all: the ranks write their parts into a folder of another
-name, in the background, and the first rank renames it when all of them are on disk. Older saves
-are removed only after that. A run that goes on from a save is the same, bit by bit, as one that
-never stopped; on another number of ranks it is so up to the order of additions. Safetensors and
-JSON only, written and read by torch's distributed checkpoints.
+A checkpoint appears completely or not at all: the ranks write in the background to a folder of
+another name, and the first rank renames it when all of them are done. Older checkpoints are removed
+only after that. A resumed run equals an uninterrupted one bit for bit; with another number of ranks
+it is equal up to the order of additions.
 """
 
 from __future__ import annotations
@@ -36,77 +36,79 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from liquidmm.errors import CheckpointError, LiquidError
-from liquidmm.files import atomic_file
+from liquidmm.files import atomic_file, atomic_folder
+from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.distributed import Distributed
 
 _NAME = re.compile(r"step-(\d{8})")
-# What the two optimizers of `build_optimizers` remember about a parameter.
+_OLD_FOLDER = "saves"
+# State that the optimizers of `build_optimizers` keep for a parameter.
 _ADAMW = ("exp_avg", "exp_avg_sq", "step")
 _MUON = ("momentum_buffer",)
 
 Named = Mapping[str, nn.Parameter]
-"""Parameters that are learnt, by name."""
+"""Trainable parameters by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a run stands."""
+class TrainState:
+    """Everything a run needs to resume besides tensors."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     data: dict[str, Any]
-    """State of the data stream, JSON-able."""
-    run: dict[str, Any]
-    """The resolved run."""
-    watch: dict[str, float]
-    """What the spike watch has learnt."""
+    """State of the token stream, JSON-compatible."""
+    config: dict[str, Any]
+    """The resolved run file."""
+    loss_spikes: dict[str, float]
+    """State of the loss spike detector."""
 
 
 class Checkpointer:
-    """Writes the saves of a run, one at a time, while the training goes on."""
+    """Writes the checkpoints of a run in the background, one at a time."""
 
     def __init__(self, out: Path, keep: int, world: Distributed) -> None:
-        """Set up; with several ranks the writing has a process group of its own.
+        """Create a process group for writing, if there are several ranks.
 
         Args:
             out: Folder of the run.
-            keep: Saves to leave, at least 1.
+            keep: Number of checkpoints to keep, at least 1.
             world: The ranks.
         """
-        self._saves = out / "checkpoints"
+        self._folder = out / "checkpoints"
         self._keep = keep
         self._world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pending: tuple[Future[Any], Path] | None = None
-        # With one rank there is none on purpose.
+        # One rank has no process group on purpose.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
     def start(
-        self, named: Named, optimizers: Sequence[torch.optim.Optimizer], progress: Progress
+        self, named: Named, optimizers: Sequence[torch.optim.Optimizer], state: TrainState
     ) -> Path:
-        """Begin a save; what it holds is copied before this returns.
+        """Start writing a checkpoint; the tensors are copied before this returns.
 
         Args:
-            named: What is learnt.
-            optimizers: Its optimizers.
-            progress: Step, data position and run; only the first rank's is written.
+            named: Trainable parameters.
+            optimizers: Their optimizers.
+            state: The rest; only that of the first rank is written.
 
         Returns:
-            The folder there will be.
+            The folder that will appear.
 
         Raises:
-            LiquidError: The disk refused, this time or for the save before.
+            LiquidError: This or the previous checkpoint cannot be written.
         """
         self.finish()
-        folder = self._saves / f"step-{progress.step:08d}"
-        partial = self._saves / f".{folder.name}"
+        folder = self._folder / f"step-{state.step:08d}"
+        partial = folder.with_name(f".{folder.name}")
         with self._world.raise_together():
             if self._world.is_main:
-                shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-                with _disk(folder):
+                shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+                with _disk_errors(folder):
                     partial.mkdir(parents=True)
                 with atomic_file(partial / "state.json") as path:
-                    path.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+                    path.write_text(json.dumps(asdict(state)), encoding="utf-8")
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
         copied = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
         future = async_save(
@@ -119,19 +121,19 @@ class Checkpointer:
         return folder
 
     def poll(self) -> None:
-        """Put a save in its place if it is written; all ranks call it after every step.
+        """Publish a checkpoint that is completely written; all ranks call this after every step.
 
         Raises:
-            LiquidError: The disk refused.
+            LiquidError: It cannot be written.
         """
         if self._pending is not None and not self._world.any(not self._pending[0].done()):
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the save that is being written, if there is one.
+        """Wait for the checkpoint in progress, if any, and publish it.
 
         Raises:
-            LiquidError: The disk refused; the save before it stands.
+            LiquidError: It cannot be written; the previous checkpoint remains.
         """
         if self._pending is None:
             return
@@ -139,7 +141,7 @@ class Checkpointer:
         partial = folder.with_name(f".{folder.name}")
         with self._world.raise_together():
             try:
-                with _disk(folder):
+                with _disk_errors(folder):
                     future.result()
                     if self._world.is_main:
                         shutil.rmtree(folder, ignore_errors=True)  # of a run with more steps
@@ -148,57 +150,53 @@ class Checkpointer:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         if self._world.is_main:
-            for old in _saves(self._saves)[: -self._keep]:
+            for old in _checkpoints(self._folder)[: -self._keep]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def latest(out: Path) -> Path | None:
-    """Find the newest save of a run.
-
-    Args:
-        out: Folder of the run; it needn't exist.
-
-    Returns:
-        Its folder, or None.
-    """
-    saves = _saves(out / "checkpoints")
-    return saves[-1] if saves else None
-
-
-def read_progress(folder: Path) -> Progress:
-    """Read where a save stands.
-
-    Args:
-        folder: A save.
-
-    Returns:
-        Step, data position and run.
+def latest_checkpoint(out: Path) -> Path | None:
+    """Return the newest checkpoint of a run, or None; the folder ``out`` does not have to exist.
 
     Raises:
-        CheckpointError: The folder is no save.
+        CheckpointError: The folder contains only checkpoints of an earlier version of liquidmm.
+    """
+    found = _checkpoints(out / "checkpoints")
+    if not found and _checkpoints(out / _OLD_FOLDER):
+        raise CheckpointError(
+            f"{out / _OLD_FOLDER}: checkpoints of an earlier version cannot be resumed. Remove "
+            "that folder, or choose another out."
+        )
+    return found[-1] if found else None
+
+
+def read_state(folder: Path) -> TrainState:
+    """Read the state of a checkpoint.
+
+    Raises:
+        CheckpointError: The folder is not a checkpoint.
     """
     try:
-        return Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / 'state.json'}: can't be read ({error}). Remove this save and resume from "
-            "the one before it."
+            f"{folder / 'state.json'}: cannot be read ({error}). Remove this checkpoint to resume "
+            "from the previous one."
         ) from error
 
 
 def restore(
     folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: Distributed
 ) -> None:
-    """Put what is learnt and the optimizers back as they were; each rank reads its own part.
+    """Load parameters and optimizer state in place; each rank reads its own shards.
 
     Args:
-        folder: A save.
-        named: What is learnt, in memory but of any value.
-        optimizers: Fresh optimizers of it.
+        folder: A checkpoint.
+        named: Trainable parameters, allocated.
+        optimizers: Fresh optimizers of them.
         world: The ranks.
 
     Raises:
-        CheckpointError: The save is broken or belongs to another model or optimizer.
+        CheckpointError: The checkpoint is damaged or belongs to another model or optimizer.
     """
     for _, parameter, optimizer in _optimized(named, optimizers):
         optimizer.state[parameter] = _empty_state(parameter, optimizer)
@@ -212,17 +210,82 @@ def restore(
     except (OSError, SafetensorError, CheckpointException, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
-            f"{folder}: can't be read ({reason}). Remove this save and resume from the one before "
-            "it, or with the model and optimizer of the saved run."
+            f"{folder}: cannot be read ({reason}). Remove this checkpoint to resume from the "
+            "previous one, or use the model and optimizer of the saved run."
         ) from error
     if missing:
         raise CheckpointError(
-            f"{folder}: holds no {missing[0]}. Resume with the model and the optim.optimizer of the "
-            "saved run."
+            f"{folder}: does not contain {missing[0]}. Resume with the model and the "
+            "optim.optimizer of the saved run."
         )
 
 
-def _saves(folder: Path) -> list[Path]:
+def write_final(out: Path, checkpoint: Checkpoint, card: str, dtype: str) -> Path:
+    """Write the trained model to OUT/final, replacing an existing one.
+
+    Args:
+        out: Folder of the run.
+        checkpoint: The trained model.
+        card: Text of README.md.
+        dtype: Dtype of the weights on disk.
+
+    Raises:
+        LiquidError: The folder cannot be written.
+    """
+    folder = out / "final"
+    with atomic_folder(folder, overwrite=True) as temporary:
+        checkpoint.save(temporary, dtype=dtype)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Return the README.md of a trained checkpoint from its run file and last metrics."""
+    data, loop, optim = config["data"], config["train"], config["optim"]
+    tokens = loop["steps"] * loop["global_batch_size"] * data["seq_len"]
+    settings = {
+        "base": f"`{config['checkpoint']}`",
+        "steps": loop["steps"],
+        "global batch size": f"{loop['global_batch_size']} sequences of {data['seq_len']} tokens",
+        "tokens": f"{tokens / 1e6:.1f}M",
+        "optimizer": f"{optim['optimizer']}, weight decay {optim['weight_decay']}",
+        "learning rate": f"{optim['lr']}, {optim['schedule']}, {optim['warmup_steps']} warmup "
+        "steps",
+        "gradient clipping": optim["grad_clip"],
+        "max-z loss": optim["max_z_loss"],
+        "precision": loop["precision"],
+        "seed": config["seed"],
+    }
+    lines = [
+        "# A Liquid model",
+        "",
+        "A stock causal language model that reads and writes text and images: its vocabulary also",
+        "contains the codes of an image tokenizer. Load it with `liquidmm.load(folder)`, or with",
+        "`AutoModelForCausalLM.from_pretrained(folder)` for text alone.",
+        "",
+        "## Training",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in settings.items()),
+        "",
+        "| shards | task | weight |",
+        "|---|---|---|",
+        *(f"| `{s['path']}` | {s['task']} | {s['weight']} |" for s in data["sources"]),
+        "",
+        "## Metrics",
+        "",
+        "Loss is in nats per token; accuracy is that of the most likely token.",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in metrics.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
@@ -244,7 +307,7 @@ def _optimized(
 def _tensors(
     named: Named, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Everything of a save by its name there."""
+    """Yield every tensor of a checkpoint with its name."""
     for name, parameter, optimizer in _optimized(named, optimizers):
         yield f"model/{name}", parameter
         for key, value in optimizer.state[parameter].items():
@@ -252,27 +315,27 @@ def _tensors(
 
 
 def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer will remember about a parameter, to be filled."""
+    """Allocate the optimizer state of a parameter."""
     if isinstance(optimizer, torch.optim.Muon):
         return {key: torch.zeros_like(parameter) for key in _MUON}
-    # Fused AdamW wants `step` on the parameter's device.
+    # Fused AdamW requires `step` on the parameter's device.
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)
     return {key: step if key == "step" else torch.zeros_like(parameter) for key in _ADAMW}
 
 
 @contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Turn the disk's refusals into one line."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk into one line."""
     try:
         yield
     except (OSError, CheckpointException, SafetensorError) as error:
         causes = [error, *getattr(error, "failures", {}).values()]
-        reason = next((str(e) for e in map(_os_error, causes) if e), "")
+        reason = next((text for text in map(_os_error, causes) if text), "")
         if not reason:
             raise
         raise LiquidError(
-            f"{folder}: can't be written ({reason}). Make room and give the same command again; "
-            "it goes on from the save before."
+            f"{folder}: cannot be written ({reason}). Free some space and run the same command "
+            "again; it resumes from the previous checkpoint."
         ) from error
 
 

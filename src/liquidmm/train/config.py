@@ -1,8 +1,7 @@
-"""The run file of `liquid train`: what to train, on what, for how long, and what to show.
+"""The run file of `liquid train`: what to train, on which data, for how long.
 
-Contract: every key has its one default here or beside its owner (`Source`, `ExampleConfig`,
-`OptimConfig`); checks of one table stand in that table, checks across tables in `TrainConfig`. Nothing
-is opened or loaded here.
+Every key has a single default, here or in the class it belongs to (`Source`, `ExampleConfig`,
+`OptimConfig`). Nothing is opened or loaded here.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from liquidmm.config import to_dict
-from liquidmm.data.draws import Source, check_sources
+from annotated_types import Ge
+
+from liquidmm.config import check_ranges, to_dict
 from liquidmm.data.examples import ExampleConfig
+from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
 from liquidmm.train.distributed import ParallelConfig
@@ -24,7 +25,7 @@ from liquidmm.train.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where sequences come from."""
+    """Training and evaluation data."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "length": "seq_len",
@@ -37,48 +38,44 @@ class DataConfig:
     }
 
     sources: tuple[Source, ...]
-    """What is trained on."""
+    """Training data."""
     eval: tuple[Source, ...] = ()
-    """What is measured along the way, each source by itself; the weight has no meaning here."""
-    seq_len: int = 2048
-    """Ids in a row; sequences are packed into rows and never see each other."""
-    max_document_tokens: int = 0
-    """Ids of the longest sequence; 0: as long as a row. Rows may be longer than what the model has
-    positions for, which fills them better; sequences may not."""
+    """Evaluation data; each source is evaluated separately, and its weight has no effect."""
+    seq_len: Annotated[int, Ge(8)] = 2048
+    """Tokens of a packed sequence; its documents do not attend to each other."""
+    max_document_tokens: Annotated[int, Ge(0)] = 0
+    """Maximum tokens of a document; 0: ``seq_len``. Packed sequences may be longer than the context
+    of the model, which leaves less padding; documents may not."""
     overlong: Literal["error", "drop"] = "error"
-    """What is done with a record that has a picture and is longer: stop the run with its name, or
-    leave it out and count it. Text without pictures is cut."""
-    packing_buffer: int = 512
-    """Examples that are packed together. More fill rows better, and take longer at the start."""
-    num_workers: int = 0
-    """Processes of each rank that make rows ahead; 0 makes them between steps. The rows are the
-    same, whatever the number."""
+    """What to do with a record that contains an image and is longer than that: stop the run with
+    its key, or drop and count it. Text without images is split."""
+    packing_buffer: Annotated[int, Ge(1)] = 512
+    """Number of examples that are packed together. More examples leave less padding, but the start
+    takes longer."""
+    num_workers: Annotated[int, Ge(0)] = 0
+    """Processes of each rank that prepare sequences in advance; 0 prepares them between steps. The
+    sequences do not depend on it."""
     format: ExampleConfig = field(default_factory=ExampleConfig)
-    """The random choices of rendering; validation has no guidance dropout."""
+    """Random choices in the layout of examples; evaluation has no caption dropout."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        check_ranges(self)
         check_sources(self.sources)
-        if self.seq_len < 8:
-            raise ConfigError(f"seq_len: must be at least 8 ({self.seq_len}).")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers: must be 0 or more ({self.num_workers}).")
-        self.packing  # noqa: B018 - checks the rest
 
     @property
     def packing(self) -> PackingConfig:
-        """How rows are filled."""
+        """Settings for packing documents into sequences."""
         return PackingConfig(
-            length=self.seq_len,
-            context=self.max_document_tokens,
-            window=self.packing_buffer,
-            too_long="leave_out" if self.overlong == "drop" else "error",
+            seq_len=self.seq_len,
+            max_document_tokens=self.max_document_tokens,
+            packing_buffer=self.packing_buffer,
+            overlong=self.overlong,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """How long, how large and how often."""
+    """Length of the run, batch sizes and intervals."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "batch_rows": "global_batch_size",
@@ -89,136 +86,122 @@ class LoopConfig:
         "spike": "loss_spike_sigma",
     }
 
-    steps: int
-    """Optimizer steps of the run."""
-    global_batch_size: int = 16
-    """Rows of one optimizer step, on all ranks together."""
-    micro_batch_size: int = 0
-    """Rows a rank computes at a time; 0 computes its rows of a step at once."""
+    steps: Annotated[int, Ge(1)]
+    """Optimizer steps."""
+    global_batch_size: Annotated[int, Ge(1)] = 16
+    """Packed sequences of one optimizer step, on all ranks together."""
+    micro_batch_size: Annotated[int, Ge(0)] = 0
+    """Sequences that a rank computes at a time; 0 computes its part of a step at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the matrix products; weights and optimizer stay in float32."""
-    log_every: int = 10
+    """Dtype of the matrix products; weights and optimizer state stay in float32."""
+    log_every: Annotated[int, Ge(1)] = 10
     """Steps between two lines of metrics.jsonl."""
-    eval_every: int = 0
-    """Steps between two validations; 0 validates only at the end."""
-    eval_samples: int = 32
-    """Rows of each validation source, on all ranks together."""
-    sample_every: int = 0
-    """Steps between two sample grids; 0 draws only at the end."""
-    save_every: int = 500
-    """Steps between two saves; 0 saves only when the run is stopped."""
-    keep_checkpoints: int = 2
-    """How many of the last saves are kept."""
-    loss_spike_sigma: float = 6.0
-    """Report a loss that lies so many standard deviations above the mean of the steps before; 0
-    reports none."""
+    eval_every: Annotated[int, Ge(0)] = 0
+    """Steps between two evaluations; 0 evaluates only at the end."""
+    eval_samples: Annotated[int, Ge(1)] = 32
+    """Packed sequences of each evaluation source, on all ranks together."""
+    sample_every: Annotated[int, Ge(0)] = 0
+    """Steps between two sample grids; 0 generates one only at the end."""
+    save_every: Annotated[int, Ge(0)] = 500
+    """Steps between two checkpoints; 0 saves one only when the run stops."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """Number of most recent checkpoints to keep."""
+    loss_spike_sigma: Annotated[float, Ge(0)] = 6.0
+    """Report a loss this many standard deviations above the running mean; 0 reports none."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("steps", "global_batch_size", "log_every", "eval_samples", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1 ({getattr(self, name)}).")
-        for name in (
-            "micro_batch_size",
-            "eval_every",
-            "sample_every",
-            "save_every",
-            "loss_spike_sigma",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
+        check_ranges(self)
         if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
             raise ConfigError(
-                f"micro_batch_size: must divide global_batch_size ({self.micro_batch_size} of "
-                f"{self.global_batch_size})."
+                f"micro_batch_size: expected a divisor of global_batch_size "
+                f"({self.global_batch_size}), got {self.micro_batch_size}."
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """What is drawn along the way."""
+    """Samples generated during training."""
 
     prompts: tuple[str, ...] = ()
-    """Captions of the grid; none draws nothing. What the model says about each drawing stands
-    beside it, in a text file."""
+    """Captions of the image grid; empty generates none. A text file next to the grid contains the
+    model's description of each image."""
     questions: tuple[str, ...] = ()
-    """What the model is asked without a picture; question and answer go to the same file."""
-    guidance: float | None = None
+    """Questions without an image; the answers go to the same text file."""
+    guidance: Annotated[float | None, Ge(0)] = None
     """Guidance scale of the grid; None uses the checkpoint's own."""
     seed: int = 0
-    """Seed of the first picture; the next ones count up from it."""
+    """Seed of the first image; the seeds of the others count up from it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training of the language model."""
+    """One training run."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "final_dtype": "save_dtype",
-    }
+    RENAMED: ClassVar[Mapping[str, str]] = {"final_dtype": "save_dtype"}
 
     checkpoint: Path
-    """Liquid checkpoint to start from, as `liquid expand` writes it."""
+    """Liquid checkpoint to start from, such as one written by `liquid expand`."""
     out: Path
-    """Folder of this run: metrics, samples, saves and `final`."""
+    """Folder of this run: metrics, samples, checkpoints and `final`."""
     data: DataConfig
-    """Where sequences come from."""
+    """Training and evaluation data."""
     train: LoopConfig
-    """How long, how large and how often."""
+    """Length of the run, batch sizes and intervals."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What of the model is trained, and how it is computed."""
+    """Which parameters are trained, and how the model is computed."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How several ranks share the model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer, schedule and stabilizers."""
     sample: SampleConfig = field(default_factory=SampleConfig)
-    """What is drawn along the way."""
+    """Samples generated during training."""
     trackers: tuple[Literal["trackio", "wandb"], ...] = ()
-    """Where figures go besides metrics.jsonl and TensorBoard."""
-    seed: int = 0
-    """Seed of the order of the data and of guidance dropout."""
+    """Where to log metrics besides metrics.jsonl and TensorBoard."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the data order and of caption dropout."""
     device: str | None = None
-    """Device to train on; None takes the fastest."""
+    """Device; None uses the fastest."""
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the weights in `final`."""
+    """Dtype of the weights in `final`."""
 
     def __post_init__(self) -> None:
-        """Check what concerns two tables."""
-        if self.seed < 0:
-            raise ConfigError(f"seed: must be 0 or more ({self.seed}).")
+        check_ranges(self)
         if self.optim.warmup_steps >= self.train.steps:
             raise ConfigError(
-                f"optim.warmup_steps: must be below train.steps ({self.optim.warmup_steps} of "
-                f"{self.train.steps})."
+                f"optim.warmup_steps: expected less than train.steps ({self.train.steps}), got "
+                f"{self.optim.warmup_steps}."
             )
         if self.out.resolve() == self.checkpoint.resolve():
-            raise ConfigError(f"out: is the checkpoint itself ({self.out}). Choose another folder.")
+            raise ConfigError(f"out: is the checkpoint folder ({self.out}). Choose another folder.")
 
-    def rows_of_rank(self, ranks: int) -> int:
-        """Give the rows of one step that each of so many ranks computes.
+    def batch_size_per_rank(self, ranks: int) -> int:
+        """Return the number of sequences that each rank computes in one step.
 
         Raises:
-            ConfigError: The rows can't be shared evenly.
+            ConfigError: The sequences cannot be divided evenly.
         """
         for name in ("global_batch_size", "eval_samples"):
-            rows = getattr(self.train, name)
-            if rows % ranks:
+            size = getattr(self.train, name)
+            if size % ranks:
                 raise ConfigError(
-                    f"train.{name}: {rows} rows can't be shared evenly by {ranks} ranks. Choose a "
-                    "multiple."
+                    f"train.{name}: expected a multiple of the number of ranks ({ranks}), got "
+                    f"{size}."
                 )
-        rows = self.train.global_batch_size // ranks
+        size = self.train.global_batch_size // ranks
         micro = self.train.micro_batch_size
-        if micro and rows % micro:
+        if micro and size % micro:
             raise ConfigError(
-                f"train.micro_batch_size: must divide the rows of a rank ({micro} of {rows}: "
-                f"{self.train.global_batch_size} rows on {ranks} ranks)."
+                f"train.micro_batch_size: expected a divisor of the {size} sequences of a rank "
+                f"({self.train.global_batch_size} on {ranks} ranks), got {micro}."
             )
-        return rows
+        return size
 
 
-# Keys that say what is shown and kept and how it is computed, never what is learnt: a resumed run
-# may change them. (Those that change the order of additions change the last digits.)
+# Keys that do not change what is learned, so a resumed run may change them. (Some change the order
+# of additions and therefore the last digits.)
 _FREE = {
     "out",
     "device",
@@ -243,16 +226,16 @@ _FREE = {
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
-    """Say what a run would learn differently from the one that was saved.
+    """Describe the settings that change what a resumed run learns.
 
     Args:
-        old: The saved run as `to_dict` gave it.
-        new: The run that wants to go on.
+        old: The saved settings, from `to_dict`.
+        new: The settings of the resumed run.
 
     Returns:
-        "train.steps is 200, was 100" each; empty when the run may be resumed exactly.
+        "train.steps is 200, was 100" for each; empty if the run can be resumed exactly.
     """
-    before, now = _flat(old), _flat(to_dict(new))
+    before, now = _flatten(old), _flatten(to_dict(new))
     return [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -260,13 +243,13 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if prefix in _FREE:
         return {}
     if isinstance(tree, dict):
         items = [(f"{prefix}.{key}" if prefix else key, value) for key, value in tree.items()]
     elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
-        items = [(f"{prefix}.{place}", value) for place, value in enumerate(tree)]
+        items = [(f"{prefix}.{number}", value) for number, value in enumerate(tree)]
     else:
         return {prefix: tree}
-    return {key: value for name, item in items for key, value in _flat(item, name).items()}
+    return {key: value for name, item in items for key, value in _flatten(item, name).items()}

@@ -1,9 +1,8 @@
-"""The ranks of a run: who they are, what they tell each other, and how a model is spread over them.
+"""Process group, collectives and FSDP2 sharding.
 
-Contract: `torchrun` (or any launcher that sets its variables) starts the ranks; without it there is
-one, which needs no process group, and everything here is then the identity. Parameters, gradients
-and optimizer state are sharded with PyTorch's FSDP2 (ZeRO-3 in DeepSpeed's words); nothing above
-this file calls `torch.distributed` except the saves.
+`torchrun`, or any launcher that sets the same variables, starts the ranks. Without it there is a
+single rank without a process group, and every collective returns its input. Parameters, gradients
+and optimizer state are sharded with PyTorch's FSDP2 (ZeRO-3 in DeepSpeed's terms).
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import resolve_device
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """How the ranks share the model; it changes memory and speed, never what is learnt."""
+    """How the ranks share the model. Changes memory and speed, never the result."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "replicas": "dp_replicate",
@@ -45,52 +46,52 @@ class ParallelConfig:
         "offload": "cpu_offload",
     }
 
-    dp_replicate: int = 1
-    """Groups of ranks that each hold the whole model, sharded inside the group; 1 shards over all
-    ranks. One group for each node keeps the gathering inside the nodes (hybrid sharding)."""
+    dp_replicate: Annotated[int, Ge(1)] = 1
+    """Number of replicas of the model, each sharded over an equal group of ranks; 1 shards over all
+    ranks. One replica per node keeps the all-gathers within the nodes (hybrid sharding)."""
     reshard_after_forward: bool = True
-    """Free a block's gathered weights after its forward pass and gather them again for the backward
-    one (ZeRO-3); false keeps them in between (ZeRO-2): more memory, less communication."""
+    """Free the gathered weights of a block after its forward pass and gather them again for the
+    backward pass (ZeRO-3). False keeps them (ZeRO-2): more memory, less communication."""
     grad_accumulation: Literal["full", "sharded"] = "full"
-    """How gradients of several micro-batches add up: whole on each rank and exchanged once in a
-    step, or exchanged after each micro-batch: more communication, a fraction of the memory."""
+    """How the gradients of several micro-batches are accumulated: "full" keeps unsharded gradients
+    and reduces them once per step; "sharded" reduces after each micro-batch: more communication, a
+    fraction of the memory."""
     cpu_offload: bool = False
-    """Keep shards and optimizer in the CPU's memory, and update them there."""
+    """Keep shards and optimizer state in CPU memory and update them there."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        if self.dp_replicate < 1:
-            raise ConfigError(f"dp_replicate: must be at least 1 ({self.dp_replicate}).")
+        check_ranges(self)
 
     def shards(self, ranks: int) -> int:
-        """Give the parts that each group of so many ranks cuts the model into.
+        """Return the number of shards of each replica.
 
         Raises:
             ConfigError: ``dp_replicate`` does not divide the number of ranks.
         """
         if ranks % self.dp_replicate:
             raise ConfigError(
-                f"parallel.dp_replicate: {self.dp_replicate} does not divide {ranks} ranks."
+                f"parallel.dp_replicate: expected a divisor of the number of ranks ({ranks}), got "
+                f"{self.dp_replicate}."
             )
         return ranks // self.dp_replicate
 
 
-class Quiet(SystemExit):
-    """Ends a rank whose error the first rank has told already."""
+class SilentExit(SystemExit):
+    """Ends a rank whose error the first rank reports."""
 
 
 class Distributed:
-    """All ranks of a run, seen from one of them; a context manager that ends the process group."""
+    """The ranks of a run, seen from one of them; a context manager that ends the process group."""
 
     def __init__(self, device: str | None = None) -> None:
-        """Join the ranks that the launcher started.
+        """Join the process group.
 
         Args:
-            device: "cpu", "cuda", "mps"; None takes the best there is. With several ranks on GPUs,
-                each takes the one of its local rank.
+            device: "cpu", "cuda", "mps"; None takes the fastest. With several ranks on GPUs, each
+                takes the GPU of its local rank.
 
         Raises:
-            ConfigError: The device is unknown or not here.
+            ConfigError: The device is unknown or not available.
         """
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -106,7 +107,6 @@ class Distributed:
             )
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(
@@ -123,18 +123,18 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes files and logs."""
         return self.rank == 0
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Add a tensor up over the ranks; every rank gets the sum."""
+        """Sum a tensor over the ranks."""
         if self.size > 1:
             values = values.to(self.device)
             dist.all_reduce(values)
         return values
 
     def gather(self, value: T) -> list[T]:
-        """Give every rank the (small, picklable) values of all ranks, in order."""
+        """Return the (small, picklable) values of all ranks in order, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -142,54 +142,42 @@ class Distributed:
         return cast("list[T]", values)
 
     def any(self, flag: bool) -> bool:
-        """Tell whether the flag is set on some rank."""
-        if self.size == 1:
-            return flag
-        return bool(self.all_reduce(torch.tensor(float(flag))))
+        """Return whether the flag is set on some rank."""
+        return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(float(flag))))
 
     @contextlib.contextmanager
     def raise_together(self) -> Iterator[None]:
-        """Let a block succeed on all ranks or on none.
+        """Let a block succeed on all ranks or fail on all of them.
 
         Raises:
-            LiquidError: It failed on some rank. The first rank raises, with the number of the rank
-                where that is another one; the others end quietly.
+            LiquidError: The block failed on some rank. The first rank raises, with the number of
+                the failed rank if that is another one; the others exit silently.
         """
         failure: LiquidError | None = None
         try:
             yield
         except LiquidError as error:
             failure = error
-        if self.size == 1:
-            if failure is not None:
-                raise failure
-            return
-        told = self.gather(None if failure is None else str(failure))
-        first = next((rank for rank, text in enumerate(told) if text is not None), None)
-        if first is None:
+        messages = self.gather(None if failure is None else str(failure))
+        failed = next((rank for rank, text in enumerate(messages) if text is not None), None)
+        if failed is None:
             return
         if not self.is_main:
-            raise Quiet(1)
-        raise failure or LiquidError(f"rank {first}: {told[first]}")
+            raise SilentExit(1)
+        raise failure or LiquidError(f"rank {failed}: {messages[failed]}")
 
-    def check_equal(self, value: object, what: str, remedy: str) -> None:
-        """Refuse ranks that differ in something.
-
-        Args:
-            value: What all ranks must have alike; compared by its text.
-            what: Its name, for the message.
-            remedy: What to do.
+    def check_equal(self, value: object, name: str, fix: str) -> None:
+        """Check that the text of a value is the same on all ranks.
 
         Raises:
-            LiquidError: They differ.
+            LiquidError: It differs; the message contains ``name`` and ends with ``fix``.
         """
         values = self.gather(str(value))
         with self.raise_together():
             other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
             if other is not None:
                 raise LiquidError(
-                    f"rank {other}: {what} is {values[other]}, on rank 0 it is {values[0]}. "
-                    f"{remedy}"
+                    f"rank {other}: {name} is {values[other]}, on rank 0 it is {values[0]}. {fix}"
                 )
 
     def shard(
@@ -199,14 +187,14 @@ class Distributed:
         config: ParallelConfig,
         precision: torch.dtype,
     ) -> None:
-        """Spread a model over the ranks, block by block; with one rank do nothing.
+        """Shard a model over the ranks, block by block; with one rank do nothing.
 
         Args:
-            root: The whole model; what lies outside its blocks is gathered as one.
+            root: The whole model; the parameters outside its blocks form one FSDP unit.
             blocks: Its decoder blocks.
-            config: Groups, resharding and offloading.
-            precision: Type of the gathered weights and of the products; gradients are added up in
-                float32.
+            config: Replicas, resharding and offloading.
+            precision: Dtype of the gathered weights and of the matrix products; gradients are
+                reduced in float32.
 
         Raises:
             ConfigError: ``dp_replicate`` does not divide the number of ranks.
@@ -219,36 +207,36 @@ class Distributed:
             reduce_dtype=torch.float32,
         )
         pinned = self.device.type == "cuda"
-        cpu_offload = CPUOffloadPolicy(pin_memory=pinned) if config.cpu_offload else OffloadPolicy()
+        offload = CPUOffloadPolicy(pin_memory=pinned) if config.cpu_offload else OffloadPolicy()
         for block in blocks:
             fully_shard(
                 block,
                 mesh=mesh,
                 mp_policy=policy,
-                offload_policy=cpu_offload,
+                offload_policy=offload,
                 reshard_after_forward=config.reshard_after_forward,
             )
-        fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=cpu_offload)
+        fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
     def _mesh(self, config: ParallelConfig) -> DeviceMesh:
         shards = config.shards(self.size)
-        kind = self.device.type
         if config.dp_replicate == 1:
-            return init_device_mesh(kind, (self.size,))
+            return init_device_mesh(self.device.type, (self.size,))
         names = ("dp_replicate", "dp_shard")
-        return init_device_mesh(kind, (config.dp_replicate, shards), mesh_dim_names=names)
+        shape = (config.dp_replicate, shards)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
 
-def synchronize_gradients(root: nn.Module, last: bool) -> None:
-    """Say before a micro-batch whether its backward pass ends the step.
+def set_gradient_sync(root: nn.Module, sync: bool) -> None:
+    """Set whether the next backward pass reduces gradients over the ranks.
 
-    Only then are gradients exchanged; those of the micro-batches before add up on each rank.
+    Without it the gradients of micro-batches accumulate unsharded on each rank.
     """
     if isinstance(root, FSDPModule):
-        root.set_requires_gradient_sync(last)
-        root.set_is_last_backward(last)
+        root.set_requires_gradient_sync(sync)
+        root.set_is_last_backward(sync)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor on every rank; a plain one is returned as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor on every rank; return any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,9 +1,8 @@
-"""The model as it is trained: loaded, frozen or adapted, compiled, spread over the ranks.
+"""The model for training: loaded, frozen or adapted, compiled and sharded.
 
-Contract: `LiquidForTraining` is one module whose forward pass gives the loss, because under sharding the head
-is whole only inside it. With several ranks each reads only its own part of the safetensors, so that
-no machine has to hold the model; adapters are the exception (each rank reads the frozen weights
-once). `to_pretrained` gives the trained model back as a stock one.
+`LiquidForTraining` returns the loss from its forward pass, because under sharding the head is whole
+only there. With several ranks each rank reads only its own shards of the safetensors, so no machine
+needs memory for the whole model. Adapters are the exception: every rank reads the frozen weights.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +20,19 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.model.checkpoint import empty_language_model, load_language_model
-from liquidmm.train.batch import Batch, hidden_states
-from liquidmm.train.distributed import Distributed, ParallelConfig, whole
+from liquidmm.train.batch import Batch
+from liquidmm.train.distributed import Distributed, ParallelConfig, full_tensor
 from liquidmm.train.lora import (
     LoraConfig,
     add_adapters,
-    blocks_of,
-    four_bits,
-    keep_four_bits,
-    merge,
+    decoder_blocks,
+    effective_weight,
+    four_bit_config,
+    keep_four_bit_layout,
+    merge_adapters,
+    unwrap,
 )
-from liquidmm.train.loss import LossConfig, LossResult, head_of, next_token_loss
+from liquidmm.train.loss import Head, LossConfig, LossResult, next_token_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,12 +40,11 @@ if TYPE_CHECKING:
     from liquidmm.vocabulary import Vocabulary
 
 Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
-"""Kernels of transformers; "auto" is its own choice for the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """How a model is prepared for training."""
+    """Which parameters are trained, and how the model is computed."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "attention": "attn_implementation",
@@ -52,30 +52,30 @@ class ModelConfig:
     }
 
     attn_implementation: Attention = "auto"
-    """Kernel of the attention. On a GPU, packed rows are fastest with flex_attention or
-    flash_attention_2, which skip what documents can't see of each other."""
+    """Attention kernel of transformers; "auto" uses its default for the model. On a GPU,
+    flex_attention and flash_attention_2 are fastest: they skip pairs of tokens of different
+    documents."""
     activation_checkpointing: bool = False
-    """Keep only each block's input and compute the rest again in the backward pass: about a third
-    more work, a fraction of the memory."""
+    """Keep only the input of each block and recompute the rest in the backward pass: about a third
+    more computation, a fraction of the memory."""
     compile: bool = False
-    """Compile the decoder blocks: a start of a minute, then faster on a GPU."""
+    """Compile the decoder blocks: takes about a minute at the start, then is faster on a GPU."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are: patterns such as "model.layers.*" over the names in the
+    """Parameters that are not trained: patterns such as "model.layers.*" for the names in the
     safetensors."""
     lora: LoraConfig | None = None
-    """Train adapters and the new rows only."""
+    """Train adapters and the new embedding rows only."""
 
     def __post_init__(self) -> None:
-        """Check what excludes each other."""
         if self.lora is not None and self.freeze:
             raise ConfigError(
-                "freeze: can't be combined with lora, which freezes all but the adapters and the "
-                "new rows. Leave one of them out."
+                "freeze: cannot be combined with lora, which freezes everything but the adapters "
+                "and the new rows. Remove one of them."
             )
 
 
 class LiquidForTraining(nn.Module):
-    """A causal language model together with its loss; made by `load_for_training` or `prepare`."""
+    """A causal language model with its loss; created by `load_for_training` or `prepare`."""
 
     def __init__(
         self,
@@ -84,83 +84,116 @@ class LiquidForTraining(nn.Module):
         lora: LoraConfig | None,
         loss: LossConfig,
     ) -> None:
-        """Take a prepared model; with ``lora`` it has adapters in it."""
         super().__init__()
         self.model = model
         self._loss = loss
         self.autocast: torch.dtype | None = None
-        """Type of the products where weights stay in float32; None where they are cast before."""
+        """Dtype of the matrix products of float32 weights; None without autocast."""
         self._vocabulary = vocabulary
         self._lora = lora
 
-    def forward(self, batch: Batch, tasks: int, labels: int | None = None) -> LossResult:
-        """Compute the loss of some rows.
+    def forward(self, batch: Batch, tasks: int, num_targets: int | None = None) -> LossResult:
+        """Compute the loss of a batch.
 
         Args:
-            batch: The rows.
+            batch: The sequences.
             tasks: Number of tasks.
-            labels: Labelled positions of the whole step, on all ranks; None for those of the rows.
-
-        Returns:
-            The loss and its parts.
+            num_targets: Number of targets of the whole step, on all ranks; None for those of the
+                batch.
         """
         kind = batch.input_ids.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
             return next_token_loss(
                 hidden_states(self.model, batch),
                 head_of(self.model),
-                batch.target,
+                batch.targets,
                 batch.task_ids,
                 self._loss,
                 tasks=tasks,
-                denominator=labels,
+                num_targets=num_targets,
             )
 
     def compute_on(self, device: torch.device, precision: torch.dtype) -> None:
-        """Move to one device; products are in ``precision``, weights stay in float32."""
+        """Move to one device; products use ``precision``, weights stay in float32."""
         self.to(device)
         self.autocast = None if precision == torch.float32 else precision
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Give what is learnt, by its name in the language model; a tied head appears once."""
+        """Return the trainable parameters by name in the language model; a tied head once."""
         named = self.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def to_pretrained(
         self, folder: Path, world: Distributed, dtype: torch.dtype
     ) -> PreTrainedModel | None:
-        """Give the trained model as a stock one, on the first rank; all ranks must call it.
+        """Return the trained model as a stock one, on the first rank; all ranks must call it.
 
         Args:
             folder: The checkpoint it was loaded from.
             world: The ranks.
-            dtype: Type of its weights, where it is a copy.
+            dtype: Dtype of the weights of a copy.
 
         Returns:
-            The live model where that is a stock one already, else a copy on the CPU; None on the
-            other ranks.
+            On one rank without adapters the live model, else a copy on the CPU; None on the other
+            ranks.
         """
         if self._lora is None and world.size == 1:
             return self.model
+        # With adapters, everything else is on disk.
+        named = self.model.state_dict() if self._lora is None else self.trainable()
         state: dict[str, Tensor] = {}
-        for name, tensor in self._kept().items():
-            full = whole(tensor.detach())
+        for name, tensor in named.items():
+            full = full_tensor(tensor.detach())
             if world.is_main:
                 state[name] = full.to("cpu", dtype if full.is_floating_point() else full.dtype)
         if not world.is_main:
             return None
         if self._lora is not None:
-            # The sum of weight and update wants all digits, whatever it is rounded to later.
+            # The sum of weight and update needs full precision, whatever it is rounded to later.
             dense = load_language_model(folder, torch.float32)
-            return merge(add_adapters(dense, self._vocabulary, self._lora), state)
+            return merge_adapters(add_adapters(dense, self._vocabulary, self._lora), state)
         model = empty_language_model(folder)
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         return model
 
-    def _kept(self) -> Mapping[str, Tensor]:
-        """What a stock model is made of; with adapters, beside the weights on disk."""
-        return self.model.state_dict() if self._lora is None else self.trainable()
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Run the decoder on packed sequences; documents do not attend to each other.
+
+    The model gets position ids that restart with each document, without a mask or a cache: with
+    either, transformers would silently mix the documents.
+
+    Returns:
+        Last hidden states, (B, T, D).
+    """
+    ids, positions = batch.input_ids, batch.position_ids
+    if model.config._attn_implementation.startswith("flash_attention"):
+        # Its kernels separate documents by position ids in a single sequence only.
+        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+    output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    states: Tensor = output.last_hidden_state
+    return states.reshape(*batch.input_ids.shape, -1)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """Return the output layer of a causal language model; the weight is the live parameter.
+
+    Raises:
+        CheckpointError: The head is not a linear layer without bias.
+    """
+    layer: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    plain = unwrap(layer)
+    if not isinstance(plain, nn.Linear) or cast("Tensor | None", plain.bias) is not None:
+        raise CheckpointError(
+            f"{type(model).__name__}: unsupported output head ({type(plain).__name__}): expected a "
+            "linear layer without bias. Use another model."
+        )
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(weight=effective_weight(layer), scale=scale, softcap=softcap)
 
 
 def load_for_training(
@@ -173,30 +206,42 @@ def load_for_training(
     parallel: ParallelConfig,
     precision: torch.dtype,
 ) -> LiquidForTraining:
-    """Load a checkpoint's language model for training.
+    """Load the language model of a checkpoint for training.
 
     Args:
         folder: A local checkpoint folder.
-        vocabulary: Its id layout.
-        config: What is trained, and how it is computed.
+        vocabulary: Layout of its token ids.
+        config: Which parameters are trained, and how the model is computed.
         loss: Stabilizers.
         world: The ranks.
         parallel: How they share the model.
-        precision: Type of the products; weights, gradients and optimizer stay in float32.
+        precision: Dtype of the matrix products; weights, gradients and optimizer state stay in
+            float32.
 
     Returns:
         The model on its device, in training mode.
 
     Raises:
-        CheckpointError: Weights are missing or broken.
-        ConfigError: A name in the settings fits nothing.
+        CheckpointError: Weights are missing or damaged.
+        ConfigError: A name in the settings matches nothing.
     """
-    model = _load(folder, config, precision, empty=world.size > 1 and config.lora is None)
+    lora = config.lora
+    options: dict[str, Any] = {}
+    if config.attn_implementation != "auto":
+        options["attn_implementation"] = config.attn_implementation
+    if world.size > 1 and lora is None:
+        model = empty_language_model(folder, **options)
+    else:
+        if lora is not None and lora.load_in_4bit:
+            options["quantization_config"] = four_bit_config(precision)
+        model = load_language_model(folder, torch.float32, **options)
+        keep_four_bit_layout(model)
     trainee = prepare(model, vocabulary, config, loss)
     if world.size > 1:
-        world.shard(trainee, blocks_of(model), parallel, precision)
-        # Offloaded shards live in the CPU's memory; FSDP brings them to the device.
-        _read_shards(trainee, folder, torch.device("cpu") if parallel.cpu_offload else world.device)
+        world.shard(trainee, decoder_blocks(model), parallel, precision)
+        # Offloaded shards stay in CPU memory; FSDP moves them to the device.
+        target = torch.device("cpu") if parallel.cpu_offload else world.device
+        _read_shards(trainee, folder, target)
     else:
         trainee.compute_on(world.device, precision)
     return trainee.train()
@@ -205,97 +250,66 @@ def load_for_training(
 def prepare(
     model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig, loss: LossConfig
 ) -> LiquidForTraining:
-    """Make a trainee of a language model.
+    """Wrap a language model for training.
 
     Args:
-        model: The decoder, with or without weights; changed in place.
-        vocabulary: Its id layout.
-        config: What is trained, and how it is computed.
+        model: The decoder, with or without weights, changed in place.
+        vocabulary: Layout of its token ids.
+        config: Which parameters are trained, and how the model is computed.
         loss: Stabilizers.
 
-    Returns:
-        The trainee, wherever the model is.
-
     Raises:
-        ConfigError: A name in the settings fits nothing.
+        ConfigError: A name in the settings matches nothing.
     """
-    choose_trained(model, vocabulary, config)
+    select_trainable(model, vocabulary, config)
     if config.activation_checkpointing:
-        _checkpoint_activations(model)
+        # The name in transformers 5.23 and later, then the one in earlier versions.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if config.compile:
-        for block in blocks_of(model):
+        for block in decoder_blocks(model):
             block.compile()
     return LiquidForTraining(model, vocabulary, config.lora, loss)
 
 
-def choose_trained(model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig) -> None:
-    """Put adapters in, or freeze, so that only what is to be trained requires a gradient.
-
-    Args:
-        model: The decoder, with or without weights; changed in place.
-        vocabulary: Its id layout.
-        config: What is trained.
+def select_trainable(model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig) -> None:
+    """Add adapters or freeze parameters, so that only trained ones require a gradient.
 
     Raises:
-        ConfigError: A name in the settings fits nothing, or nothing is left to train.
-        MissingExtraError: PEFT isn't installed.
+        ConfigError: A name in the settings matches nothing, or no parameter is left to train.
+        MissingExtraError: PEFT is not installed.
     """
     if config.lora is not None:
         add_adapters(model, vocabulary, config.lora)
-    _freeze(model, config.freeze)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.freeze:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"model.freeze: '{pattern}' matches no parameter. Names look like {names[0]} and "
+                f"{names[-1]}."
+            )
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in config.freeze):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("model.freeze: freezes every parameter. Leave some to train.")
 
 
-def trained_share(model: PreTrainedModel) -> float:
-    """Give the share of the weights of the blocks' matrices that are trained."""
-    matrices = [weight for weight in blocks_of(model).parameters() if weight.dim() > 1]
+def trained_fraction(model: PreTrainedModel) -> float:
+    """Return the fraction of the matrix weights of the blocks that is trained."""
+    matrices = [weight for weight in decoder_blocks(model).parameters() if weight.dim() > 1]
     trained = sum(weight.numel() for weight in matrices if weight.requires_grad)
     return trained / sum(weight.numel() for weight in matrices)
 
 
-def _load(
-    folder: Path, config: ModelConfig, precision: torch.dtype, *, empty: bool
-) -> PreTrainedModel:
-    options: dict[str, Any] = {}
-    if config.attn_implementation != "auto":
-        options["attn_implementation"] = config.attn_implementation
-    if empty:
-        return empty_language_model(folder, **options)
-    if config.lora is not None and config.lora.load_in_4bit:
-        options["quantization_config"] = four_bits(precision)
-    model = load_language_model(folder, torch.float32, **options)
-    keep_four_bits(model)
-    return model
-
-
-def _freeze(model: PreTrainedModel, patterns: tuple[str, ...]) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(
-                f"model.freeze: no parameter fits '{pattern}'. Their names are like {names[0]} "
-                f"and {names[-1]}."
-            )
-    for name, parameter in model.named_parameters():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("model.freeze: freezes everything. Leave something to learn.")
-
-
-def _checkpoint_activations(model: PreTrainedModel) -> None:
-    # The name of transformers 5.23 and later; before, it was the other one.
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 def _read_shards(trainee: LiquidForTraining, folder: Path, device: torch.device) -> None:
-    """Give every parameter memory, and let this rank read its part of the files."""
+    """Allocate every parameter, and read the shards of this rank from the files."""
     empty = {name for name, parameter in trainee.model.named_parameters() if parameter.is_meta}
     trainee._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
     )
-    if not empty:  # with adapters, every rank has read the frozen weights already
+    if not empty:  # with adapters, every rank has already read the frozen weights
         return
     trainee.model.tie_weights()
     wanted = {

@@ -1,23 +1,24 @@
-"""Optimizers for decoders, and learning rates as pure functions of the step.
+"""Optimizers, learning rate schedule and gradient clipping.
 
-Contract: nothing here keeps state besides the optimizers themselves. What is no matrix (norms,
-biases, stacks of experts) and the embedding table, with a head tied to it or rows of it that are
-trained apart, isn't decayed and always moved by AdamW.
+Norms, biases, stacks of experts and embedding tables (with a head tied to one, or separately
+trained rows of one) have no weight decay and are always updated by AdamW.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from transformers import PreTrainedModel
 
-from liquidmm.errors import ConfigError
-from liquidmm.train.lora import is_new_rows, unwrapped
+from liquidmm.config import check_ranges
+from liquidmm.train.distributed import full_tensor
+from liquidmm.train.lora import is_new_rows, unwrap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,57 +32,45 @@ class OptimConfig:
         "max_z": "max_z_loss",
     }
 
-    lr: float = 2e-5
-    """Largest learning rate; the paper's for a 7B base. A small model from scratch takes 1e-3."""
+    lr: Annotated[float, Gt(0)] = 2e-5
+    """Peak learning rate (paper: 2e-5 for a 7B base). Small models from scratch need about 1e-3."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
-    min_lr_ratio: float = 0.0
-    """Where the cosine ends, as a part of ``lr``."""
+    """Learning rate after the warmup."""
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps of linear warmup from 0."""
+    min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.0
+    """End of the cosine, as a fraction of ``lr``."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """What moves the matrices. Muon orthogonalizes their updates (Jordan et al. 2024), scaled so
-    that AdamW's rates fit (Liu et al. 2025, arXiv:2502.16982); better for small models from
-    scratch."""
-    weight_decay: float = 0.0
+    """Optimizer of the matrices. Muon orthogonalizes updates (Jordan et al. 2024), scaled so that
+    the learning rates of AdamW apply (Liu et al. 2025, arXiv:2502.16982). It is better for small
+    models from scratch."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
     """Decoupled weight decay of the matrices."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's two averages."""
-    eps: float = 1e-8
-    """Adam's denominator."""
-    grad_clip: float = 0.5
-    """Largest gradient norm (paper: 0.5); 0 never clips."""
-    max_z_loss: float = 2e-4
-    """Weight of the squared largest logit (paper: 2e-4); 0 leaves it out."""
-    z_loss: float = 0.0
-    """Weight of the squared log-sum-exp; 0 leaves it out."""
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
+    """AdamW betas."""
+    eps: Annotated[float, Gt(0)] = 1e-8
+    """AdamW epsilon."""
+    grad_clip: Annotated[float, Ge(0)] = 0.5
+    """Maximum gradient norm (paper: 0.5); 0 disables clipping."""
+    max_z_loss: Annotated[float, Ge(0)] = 2e-4
+    """Weight of the squared largest logit (paper: 2e-4); 0 disables it."""
+    z_loss: Annotated[float, Ge(0)] = 0.0
+    """Weight of the squared log-sum-exp; 0 disables it."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"lr: must be above 0 ({self.lr}).")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "max_z_loss", "z_loss"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: must be 0 or more ({getattr(self, name)}).")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ConfigError(f"min_lr_ratio: must be from 0 to 1 ({self.min_lr_ratio}).")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas: must be from 0 to below 1 ({self.betas}).")
-        if not self.eps > 0:
-            raise ConfigError(f"eps: must be above 0 ({self.eps}).")
+        check_ranges(self)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Give the learning rate of one step.
+    """Return the learning rate of one step.
 
     Args:
-        step: Steps done before this one, from 0.
-        steps: Steps of the whole run.
-        config: Peak, schedule and warm-up.
+        step: Number of steps before this one.
+        steps: Number of steps of the run.
+        config: Peak, schedule and warmup.
 
     Returns:
-        The rate; the last step of the warm-up has the full one, and the cosine would reach its
-        smallest one right after the last step.
+        The rate. The last warmup step has the peak rate; the cosine ends right after the last step.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -95,17 +84,14 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the trainable parameters into matrices and the rest.
 
-    Args:
-        model: The decoder; frozen parameters are left out.
-
     Returns:
-        The matrices of the blocks and an untied head; then embedding tables and all that has
+        The matrices of the blocks and an untied head; then embedding tables and everything with
         another number of dimensions.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    tables = {id(parameter) for parameter in _tables(model)}
-    for name, parameter in model.named_parameters():  # a tied head appears once
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    for name, parameter in model.named_parameters():  # contains a tied head once
         if parameter.requires_grad:
             plain = parameter.dim() != 2 or id(parameter) in tables or is_new_rows(name)
             (rest if plain else matrices).append(parameter)
@@ -113,18 +99,14 @@ def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[n
 
 
 def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of a run; together they hold every trainable parameter once.
-
-    Args:
-        model: The decoder, on its device.
-        config: Kind, rate, decay and averages.
+    """Create the optimizers of a run; together they contain every trainable parameter once.
 
     Returns:
-        One AdamW, fused where the device has it; with ``optimizer = "muon"`` a Muon for the
-        matrices of the blocks before it.
+        One AdamW, fused where the device supports it; with ``optimizer = "muon"`` preceded by a
+        Muon for the matrices of the blocks.
     """
     decayed, rest = split_parameters(model)
-    head = id(unwrapped(model.get_output_embeddings()).weight)  # type: ignore[no-untyped-call]
+    head = id(unwrap(model.get_output_embeddings()).weight)  # type: ignore[no-untyped-call]
     blocks = [parameter for parameter in decayed if id(parameter) != head]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon" and blocks:
@@ -151,7 +133,21 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     return optimizers
 
 
-def _tables(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            yield cast("nn.Parameter", module.weight)
+def clip_gradients(optimizers: Sequence[torch.optim.Optimizer], max_norm: float) -> float:
+    """Clip the gradients to a norm over all ranks; 0 does not clip.
+
+    Returns:
+        The norm before clipping; NaN or infinite if a gradient is.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)))
+
+
+def optimizer_step(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    """Update the weights at a learning rate and clear the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""What a run is checked by before any weight is loaded: its checkpoint's parts and its data.
+"""Everything about a run that can be opened and checked before its weights are loaded.
 
-Contract: what can be wrong with the files of a run is found here, in seconds and on every rank;
-afterwards the rows of training and of validation can be drawn.
+Problems with the files of a run are found here, in seconds and on every rank. A run that passes may
+still contain a text that is too long next to its image; that error names the record.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import torch
 from transformers import AutoConfig
 
 from liquidmm.config import to_dict
-from liquidmm.data.draws import Source
-from liquidmm.data.examples import KINDS, ExampleBuilder, ExampleConfig
+from liquidmm.data.examples import TASK_KINDS, ExampleBuilder, ExampleConfig
 from liquidmm.data.manifest import read_manifest
-from liquidmm.data.mixture import TokenStream
+from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence
-from liquidmm.errors import ConfigError
+from liquidmm.data.stream import TokenStream
+from liquidmm.errors import ConfigError, DataError
 from liquidmm.model.checkpoint import Checkpoint, load_parts, local_folder
 from liquidmm.model.processor import LiquidProcessor
 from liquidmm.runtime import get_logger
-from liquidmm.train.checkpoint import latest, read_progress
-from liquidmm.train.checks import check_length, check_pictures, check_quantized
+from liquidmm.train.checkpoint import latest_checkpoint, read_state
 from liquidmm.train.config import TrainConfig, differences
 
 if TYPE_CHECKING:
@@ -36,167 +35,241 @@ if TYPE_CHECKING:
 
     from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 
+# Tokens around the codes of an image: begin, end, and at least one of something else.
+_AROUND_IMAGE = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
-    """The files of a run, opened; made by `open_setup`."""
+    """The opened files of a run; created by `open_setup`."""
 
     run: TrainConfig
-    """The run."""
+    """The run file."""
     folder: Path
-    """Local folder of its checkpoint."""
+    """Local folder of the checkpoint."""
     config: PreTrainedConfig
     """Configuration of its language model."""
     processor: LiquidProcessor
-    """Tokenizer and id layout, with the sizes of the pictures trained on."""
-    images: ImageTokenizer | None
-    """The image tokenizer, where the checkpoint has one."""
+    """Text tokenizer and token id layout, with the image sizes of the training data."""
+    image_tokenizer: ImageTokenizer | None
+    """The image tokenizer, if the checkpoint has one."""
     stream: TokenStream
-    """The data, one lane for each row of a step."""
+    """The training data, one stream for each sequence of a step."""
 
     @property
     def digest(self) -> str:
-        """Short hash of what all ranks must have alike: id layout, tokenizer and data."""
-        told = {
+        """Short hash of what must be equal on all ranks: vocabulary, tokenizer and data."""
+        tokenizer = self.image_tokenizer
+        parts = {
             "vocabulary": self.processor.vocabulary.to_dict(),
-            "images": None if self.images is None else self.images.fingerprint,
-            "stream": self.stream.identity(),
+            "image_tokenizer": None if tokenizer is None else tokenizer.fingerprint,
+            "stream": self.stream.fingerprint(),
             "shards": [
-                (manifest.origin.source_digest, to_dict(manifest.totals))
+                (manifest.provenance.source_digest, to_dict(manifest.totals))
                 for manifest in (read_manifest(source.path) for source in self.run.data.sources)
             ],
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def checkpoint(self, model: PreTrainedModel) -> Checkpoint:
-        """Put a language model together with the other parts."""
-        return Checkpoint(model=model, processor=self.processor, image_tokenizer=self.images)
+        """Combine a language model with the other parts of the checkpoint."""
+        return Checkpoint(
+            model=model, processor=self.processor, image_tokenizer=self.image_tokenizer
+        )
 
-    def validation_rows(self) -> Iterator[tuple[str, list[PackedSequence]]]:
-        """Make the rows to measure on, which are always the same ones.
+    def eval_sequences(self) -> Iterator[tuple[str, list[PackedSequence]]]:
+        """Yield the evaluation sequences of each source; they are always the same.
 
         Yields:
-            Name of the source and task, and ``train.eval_samples`` rows.
+            Name of the source and task, and ``train.eval_samples`` sequences.
         """
-        # Folders of the same name must not share a figure.
         folders = {source.path for source in self.run.data.eval}
         names = Counter(path.name for path in folders)
         for source in self.run.data.eval:
-            stream = _open_validation(self.run, self.processor, self.images, source)
-            rows = [stream.take()[0] for _ in range(self.run.train.eval_samples)]
+            stream = _open_eval(self.run, self.processor, self.image_tokenizer, source)
+            sequences = [stream.next()[0] for _ in range(self.run.train.eval_samples)]
+            # Folders of the same name must not share a metric.
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
-            yield f"{name}/{source.task}", rows
+            yield f"{name}/{source.task}", sequences
 
 
-def save_to_resume(run: TrainConfig, resume: bool, *, told: bool) -> Path | None:
-    """Find the save that a run goes on from.
+def checkpoint_to_resume(run: TrainConfig, resume: bool, *, log: bool) -> Path | None:
+    """Return the checkpoint that a run resumes from, or None if it starts from the beginning.
 
     Args:
-        run: The run.
-        resume: Go on even though settings changed.
-        told: Say which settings changed.
-
-    Returns:
-        The newest save in the folder of the run; None where there is none.
+        run: The run file.
+        resume: Accept changed settings.
+        log: Log which settings changed.
 
     Raises:
-        ConfigError: The save has other settings, or there is none to resume.
-        CheckpointError: The save is broken.
+        ConfigError: The checkpoint has other settings, or there is none although ``resume`` is set.
+        CheckpointError: The checkpoint is damaged or was written by an earlier version.
     """
-    save = latest(run.out)
-    if save is None:
+    checkpoint = latest_checkpoint(run.out)
+    if checkpoint is None:
         if resume:
-            raise ConfigError(f"{run.out}: holds no save to resume. Leave --resume out.")
+            raise ConfigError(f"{run.out}: has no checkpoint to resume from. Omit --resume.")
         return None
-    changed = differences(read_progress(save).run, run)
+    changed = differences(read_state(checkpoint).config, run)
     if changed and not resume:
         raise ConfigError(
-            f"{run.out}: holds a run with other settings ({'; '.join(changed)}). Choose "
-            "another out, restore the settings, or go on with the new ones: --resume."
+            f"{run.out}: contains a run with other settings ({'; '.join(changed)}). Choose another "
+            "out, restore the settings, or pass --resume to continue with the new ones."
         )
-    for change in changed if told else ():
-        get_logger(__name__).warning("resuming although %s", change)
-    return save
+    for change in changed if log else ():
+        get_logger(__name__).warning("resuming with a changed setting: %s", change)
+    return checkpoint
 
 
 def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
     """Open and check the files of a run.
 
     Args:
-        run: The run.
+        run: The run file.
         ranks: Number of ranks.
-        device: Where the image tokenizer goes.
-
-    Returns:
-        The opened files.
+        device: Device of the image tokenizer.
 
     Raises:
-        ConfigError: The rows or the model can't be shared by the ranks, or rows are longer than the
-            model's context.
-        CheckpointError: The checkpoint wasn't expanded, or is broken.
-        DataError: A folder of shards can't be read, is empty, was made for another checkpoint, or
-            holds a picture that fits no row.
+        ConfigError: Sequences or model cannot be divided among the ranks, or documents are longer
+            than the context of the model.
+        CheckpointError: The checkpoint was not expanded, or is damaged.
+        DataError: A folder of shards cannot be read, is empty, was made for another checkpoint, or
+            contains an image that does not fit a sequence.
     """
-    run.rows_of_rank(ranks)
+    run.batch_size_per_rank(ranks)
     run.parallel.shards(ranks)
     check_quantized(run, ranks)
-    check_pictures(run)
+    check_image_sizes(run)
     folder = local_folder(str(run.checkpoint))
-    processor, images = load_parts(folder, device)
+    processor, image_tokenizer = load_parts(folder, device)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_length(run, config)
-    processor = _with_sizes(processor, images, run)
+    processor = _with_sizes(processor, image_tokenizer, run)
     stream = TokenStream(
         run.data.sources,
-        _renderer(run.data.format, processor, images),
+        _builder(run.data.format, processor, image_tokenizer),
         run.data.packing,
         run.seed,
-        lanes=run.train.global_batch_size,
-        fingerprint=None if images is None else images.fingerprint,
-        workers=run.data.num_workers,
+        num_streams=run.train.global_batch_size,
+        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
+        num_workers=run.data.num_workers,
     )
     for source in run.data.eval:
-        _open_validation(run, processor, images, source)
+        _open_eval(run, processor, image_tokenizer, source)
     return Setup(
-        run=run, folder=folder, config=config, processor=processor, images=images, stream=stream
+        run=run,
+        folder=folder,
+        config=config,
+        processor=processor,
+        image_tokenizer=image_tokenizer,
+        stream=stream,
     )
 
 
-def _open_validation(
-    run: TrainConfig, processor: LiquidProcessor, images: ImageTokenizer | None, source: Source
+def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
+    """Check that documents fit the context of the model.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = run.data.packing.document_limit
+    if context is not None and longest > context:
+        name = "max_document_tokens" if run.data.max_document_tokens else "seq_len"
+        raise ConfigError(
+            f"data.{name}: documents have up to {longest} tokens, but the model has "
+            f"max_position_embeddings = {context}. Set data.max_document_tokens to at most that."
+        )
+
+
+def check_quantized(run: TrainConfig, ranks: int) -> None:
+    """Check that 4-bit weights are used on one rank only: FSDP2 cannot shard them.
+
+    Raises:
+        ConfigError: They are used on several ranks.
+    """
+    if ranks > 1 and run.model.lora is not None and run.model.lora.load_in_4bit:
+        raise ConfigError(
+            f"model.lora.load_in_4bit: expected a single rank, got {ranks}. Set it to false; LoRA "
+            "without it can be sharded."
+        )
+
+
+def check_image_sizes(run: TrainConfig) -> None:
+    """Check that the images of every source fit a sequence.
+
+    Raises:
+        DataError: One does not, or a source is not a folder of shards.
+    """
+    longest = run.data.packing.document_limit
+    drop = run.data.overlong == "drop"
+    for table, sources in (("sources", run.data.sources), ("eval", run.data.eval)):
+        for number, source in enumerate(sources):
+            needed = _tokens_of_sizes(source)
+            if not needed:
+                continue
+            # Larger images can be dropped, if some fit.
+            size = (min if drop else max)(needed, key=needed.__getitem__)
+            if needed[size] > longest:
+                raise DataError(
+                    f"data.{table}.{number}: {source.path} has images of {size} tokens, which take "
+                    f"at least {needed[size]} tokens; documents have at most {longest}. Increase "
+                    "data.seq_len, or encode smaller images."
+                )
+
+
+def _tokens_of_sizes(source: Source) -> dict[str, int]:
+    """Return the tokens that an image of each size needs; sizes are "width x height"."""
+    totals = read_manifest(source.path).totals
+    kind = TASK_KINDS[source.task]
+    others = {name for name, count in totals.kinds.items() if count} - {"text", kind}
+    if kind == "text" or others:
+        return {}  # the manifest does not tell which kind of sample an image belongs to
+    needed = {}
+    for size in totals.sizes:
+        width, height = map(int, size.split(" x "))
+        needed[size] = width * height + _AROUND_IMAGE
+    return needed
+
+
+def _open_eval(
+    run: TrainConfig,
+    processor: LiquidProcessor,
+    image_tokenizer: ImageTokenizer | None,
+    source: Source,
 ) -> TokenStream:
-    render = replace(run.data.format, guidance_dropout=0.0, opening_share=0.0)
-    rows = read_manifest(source.path).totals.kinds.get(KINDS[source.task], 0)
-    # A window with a row twice would measure fewer of them.
-    window = max(1, min(run.data.packing_buffer, source.count or rows))
+    config = replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0)
+    samples = read_manifest(source.path).totals.kinds.get(TASK_KINDS[source.task], 0)
+    # A buffer that contains a sample twice would cover fewer of them.
+    buffer = max(1, min(run.data.packing_buffer, source.max_samples or samples))
     return TokenStream(
         (replace(source, weight=1.0),),
-        _renderer(render, processor, images),
-        replace(run.data.packing, window=window),
+        _builder(config, processor, image_tokenizer),
+        replace(run.data.packing, packing_buffer=buffer),
         run.seed,
-        fingerprint=None if images is None else images.fingerprint,
+        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
     )
 
 
-def _renderer(
-    render: ExampleConfig, processor: LiquidProcessor, images: ImageTokenizer | None
+def _builder(
+    config: ExampleConfig, processor: LiquidProcessor, image_tokenizer: ImageTokenizer | None
 ) -> ExampleBuilder:
-    return ExampleBuilder(
-        processor.sequences, render, None if images is None else images.downsample_factor
-    )
+    factor = None if image_tokenizer is None else image_tokenizer.downsample_factor
+    return ExampleBuilder(processor.sequences, config, factor)
 
 
 def _with_sizes(
-    processor: LiquidProcessor, images: ImageTokenizer | None, run: TrainConfig
+    processor: LiquidProcessor, image_tokenizer: ImageTokenizer | None, run: TrainConfig
 ) -> LiquidProcessor:
-    """Write down the sizes of the pictures to be trained on, where the checkpoint names none."""
-    if processor.sizes or images is None:
+    """Record the image sizes of the training data, if the checkpoint has none."""
+    if processor.sizes or image_tokenizer is None:
         return processor
+    factor = image_tokenizer.downsample_factor
     counts: Counter[tuple[int, int]] = Counter()
     for source in run.data.sources:
         if source.task == "text_to_image":
             for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = (int(side) * images.downsample_factor for side in size.split(" x "))
-                counts[width, height] += count
+                width, height = map(int, size.split(" x "))
+                counts[width * factor, height * factor] += count
     sizes = tuple(size for size, _ in counts.most_common())
     return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.resize)

@@ -1,10 +1,8 @@
-"""The one loop of the language model: pre-training and tuning differ by the run file only.
+"""The training loop of the language model; pre-training and tuning differ by the run file only.
 
-Contract: `train` takes a run and gives the folder that came out of it, on one rank or on many. A
-step's loss is the mean over all its labels, whatever the micro-batches and ranks. A stopped run,
-gone on with, equals one that never stopped, bit by bit: the data of a step follow from the saved
-position, and all other randomness from (seed, step, rank). Saving, validating and sampling change
-nothing.
+The loss of a step is the mean over all its targets, whatever the micro-batches and ranks. A resumed
+run equals an uninterrupted one bit for bit: the data of a step follow from the saved position, and
+all other randomness from (seed, step, rank). Saving, evaluating and sampling do not affect it.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,65 +21,67 @@ from torch import nn
 
 from liquidmm.config import to_dict
 from liquidmm.data.examples import TASKS
-from liquidmm.data.mixture import TokenStream
 from liquidmm.data.packing import PackedSequence
 from liquidmm.errors import LiquidError
 from liquidmm.files import atomic_file
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import get_logger, resolve_dtype, tune_cpu_allocator
 from liquidmm.signals import StopSignals
-from liquidmm.train import checkpoint as saves
+from liquidmm.train import checkpoint as checkpoints
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainConfig
-from liquidmm.train.data_plan import plan_data
-from liquidmm.train.distributed import Distributed
-from liquidmm.train.final import model_card, write_final
-from liquidmm.train.flops import flops_per_token, mfu, peak_flops
+from liquidmm.train.distributed import Distributed, set_gradient_sync
+from liquidmm.train.estimate import utilization
 from liquidmm.train.loss import LossConfig
-from liquidmm.train.loss_spikes import LossSpikeDetector, write_failed
-from liquidmm.train.metrics import LossMeter, MetricsLog
-from liquidmm.train.model import load_for_training, trained_share
-from liquidmm.train.optim import learning_rate
-from liquidmm.train.setup import Setup, open_setup, save_to_resume
-from liquidmm.train.step import Stepper
-from liquidmm.train.trackers import open_trackers
+from liquidmm.train.metrics import LossMeter, LossSpikeDetector, MetricsLog, open_trackers
+from liquidmm.train.model import LiquidForTraining, load_for_training
+from liquidmm.train.optim import build_optimizers, clip_gradients, learning_rate, optimizer_step
+from liquidmm.train.setup import Setup, checkpoint_to_resume, open_setup
 
 OnSample = Callable[[Checkpoint, int], None]
-"""Called on the first rank with the checkpoint as it is, in evaluation mode, and the steps done."""
+"""Called on the first rank with the model in evaluation mode and the number of finished steps."""
+OnStep = Callable[[int, int], None]
+"""Called before each step on every rank, with the number of finished steps and the rank."""
 
 _LOG = get_logger(__name__)
 
 
-def train(run: TrainConfig, on_sample: OnSample | None = None, *, resume: bool = False) -> Path:
-    """Train a checkpoint, or go on where a run of the same settings stopped.
+def train(
+    run: TrainConfig,
+    on_sample: OnSample | None = None,
+    *,
+    on_step: OnStep | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train a checkpoint, or resume a run of the same settings.
 
-    SIGTERM and SIGINT end the run after the step in progress with a save. Every rank of a
-    `torchrun` calls this with the same run.
+    SIGTERM and SIGINT stop the run after the current step, with a checkpoint. Under `torchrun`
+    every rank calls this with the same run file.
 
     Args:
-        run: What to do.
-        on_sample: Shows what the model can do by now, ``run.train.sample_every`` steps apart and at
-            the end.
-        resume: Go on even though settings changed; without it that is an error.
+        run: The run file.
+        on_sample: Called every ``run.train.sample_every`` steps and at the end.
+        on_step: Called before each step.
+        resume: Accept changed settings.
 
     Returns:
-        OUT/final; or the folder of the save, when the run was stopped.
+        OUT/final, or the folder of the checkpoint if the run was stopped.
 
     Raises:
-        ConfigError: ``run.out`` holds a run with other settings, or none to resume.
-        CheckpointError: The checkpoint or a save can't be loaded.
-        DataError: A folder of shards can't be read or doesn't fit.
-        LiquidError: The loss is no number any more, the ranks differ, or the disk refused.
+        ConfigError: ``run.out`` contains a run with other settings, or none to resume.
+        CheckpointError: The model or a training checkpoint cannot be loaded.
+        DataError: A folder of shards cannot be read or does not fit.
+        LiquidError: The gradient is not finite, the ranks differ, or a file cannot be written.
     """
     tune_cpu_allocator()
     with Distributed(run.device) as world, StopSignals() as stop:
         with world.raise_together():
-            save = save_to_resume(run, resume, told=world.is_main)
-        world.check_equal(save, "the newest save", "Give all ranks the same folder out.")
-        done = 0 if save is None else saves.read_progress(save).step
+            checkpoint = checkpoint_to_resume(run, resume, log=world.is_main)
+        world.check_equal(checkpoint, "the latest checkpoint", "Use a shared folder for out.")
+        done = 0 if checkpoint is None else checkpoints.read_state(checkpoint).step
         final = run.out / "final"
         if final.is_dir() and done >= run.train.steps:
-            _LOG.info("%s: is finished already", final)
+            _LOG.info("%s: the run is already complete", final)
             return final
         with world.raise_together():
             setup = open_setup(run, world.size, world.device)
@@ -89,26 +89,47 @@ def train(run: TrainConfig, on_sample: OnSample | None = None, *, resume: bool =
         if world.is_main:
             with atomic_file(run.out / "run.json") as path:
                 path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
-        return _Trainer(run, setup, world, save, on_sample).run_until(stop)
+        trainer = _Trainer(run, setup, world, on_sample)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        return trainer.run_until(stop, on_step)
+
+
+def forward_backward(
+    model: LiquidForTraining,
+    batch: Batch,
+    num_targets: int,
+    meter: LossMeter,
+    world: Distributed,
+    *,
+    micro_batch_size: int = 0,
+    grad_accumulation: Literal["full", "sharded"] = "full",
+) -> None:
+    """Compute the gradients of a step, and add its loss to ``meter``.
+
+    ``batch`` contains the sequences of this rank, ``num_targets`` counts those of all ranks.
+    """
+    parts = list(batch.split(micro_batch_size))
+    for part in parts:
+        set_gradient_sync(model, part is parts[-1] or grad_accumulation == "sharded")
+        result = model(part, len(TASKS), num_targets)
+        # FSDP averages gradients over the ranks, but those of a step are a sum.
+        (result.loss * world.size).backward()
+        meter.add(result)
 
 
 class _Trainer:
-    """Everything a run holds while it runs."""
+    """The state of a run in progress."""
 
     def __init__(
-        self,
-        run: TrainConfig,
-        setup: Setup,
-        world: Distributed,
-        save: Path | None,
-        on_sample: OnSample | None,
+        self, run: TrainConfig, setup: Setup, world: Distributed, on_sample: OnSample | None
     ) -> None:
         self.run = run
         self.setup = setup
         self.world = world
         self.on_sample = on_sample
         with world.raise_together():
-            self.trainee = load_for_training(
+            self.model = load_for_training(
                 setup.folder,
                 setup.processor.vocabulary,
                 run.model,
@@ -117,235 +138,214 @@ class _Trainer:
                 parallel=run.parallel,
                 precision=getattr(torch, run.train.precision),
             )
-        self.stepper = Stepper(
-            self.trainee,
-            run.optim,
-            world,
-            part_rows=run.train.micro_batch_size,
-            grad_accumulation=run.parallel.grad_accumulation,
-        )
-        self.stream: TokenStream = setup.stream
-        self.lanes = range(world.rank, run.train.global_batch_size, world.size)
-        self.saver = saves.Checkpointer(run.out, run.train.keep_checkpoints, world)
-        self.watch = LossSpikeDetector(run.train.loss_spike_sigma)
-        self.validation: list[tuple[str, Batch]] | None = None
-        self.figures: dict[str, Any] = {}
+        self.optimizers = build_optimizers(self.model.model, run.optim)
+        self.stream = setup.stream
+        self.streams = range(world.rank, run.train.global_batch_size, world.size)
+        self.checkpointer = checkpoints.Checkpointer(run.out, run.train.keep_checkpoints, world)
+        self.spikes = LossSpikeDetector(run.train.loss_spike_sigma)
+        self.eval_batches: list[tuple[str, Batch]] | None = None
+        self.metrics: dict[str, Any] = {}
         self.step = 0
-        if save is not None:
-            with world.raise_together():
-                progress = saves.read_progress(save)
-                saves.restore(save, self.trainee.trainable(), self.stepper.optimizers, world)
-                self.stream.restore(_only(progress.data, self.lanes))
-            self.watch.restore(progress.watch)
-            self.step = progress.step
-            if world.is_main:
-                _LOG.info("%s: goes on after step %d", run.out, self.step)
 
-    def run_until(self, stop: threading.Event) -> Path:
-        """Train to the last step, or until ``stop`` is set on some rank."""
+    def restore(self, checkpoint: Path) -> None:
+        with self.world.raise_together():
+            state = checkpoints.read_state(checkpoint)
+            checkpoints.restore(checkpoint, self.model.trainable(), self.optimizers, self.world)
+            streams = state.data["streams"].items()
+            mine = {number: each for number, each in streams if int(number) in self.streams}
+            self.stream.load_state_dict(state.data | {"streams": mine})
+        self.spikes.load_state_dict(state.loss_spikes)
+        self.step = state.step
+        if self.world.is_main:
+            _LOG.info("%s: resuming after step %d", self.run.out, self.step)
+
+    def run_until(self, stop: threading.Event, on_step: OnStep | None) -> Path:
+        loop = self.run.train
         with contextlib.ExitStack() as stack:
             stack.callback(self.stream.close)
             log = stack.enter_context(self.open_log())
-            tally = LossMeter(TASKS)
-            while self.step < self.run.train.steps and not self.world.any(stop.is_set()):
-                rate = learning_rate(self.step, self.run.train.steps, self.run.optim)
-                norm = self.train_step(rate, tally)
+            meter = LossMeter(TASKS)
+            while self.step < loop.steps and not self.world.any(stop.is_set()):
+                if on_step is not None:
+                    on_step(self.step, self.world.rank)
+                rate = learning_rate(self.step, loop.steps, self.run.optim)
+                norm = self.train_step(rate, meter)
                 self.step += 1
-                log.advance(self.run.train.global_batch_size * self.run.data.seq_len)
-                if self.is_due(self.run.train.log_every):
-                    self.figures = tally.report(self.world.all_reduce)
-                    told = {"gradient_norm": norm, "lr": rate} | self.data_metrics()
-                    log.write(self.step, self.figures | told)
-                    tally = LossMeter(TASKS)
+                log.advance(loop.global_batch_size * self.run.data.seq_len)
+                if self.is_due(loop.log_every):
+                    self.metrics = meter.report(self.world.all_reduce)
+                    more = {"grad_norm": norm, "lr": rate} | self.data_metrics()
+                    log.write(self.step, self.metrics | more)
+                    meter = LossMeter(TASKS)
                 with log.pause():
                     self.run_callbacks(log)
-            if self.step < self.run.train.steps:
-                folder = self.save()
-                self.saver.finish()
-                if self.world.is_main:
-                    _LOG.info("stopped after step %d; saved in %s", self.step, folder)
-                return folder
-            return self.finish(log)
+            if self.step >= loop.steps:
+                return self.finish(log)
+            folder = self.save()
+            self.checkpointer.finish()
+            if self.world.is_main:
+                _LOG.info("stopped after step %d; checkpoint: %s", self.step, folder)
+            return folder
 
     def open_log(self) -> MetricsLog:
-        """Open metrics.jsonl, the bar and the trackers; other ranks than the first get a dummy."""
-        main = self.world.is_main
-        run, names = self.run, self.run.trackers
+        run, main = self.run, self.world.is_main
         return MetricsLog(
             run.out / "metrics.jsonl" if main else None,
             step=self.step,
             steps=run.train.steps,
-            trackers=open_trackers(names, run.out, self.step, to_dict(run)) if main else [],
-            utilization=self.utilization(),
+            trackers=open_trackers(run.trackers, run.out, self.step, to_dict(run)) if main else [],
+            utilization=utilization(self.setup, self.model.model, self.world),
         )
 
-    def utilization(self) -> Callable[[float], float] | None:
-        """Give what turns ids per second into MFU; None where the device's peak isn't known."""
-        peak = peak_flops(self.world.device, getattr(torch, self.run.train.precision))
-        if peak is None:
-            return None
-        data = plan_data(self.stream, self.run.data.sources, self.run.data.packing, 1)
-        flops = flops_per_token(
-            self.setup.config,
-            data.length,
-            labelled_share=data.labelled,
-            trained_share=trained_share(self.trainee.model),
-        )
-        return lambda speed: round(mfu(speed, flops, peak * self.world.size), 4)
-
-    def train_step(self, rate: float, tally: LossMeter) -> float:
-        """Do one optimizer step; return the gradient norm before clipping."""
+    def train_step(self, rate: float, meter: LossMeter) -> float:
+        """Do one optimizer step and return the gradient norm before clipping."""
         numbers = [self.run.seed, self.step, self.world.rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-        rows, batch, labels = self.next_rows()
-        of_step = LossMeter(TASKS)
-        norm = self.stepper.gradients(batch, labels, of_step)
+        sequences, batch, num_targets = self.next_batch()
+        step_meter = LossMeter(TASKS)
+        forward_backward(
+            self.model,
+            batch,
+            num_targets,
+            step_meter,
+            self.world,
+            micro_batch_size=self.run.train.micro_batch_size,
+            grad_accumulation=self.run.parallel.grad_accumulation,
+        )
+        norm = clip_gradients(self.optimizers, self.run.optim.grad_clip)
+        keys = [sequence.keys for sequence in sequences]
         if not math.isfinite(norm):
-            self.abort(norm, rows, batch)
-        self.check_spike(of_step, rows)
-        self.stepper.update(rate)
-        tally.merge(of_step)
+            self.abort(norm, batch, keys)
+        self.check_spike(step_meter, keys)
+        optimizer_step(self.optimizers, rate)
+        meter.merge(step_meter)
         return norm
 
-    def next_rows(self) -> tuple[list[PackedSequence], Batch, int]:
-        """Take this rank's rows of a step; count the labels of all ranks'."""
+    def next_batch(self) -> tuple[list[PackedSequence], Batch, int]:
+        """Return this rank's part of a step, and the number of targets on all ranks."""
         failure: LiquidError | None = None
-        rows: list[PackedSequence] = []
         count = torch.zeros((), dtype=torch.float64)
         try:
-            rows = self.stream.take(self.lanes)
-            batch = Batch.of(rows, self.world.device)
-            count += batch.labels.cpu()
+            sequences = self.stream.next(self.streams)
+            batch = Batch.from_sequences(sequences, self.world.device)
+            count += batch.num_targets.cpu()
         except LiquidError as error:
-            failure, count = error, count - math.inf  # told to all ranks with the sum
-        labels = float(self.world.all_reduce(count))
-        if math.isinf(labels):
-            self.saver.finish()
+            failure, count = error, count - math.inf  # reaches all ranks with the sum
+        num_targets = float(self.world.all_reduce(count))
+        if math.isinf(num_targets):
+            self.checkpointer.finish()
             with self.world.raise_together():
                 if failure is not None:
                     raise failure
-        return rows, batch, int(labels)
+        return sequences, batch, int(num_targets)
 
     def data_metrics(self) -> dict[str, float]:
-        """Say how often the rows most drawn came by, and how many records were left out."""
-        told: dict[str, float] = {"passes": round(max(self.stream.passes), 4)}
+        metrics: dict[str, float] = {"epochs": round(max(self.stream.epochs), 4)}
         if self.run.data.overlong == "drop":
-            mine = torch.tensor(self.stream.left_out, dtype=torch.float64)
-            told["left_out"] = int(self.world.all_reduce(mine))
-        return told
+            dropped = torch.tensor(self.stream.dropped, dtype=torch.float64)
+            metrics["dropped"] = int(self.world.all_reduce(dropped))
+        return metrics
 
-    def abort(self, norm: float, rows: list[PackedSequence], batch: Batch) -> None:
-        """Stop before weights are spoilt, and keep the rows that did it."""
+    def abort(self, norm: float, batch: Batch, keys: list[tuple[str, ...]]) -> None:
+        """Stop before the weights are updated, and save the batch to OUT/failed."""
+        step, folder = self.step + 1, self.run.out / "failed"
         with self.world.raise_together():
-            path = write_failed(self.run.out, self.step + 1, self.world.rank, rows, batch)
-        self.saver.finish()
+            name = f"step-{step:08d}-rank-{self.world.rank:05d}.safetensors"
+            batch.save(folder / name, keys)
+        self.checkpointer.finish()
         with self.world.raise_together():
             raise LiquidError(
-                f"step {self.step + 1}: the gradient is {norm}; its rows are in {path.parent}. "
-                "Lower optim.lr or lengthen the warm-up, or leave those records out; the last save "
-                f"is {saves.latest(self.run.out)}."
+                f"step {step}: the gradient norm is {norm}; the batch is in {folder}. Lower "
+                "optim.lr, increase optim.warmup_steps, or remove those records; the latest "
+                f"checkpoint is {checkpoints.latest_checkpoint(self.run.out)}."
             )
 
-    def check_spike(self, of_step: LossMeter, rows: list[PackedSequence]) -> None:
-        """Report a step whose loss stands out, with the records it was made from."""
-        spike = self.watch.update(of_step.report(self.world.all_reduce).get("loss", 0.0))
+    def check_spike(self, meter: LossMeter, keys: list[tuple[str, ...]]) -> None:
+        spike = self.spikes.update(meter.report(self.world.all_reduce).get("loss", 0.0))
         if spike is None:
             return
-        keys = self.world.gather([row.keys for row in rows])
+        every = self.world.gather(keys)
         if self.world.is_main:
-            line = {"step": self.step + 1, "spike": spike, "records": keys}
+            line = {"step": self.step + 1, "spike": spike, "records": every}
             with (self.run.out / "spikes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             _LOG.warning("step %d: %s; its records are in spikes.jsonl", self.step + 1, spike)
 
     def is_due(self, every: int) -> bool:
-        """Tell whether something that comes every so many steps comes now."""
         return every > 0 and self.step % every == 0
 
     def run_callbacks(self, log: MetricsLog) -> None:
-        """Save, validate and sample where it is time to; the end has its own turn."""
+        """Save, evaluate and sample when due; `finish` does so after the last step."""
         loop = self.run.train
-        self.saver.poll()
+        self.checkpointer.poll()
         if self.step >= loop.steps:
             return
         if self.is_due(loop.save_every):
             self.save()
         if self.is_due(loop.eval_every):
-            self.validate(log)
+            self.evaluate(log)
         if self.is_due(loop.sample_every):
             self.sample()
 
     def finish(self, log: MetricsLog) -> Path:
-        """Save, measure, show and write what came out."""
         self.save()
-        self.validate(log)
+        self.evaluate(log)
         self.sample()
-        self.saver.finish()
-        final = self.run.out / "final"
-        model = self.trainee.to_pretrained(
-            self.setup.folder, self.world, getattr(torch, self.run.save_dtype)
-        )
+        self.checkpointer.finish()
+        dtype, out = self.run.save_dtype, self.run.out
+        model = self.model.to_pretrained(self.setup.folder, self.world, getattr(torch, dtype))
         with self.world.raise_together():
             if model is not None:
-                card = model_card(to_dict(self.run), self.figures)
-                write_final(self.run.out, self.setup.checkpoint(model), card, self.run.save_dtype)
-        return final
+                card = checkpoints.model_card(to_dict(self.run), self.metrics)
+                checkpoints.write_final(out, self.setup.checkpoint(model), card, dtype)
+        return out / "final"
 
     def save(self) -> Path:
-        """Begin to save everything the run needs to go on."""
-        states = self.world.gather(self.stream.state())
-        lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
-        progress = saves.Progress(
+        states = self.world.gather(self.stream.state_dict())
+        streams = {number: each for state in states for number, each in state["streams"].items()}
+        state = checkpoints.TrainState(
             step=self.step,
-            data=states[0] | {"lanes": lanes},
-            run=to_dict(self.run),
-            watch=self.watch.state(),
+            data=states[0] | {"streams": streams},
+            config=to_dict(self.run),
+            loss_spikes=self.spikes.state_dict(),
         )
-        return self.saver.start(self.trainee.trainable(), self.stepper.optimizers, progress)
+        return self.checkpointer.start(self.model.trainable(), self.optimizers, state)
 
-    def validate(self, log: MetricsLog) -> None:
-        """Measure each validation source by itself."""
-        figures: dict[str, Any] = {}
-        if self.validation is None:
+    def evaluate(self, log: MetricsLog) -> None:
+        if self.eval_batches is None:
             part = slice(self.world.rank, None, self.world.size)
-            self.validation = [
-                (name, Batch.of(rows[part], self.world.device))
-                for name, rows in self.setup.validation_rows()
+            self.eval_batches = [
+                (name, Batch.from_sequences(sequences[part], self.world.device))
+                for name, sequences in self.setup.eval_sequences()
             ]
+        metrics: dict[str, Any] = {}
         with self.evaluating():
-            for name, batch in self.validation:
-                tally = LossMeter(TASKS)
-                for micro in batch.split(self.run.train.micro_batch_size):
-                    tally.add(self.trainee(micro, len(TASKS)))
-                report = tally.report(self.world.all_reduce)
-                figures[f"validation/loss/{name}"] = report.get("loss")
-                figures[f"validation/accuracy/{name}"] = report.get("accuracy")
-        if figures:
-            self.figures = figures
-            log.append(self.step, figures)
+            for name, batch in self.eval_batches:
+                meter = LossMeter(TASKS)
+                for part in batch.split(self.run.train.micro_batch_size):
+                    meter.add(self.model(part, len(TASKS)))
+                report = meter.report(self.world.all_reduce)
+                metrics[f"eval/loss/{name}"] = report.get("loss")
+                metrics[f"eval/accuracy/{name}"] = report.get("accuracy")
+        if metrics:
+            self.metrics = metrics
+            log.append(self.step, metrics)
 
     def sample(self) -> None:
-        """Let the caller show what the model can do."""
         if self.on_sample is None:
             return
         with self.evaluating():
             dtype = resolve_dtype("auto", self.world.device)
-            model = self.trainee.to_pretrained(self.setup.folder, self.world, dtype)
+            model = self.model.to_pretrained(self.setup.folder, self.world, dtype)
             if model is not None:
                 nn.Module.eval(nn.Module.to(model, self.world.device))
                 self.on_sample(self.setup.checkpoint(model), self.step)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, without gradients."""
-        self.trainee.eval()
+        self.model.eval()
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
-            self.trainee.train()
-
-
-def _only(state: dict[str, Any], lanes: range) -> dict[str, Any]:
-    mine = {number: lane for number, lane in state["lanes"].items() if int(number) in lanes}
-    return state | {"lanes": mine}
+            self.model.train()

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -7,21 +8,35 @@ from liquidmm.data.readers import SourceConfig, list_chunks, read_chunk
 
 @pytest.fixture
 def read():
-    """All entries of a source, with a check that they don't depend on how it is cut."""
+    """Read all records of a source, and check that they do not depend on the size of chunks."""
 
     def read(path, *, sizes=(1, 2, 3, 7, 1000), **values):
         path = path if isinstance(path, tuple) else str(path)
         config = SourceConfig(path=path, **values)
         found = {}
         for records in sizes:
-            cut = list_chunks(config, records)
-            found[records] = [entry for part in cut for entry in read_chunk(config, part)]
+            chunks = list_chunks(config, records)
+            found[records] = [record for chunk in chunks for record in read_chunk(config, chunk)]
         first = found[sizes[-1]]
         for records, same in found.items():
-            assert same == first, f"parts of {records}"
+            assert same == first, f"chunks of {records}"
         return first
 
     return read
+
+
+@pytest.fixture
+def check_problems():
+    """Compare the problems of all rejected records with patterns."""
+
+    def check(found, *patterns):
+        problems = [record.problem for record in found if record.record is None]
+        assert len(problems) == len(patterns), problems
+        for problem, pattern in zip(problems, patterns, strict=True):
+            assert re.search(pattern, problem), (problem, pattern)
+            assert "\n" not in problem
+
+    return check
 
 
 @pytest.fixture

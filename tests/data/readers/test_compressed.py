@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from liquidmm.data.readers import SourceConfig, list_chunks
-from liquidmm.data.readers.compressed import DamagedError, decompressed
+from liquidmm.data.readers.compressed import DamagedError, decompress
 
 
 def zstd(content):
@@ -42,7 +42,7 @@ def lines(count):
 
 
 @pytest.mark.parametrize("suffix", CODECS)
-def test_content_is_what_was_compressed(tmp_path, read, suffix):
+def test_decompress_every_codec_equals_content(tmp_path, read, suffix):
     compress = CODECS[suffix]
     text = lines(3000)
     path = tmp_path / f"a.jsonl{suffix}"
@@ -58,15 +58,15 @@ def test_content_is_what_was_compressed(tmp_path, read, suffix):
 
 
 @pytest.mark.parametrize("suffix", CODECS)
-def test_all_that_can_be_unpacked_comes_before_the_cut(tmp_path, read, suffix):
+def test_decompress_truncated_delivers_all_before_damage(tmp_path, read, suffix):
     text = lines(3000)
     whole = CODECS[suffix]("".join(text).encode())
     path = tmp_path / f"a.jsonl{suffix}"
     for share in (0.6, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
-        stream = decompressed(path.name, lambda: path.open("rb"))
+        stream = decompress(path.name, lambda: path.open("rb"))
         content = bytearray()
-        with stream, pytest.raises(DamagedError, match="compressed data is cut off or damaged"):
+        with stream, pytest.raises(DamagedError, match="truncated or damaged"):
             while True:
                 content += stream.read(1)
         if suffix in UNPACKED:  # what the codec's own library makes of it
@@ -75,28 +75,25 @@ def test_all_that_can_be_unpacked_comes_before_the_cut(tmp_path, read, suffix):
         assert good > 500
         *entries, last = read(path, sizes=(100,))
         assert [entry.line for entry in entries] == list(range(1, good + 1))
-        assert (last.broken, last.line) == (True, good + 1)
-        assert last.problem.startswith(
-            f"{path}:{good + 1}: can't be read (compressed data is cut off or damaged: "
-        )
-        assert last.problem.endswith(
-            ". From here on the file is lost; mend it or download it again."
-        )
+        assert (last.rest_lost, last.line) == (True, good + 1)
+        assert last.problem.startswith(f"{path}:{good + 1}: ")
+        assert "truncated or damaged: " in last.problem
+        assert "The rest of the file is lost" in last.problem
 
 
 @pytest.mark.parametrize("suffix", CODECS)
 @pytest.mark.parametrize("content", [b"", b"no such thing"])
-def test_what_is_not_compressed_is_one_refusal(tmp_path, read, suffix, content):
+def test_read_not_compressed_rejected_once(tmp_path, read, suffix, content):
     (tmp_path / "b.jsonl").write_text('{"text": "one"}')
     path = tmp_path / f"c.jsonl{suffix}"
     path.write_bytes(content)
     good, bad = read((str(tmp_path / "b.jsonl"), str(path)))
     assert good.record.text == "one"
-    assert bad.broken
+    assert bad.rest_lost
     assert bad.problem.startswith(str(path))
 
 
-def test_an_error_of_the_disk_is_not_taken_for_damage(tmp_path):
+def test_decompress_disk_error_is_not_damage():
     class Stream:
         closed = False
 
@@ -107,7 +104,7 @@ def test_an_error_of_the_disk_is_not_taken_for_damage(tmp_path):
             pass
 
     for suffix in CODECS:
-        stream = decompressed(f"a{suffix}", Stream)
+        stream = decompress(f"a{suffix}", Stream)
         with stream, pytest.raises(OSError, match="Input/output error") as error:
             stream.read()
         assert not isinstance(error.value, DamagedError)

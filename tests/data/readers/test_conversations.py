@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from liquidmm.data.readers.layouts import parse_entry
+from liquidmm.data.readers.layouts import parse_fields
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.errors import DataError
 
@@ -26,12 +26,12 @@ def gpt(value):
 
 
 def llava(*turns, **more):
-    """An entry with the values of the turns, human first."""
+    """A record with the given turns, human first."""
     pairs = enumerate(turns)
     return {"conversations": [(gpt if n % 2 else human)(value) for n, value in pairs], **more}
 
 
-def test_llava():
+def test_llava_conversation_parsed():
     entry = {
         "id": "000000033471",
         "image": "coco/train2017/000000033471.jpg",
@@ -43,7 +43,7 @@ def test_llava():
         ],
         "model": "",
     }
-    assert parse_entry(entry, "f[0]", ROOT) == ChatRecord(
+    assert parse_fields(entry, "f[0]", ROOT) == ChatRecord(
         key="000000033471",
         messages=(
             user("<image>\nWhat are the colors of the bus?"),
@@ -66,42 +66,42 @@ def test_llava():
     ],
     ids=["at the end", "missing", "in a later turn", "missing in all turns", "alone"],
 )
-def test_where_the_picture_stands(turns, contents):
-    record = parse_entry(llava(*turns, image="a.png"), "f[0]", ROOT)
+def test_llava_image_placeholder_kept_or_added(turns, contents):
+    record = parse_fields(llava(*turns, image="a.png"), "f[0]", ROOT)
     assert tuple(message.content for message in record.messages) == contents
     assert record.images == (ROOT / "a.png",)
 
 
-def test_the_picture_without_a_place_stands_behind_the_system_turn():
+def test_llava_placeholder_added_after_system_turn():
     entry = {
         "conversations": [{"from": "system", "value": "Be brief."}, human("What?"), gpt("A cat.")],
         "image": "a.png",
     }
-    assert parse_entry(entry, "f[0]", ROOT).messages == (
+    assert parse_fields(entry, "f[0]", ROOT).messages == (
         Message(role="system", content="Be brief."),
         user("<image>\nWhat?"),
         assistant("A cat."),
     )
 
 
-def test_several_pictures():
+def test_llava_several_images():
     turns = ("<image> and <image>: which?", "The first.")
     expected = (ROOT / "a.png", ROOT / "b.png")
     for name in ("image", "images"):
-        record = parse_entry(llava(*turns, **{name: ["a.png", "b.png"]}), "f[0]", ROOT)
+        record = parse_fields(llava(*turns, **{name: ["a.png", "b.png"]}), "f[0]", ROOT)
         assert record.images == expected
 
 
-def test_pictures_inside_a_parquet_file():
+def test_llava_images_as_bytes_and_structs():
     entry = llava("<image>\n?", "A.", image={"bytes": b"PNG", "path": "a.png"})
-    assert parse_entry(entry, "f[0]", ROOT).images == (b"PNG",)
+    assert parse_fields(entry, "f[0]", ROOT).images == (b"PNG",)
     entry = llava("<image>\n?", "A.", image={"bytes": None, "path": "a.png"})
-    assert parse_entry(entry, "f[0]", ROOT).images == (ROOT / "a.png",)
+    assert parse_fields(entry, "f[0]", ROOT).images == (ROOT / "a.png",)
 
 
-def test_text_only_llava_and_sharegpt():
+def test_llava_without_image_is_text_chat():
     for more in ({}, {"image": None}, {"images": []}):
-        record = parse_entry(llava("Hi.", "Hello.", "Bye.", id="7_0", **more), "f[3]", ROOT)
+        record = parse_fields(llava("Hi.", "Hello.", "Bye.", id="7_0", **more), "f[3]", ROOT)
         assert record == ChatRecord(
             key="7_0", messages=(user("Hi."), assistant("Hello."), user("Bye."))
         )
@@ -117,15 +117,15 @@ def test_text_only_llava_and_sharegpt():
         (("human", "bard", "human"), ("user", "assistant", "user")),
     ],
 )
-def test_sharegpt_speakers(speakers, roles):
+def test_sharegpt_speakers_become_roles(speakers, roles):
     turns = [{"from": speaker, "value": "words"} for speaker in speakers]
-    record = parse_entry({"conversations": turns}, "f:1", ROOT)
+    record = parse_fields({"conversations": turns}, "f:1", ROOT)
     assert record == ChatRecord(
         key="f:1", messages=tuple(Message(role=role, content="words") for role in roles)
     )
 
 
-def test_lmsys():
+def test_lmsys_conversation_parsed():
     entry = {
         "conversation_id": "33f01939a744455c869cb234afca47f1",
         "model": "wizardlm-13b",
@@ -138,114 +138,70 @@ def test_lmsys():
         "openai_moderation": [{"flagged": False}, {"flagged": False}],
         "redacted": True,
     }
-    assert parse_entry(entry, "f[0]", ROOT) == ChatRecord(
+    assert parse_fields(entry, "f[0]", ROOT) == ChatRecord(
         key="33f01939a744455c869cb234afca47f1",
         messages=(user("how many <b>s are there?"), assistant(" None.\n")),
     )
 
 
-def test_our_own_layouts_and_common_keys():
+def test_common_keys_in_every_layout():
     turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-    own = parse_entry({"messages": turns}, "f:1", ROOT)
+    own = parse_fields({"messages": turns}, "f:1", ROOT)
     assert own == ChatRecord(key="f:1", messages=(user("Hi."), assistant("Hello.")))
-    assert parse_entry({"text": "words"}, "f:1", ROOT) == TextRecord(key="f:1", text="words")
-    assert parse_entry({"image": "a.png", "caption": "a"}, "f:1", ROOT) == ImageTextRecord(
+    assert parse_fields({"text": "words"}, "f:1", ROOT) == TextRecord(key="f:1", text="words")
+    assert parse_fields({"image": "a.png", "caption": "a"}, "f:1", ROOT) == ImageTextRecord(
         key="f:1", image=ROOT / "a.png", captions=("a",)
     )
     common = {"key": "k", "source": "s", "license": "MIT", "split": "train"}
-    record = parse_entry(llava("Hi.", "Hello.", id=7, **common), "f:1", ROOT)
+    record = parse_fields(llava("Hi.", "Hello.", id=7, **common), "f:1", ROOT)
     assert (record.key, record.source, record.license, record.split) == tuple(common.values())
-    assert parse_entry(llava("Hi.", "Hello.", id=7), "f:1", ROOT).key == "7"
+    assert parse_fields(llava("Hi.", "Hello.", id=7), "f:1", ROOT).key == "7"
 
 
-KNOWN = (
-    "Known: 'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' "
-    "(LMSYS-Chat-1M), 'messages' (and 'images'), 'image' and 'captions', 'text', 'content' "
-    "(StarCoder), 'img_path' (JourneyDB)."
-)
 BAD = [
-    ([1], "not a JSON object (got list [1]). Write an object there."),
-    ({}, f"fits no layout (its keys: no keys). {KNOWN}"),
-    (
-        {"instruction": "Say hi.", "output": "hi"},
-        f"fits no layout (its keys: instruction, output). {KNOWN}",
-    ),
-    (
-        {"conversations": []},
-        "'conversations' must be a list of turns (got list []). Correct the entry or leave it out.",
-    ),
-    (
-        {"conversation": "hi"},
-        "'conversation' must be a list of turns (got str 'hi'). Correct the entry or leave it out.",
-    ),
+    ([1], r"list \[1\]"),
+    ({}, r"keys: no keys.*LLaVA, ShareGPT.*LMSYS.*StarCoder.*JourneyDB"),
+    ({"instruction": "Say hi.", "output": "hi"}, "keys: instruction, output"),
+    ({"conversations": []}, r"conversations: .*list \[\]"),
+    ({"conversation": "hi"}, "conversation: .*str 'hi'"),
     (
         {"conversations": [human("Hi."), "Hello."]},
-        "conversations[1]: a turn must be an object (got str 'Hello.'). Give 'from' and 'value'.",
+        r"conversations\[1\]: .*'from' and 'value'.*str 'Hello\.'",
     ),
     (
         {"conversations": [{"role": "user", "content": "Hi."}]},
-        "conversations[0]: a turn with other keys (content, role). Give 'from' and 'value'.",
+        r"conversations\[0\]: .*'from' and 'value'.*content, role",
     ),
-    (
-        {"conversation": [human("Hi.")]},
-        "conversation[0]: a turn with other keys (from, value). Give 'role' and 'content'.",
-    ),
+    ({"conversation": [human("Hi.")]}, r"conversation\[0\]: .*'role' and 'content'.*from, value"),
     (
         {"conversations": [{"from": "tool", "value": "3"}]},
-        (
-            "conversations[0]: unknown speaker 'tool'. Known: assistant, bard, bing, chatgpt, gpt, "
-            "human, system, user."
-        ),
+        r"\[0\]: .*'tool'.*assistant, bard, bing",
     ),
     (
         {"conversations": [human("Hi."), {"from": "gtp", "value": "Hello."}]},
-        "conversations[1]: unknown speaker 'gtp'. Did you mean 'gpt'?",
+        r"conversations\[1\]: .*'gtp'.*'gpt'\?",
     ),
-    (llava("Hi.", ""), "conversations[1]: 'value' is empty. Fill it in or leave the record out."),
-    (
-        llava("Hi.", None),
-        "conversations[1]: 'value' must be a string (got nothing). Correct the record.",
-    ),
-    (
-        llava("Hi.", "\ud83d"),
-        "conversations[1]: 'value' holds half a character ('\\ud83d' at 0). Correct the record.",
-    ),
+    (llava("Hi.", ""), r"conversations\[1\]: .*value.*empty"),
+    (llava("Hi.", None), r"conversations\[1\]: .*value.*nothing"),
+    (llava("Hi.", "\ud83d"), r"conversations\[1\]: .*value.*ud83d' at 0"),
     (
         {"conversations": [gpt("Hello."), human("Hi."), gpt("Well.")]},
-        (
-            "conversations[0] is the assistant's, and what it answers is missing. "
-            "Cut the turn off or leave the entry out."
-        ),
+        r"conversations\[0\]: .*assistant",
     ),
     (
         {"conversations": [{"from": "system", "value": "Be brief."}, gpt("Hello.")]},
-        (
-            "conversations[1] is the assistant's, and what it answers is missing. "
-            "Cut the turn off or leave the entry out."
-        ),
+        r"conversations\[1\]: .*assistant",
     ),
     (
         {"conversations": [human("Hi."), gpt("Hello."), gpt("Well?")]},
-        (
-            "conversations[2] is the assistant's second turn in a row. "
-            "Join the two or leave the entry out."
-        ),
+        r"conversations\[2\]: .*assistant in a row",
     ),
     (
         {"conversations": [human("Hi."), {"from": "system", "value": "Be brief."}, gpt("Hello.")]},
-        "conversations[1] is a system turn behind the start. Leave the entry out.",
+        r"conversations\[1\]: .*system turn",
     ),
-    (
-        llava("Hi."),
-        "'conversations' has no assistant turn, so nothing to learn. Leave the entry out.",
-    ),
-    (
-        llava("Write <image> in HTML.", "<img>"),
-        (
-            "says <image> and has no picture, so the word would stand for one. "
-            "Name the picture in 'image', change the word, or leave the entry out."
-        ),
-    ),
+    (llava("Hi."), "conversations: no assistant turn"),
+    (llava("Write <image> in HTML.", "<img>"), "<image>.*no 'image'"),
     (
         {
             "conversation": [
@@ -253,48 +209,20 @@ BAD = [
                 {"role": "assistant", "content": "<image>"},
             ]
         },
-        (
-            "says <image> and has no picture, so the word would stand for one. "
-            "Name the picture in 'image', change the word, or leave the entry out."
-        ),
+        "<image>.*no 'image'",
     ),
-    (
-        llava("<image>\n<image>\nWhat?", "A cat.", image="a.png"),
-        "1 images for 2 <image> in the turns. Give one image per placeholder, in order.",
-    ),
-    (
-        llava("What?", "A cat.", image=["a.png", "b.png"]),
-        "2 images for 0 <image> in the turns. Give one image per placeholder, in order.",
-    ),
-    (
-        llava("<image>", "A cat.", image=""),
-        "'image' is empty. Fill it in or leave the record out.",
-    ),
-    (
-        llava("<image>", "A cat.", image=[3]),
-        "'image' must be a string (got int 3). Correct the record.",
-    ),
-    (
-        llava("<image>", "A cat.", image="a.png", images=["a.png"]),
-        "has both 'image' and 'images'. Leave one of them out.",
-    ),
-    (
-        llava("What happens?", "A cat runs.", video="a.mp4"),
-        "has 'video', and only pictures are read. Leave it out.",
-    ),
-    (
-        llava("Hi.", "Hello.", id=["x"]),
-        "'id' must be a string (got list ['x']). Correct the record.",
-    ),
-    (
-        llava("Hi.", "Hello.", license=3),
-        "'license' must be a string (got int 3). Correct the record.",
-    ),
+    (llava("<image>\n<image>\nWhat?", "A cat.", image="a.png"), r"<image>.*\(2\), got 1"),
+    (llava("What?", "A cat.", image=["a.png", "b.png"]), r"<image>.*\(0\), got 2"),
+    (llava("<image>", "A cat.", image=""), "image.*empty"),
+    (llava("<image>", "A cat.", image=[3]), "image.*int 3"),
+    (llava("<image>", "A cat.", image="a.png", images=["a.png"]), "both 'image' and 'images'"),
+    (llava("What happens?", "A cat runs.", video="a.mp4"), "video: only images"),
+    (llava("Hi.", "Hello.", id=["x"]), r"id.*list \['x'\]"),
+    (llava("Hi.", "Hello.", license=3), "license.*int 3"),
 ]
 
 
-@pytest.mark.parametrize(("entry", "message"), BAD)
-def test_bad_entries_are_named(entry, message):
-    with pytest.raises(DataError) as error:
-        parse_entry(entry, "f.json[7]", ROOT)
-    assert str(error.value) == f"f.json[7]: {message}"
+@pytest.mark.parametrize(("record", "pattern"), BAD)
+def test_bad_record_rejected_with_place_and_value(record, pattern):
+    with pytest.raises(DataError, match=r"^f\.json\[7\]: .*" + pattern):
+        parse_fields(record, "f.json[7]", ROOT)

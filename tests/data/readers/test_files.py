@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from liquidmm.data.readers import SourceConfig, digest, list_chunks, read_chunk
-from liquidmm.data.readers.files import matching, open_file
+from liquidmm.data.readers.files import find_files, open_raw
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.image_tokenizer.images import open_image
 
@@ -30,17 +30,17 @@ def memory():
     fs.store.clear()
 
 
-def png(colour):
+def png(color):
     stream = io.BytesIO()
-    Image.new("RGB", (2, 2), colour).save(stream, "PNG")
+    Image.new("RGB", (2, 2), color).save(stream, "PNG")
     return stream.getvalue()
 
 
 def names(pattern):
-    return [file.name for file in matching(str(pattern))]
+    return [file.name for file in find_files(str(pattern))]
 
 
-def test_patterns(tmp_path):
+def test_find_files_patterns_expand_in_order(tmp_path):
     for name in ("a1.jsonl", "a2.jsonl", "b/a3.jsonl", "c[1].jsonl", "{x}.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -48,7 +48,7 @@ def test_patterns(tmp_path):
     assert names(tmp_path / "**/a*.jsonl")[-1] == f"{tmp_path}/b/a3.jsonl"
     assert names(tmp_path / "a{2..1}.jsonl".replace("2..1", "1..2"))[1] == f"{tmp_path}/a2.jsonl"
     assert names(tmp_path / "{b/a3,a1}.jsonl") == [f"{tmp_path}/{n}.jsonl" for n in ("b/a3", "a1")]
-    # a name that is there is never a pattern
+    # the name of an existing file is never a pattern
     assert names(tmp_path / "c[1].jsonl") == [f"{tmp_path}/c[1].jsonl"]
     assert names(tmp_path / "{x}.jsonl") == [f"{tmp_path}/{{x}}.jsonl"]
     assert names(tmp_path) == [str(tmp_path)]
@@ -56,22 +56,22 @@ def test_patterns(tmp_path):
         f"{tmp_path}/{n}.jsonl" for n in ("a1", "a2", "c[1]", "{x}")
     ]  # files before folders
     for pattern, words in [
-        ("d*.jsonl", "nothing matches '.*d\\*.jsonl'"),
-        ("a{1..3}.jsonl", "a{1..3}.jsonl: there is no '.*a3.jsonl'"),
-        ("a{0..99999999}.jsonl", "'{0..99999999}' names 100000000 files"),
+        ("d*.jsonl", "no file matches '.*d\\*.jsonl'"),
+        ("a{1..3}.jsonl", "a{1..3}.jsonl: no such file .*a3.jsonl'"),
+        ("a{0..99999999}.jsonl", "'{0..99999999}' names 100000000"),
     ]:
         with pytest.raises(DataError, match=words):
-            matching(str(tmp_path / pattern))
+            find_files(str(tmp_path / pattern))
 
 
-def test_numbers_keep_their_zeros(memory):
+def test_find_files_range_keeps_leading_zeros(memory):
     for number in range(8, 12):
         memory(f"/s/{number:03d}.tar", b"x")
     found = names("memory:///s/{008..011}.tar")
     assert [name[-7:] for name in found] == ["008.tar", "009.tar", "010.tar", "011.tar"]
 
 
-def test_jsonl_behind_a_url(memory, read):
+def test_read_jsonl_from_url_with_relative_images(memory, read):
     picture = memory("/set/pictures/a.png", png((255, 0, 0)))
     memory("/set/b.jsonl", json.dumps({"image": "./pictures/a.png", "caption": "red"}) + "\n")
     memory("/set/a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
@@ -86,7 +86,7 @@ def test_jsonl_behind_a_url(memory, read):
         open_image(third.record.image)
 
 
-def test_every_format_behind_a_url(memory, read):
+def test_read_every_format_from_url(memory, read, check_problems):
     stream = io.BytesIO()
     pq.write_table(pa.table({"image": [b"A", b"B"], "text": ["a", "b"]}), stream)
     memory("/p/a.parquet", stream.getvalue())
@@ -108,14 +108,12 @@ def test_every_format_behind_a_url(memory, read):
     memory("/f/x/a.txt", "blue\nazure")
     memory("/f/b.png", png((0, 0, 0)))
     nothing, blue = read("memory://f")
-    assert nothing.problem == (
-        "memory:///f/b.png: no readable b.txt (/f/b.txt). Write one caption per line there."
-    )
+    check_problems([nothing], r"^memory:///f/b\.png: cannot read b\.txt \(/f/b\.txt\)")
     assert (blue.record.key, blue.record.captions) == ("x/a", ("blue", "azure"))
     assert open_image(blue.record.image).getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_digest_of_what_lies_behind_a_url(memory):
+def test_digest_of_url_follows_content(memory):
     memory("/d/a.jsonl", '{"text": "one"}')
     config = SourceConfig(path="memory://d/a.jsonl")
     first = digest(config)
@@ -129,23 +127,23 @@ def test_digest_of_what_lies_behind_a_url(memory):
     assert digest(folder) != first
 
 
-def test_a_file_url_is_the_file(tmp_path, read):
+def test_read_file_url(tmp_path, read):
     (tmp_path / "a.png").write_bytes(png((0, 255, 0)))
     (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "green"}')
     (entry,) = read(f"file://{tmp_path}/a.jsonl")
     assert open_image(entry.record.image).getpixel((0, 0)) == (0, 255, 0)
 
 
-def test_kinds_of_url_that_can_not_be_opened(monkeypatch):
-    with pytest.raises(ConfigError, match="^nope://: unknown kind of URL. Known are those of fss"):
-        matching("nope://a/b.jsonl")
+def test_find_files_unknown_protocol_rejected():
+    with pytest.raises(ConfigError, match="^nope://: unknown protocol"):
+        find_files("nope://a/b.jsonl")
     with pytest.raises(DataError, match="^nope://a.png: can"):
         open_image("nope://a.png")
     with pytest.raises(ConfigError, match="^s3://: Install s3fs to access S3"):
-        matching("s3://bucket/b.jsonl")
+        find_files("s3://bucket/b.jsonl")
 
 
-def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
+def test_read_network_error_is_not_a_rejected_record(memory, monkeypatch):
     memory("/n/a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
     memory("/n/a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
     memory("/n/a.json", '[{"text": "one"}]')
@@ -180,18 +178,18 @@ def test_what_the_network_does_is_no_bad_entry(memory, monkeypatch):
     monkeypatch.setattr(fs, "_open", lambda *_, **__: io.BufferedReader(Down()))
     monkeypatch.setattr(fs, "cat_file", lambda *_, **__: Down().readinto(b""))
     for name, (config, part) in found.items():
-        with pytest.raises(LiquidError, match=f"/n/{name}: can't be read now .Connection") as e:
+        with pytest.raises(LiquidError, match=f"/n/{name}: cannot be read .*Connection") as e:
             list(read_chunk(config, part))
         assert not isinstance(e.value, DataError)
         if name != "a.tar":
-            with pytest.raises(LiquidError, match="can't be read now"):
+            with pytest.raises(LiquidError, match="cannot be read at the moment"):
                 list_chunks(config, 10)
-    with pytest.raises(LiquidError, match="a.png: can.* be read now") as e:
+    with pytest.raises(LiquidError, match="a.png: can.* be read") as e:
         open_image("memory://n/a.png")
     assert not isinstance(e.value, DataError)
     folder = SourceConfig(path="memory://n", format="folder")
     monkeypatch.setattr(fs, "ls", lambda *_, **__: Down().readinto(b""))
-    with pytest.raises(LiquidError, match="/n: can't be read now"):
+    with pytest.raises(LiquidError, match="/n: cannot be read at the moment"):
         list_chunks(folder, 10)
     with pytest.raises(ConnectionResetError):
-        open_file("memory://n/a.jsonl").read()
+        open_raw("memory://n/a.jsonl").read()

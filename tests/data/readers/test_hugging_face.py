@@ -36,7 +36,7 @@ def pictures(tmp_path):
     return datasets.DatasetDict(train=rows(5), test=rows(2))
 
 
-def test_a_saved_data_set(pictures, tmp_path, read):
+def test_read_saved_dataset_splits_and_classes(pictures, tmp_path, read):
     path = tmp_path / "saved"
     pictures.save_to_disk(path)
     found = read(path)
@@ -63,25 +63,25 @@ def test_a_saved_data_set(pictures, tmp_path, read):
         read(path, fields=Fields(image="jpg"))
 
 
-def test_a_saved_data_set_behind_a_url(pictures, read):
+def test_read_saved_dataset_from_url(pictures, read):
     pictures.save_to_disk("memory://saved/set")
     found = read("memory://saved/set", splits=("test",), sizes=(1, 9))
     assert [entry.record.image for entry in found] == [b"PNG0", b"PNG1"]
     assert found[1].where == "memory:///saved/set:test[1]"
 
 
-def test_one_split_and_a_column_called_split(tmp_path, read):
+def test_read_column_named_split_used_if_named(tmp_path, read):
     path = tmp_path / "saved"
     rows = {"text": ["one", "two"], "split": ["a", "b"]}
     datasets.Dataset.from_dict(rows).save_to_disk(path)
     assert [entry.record.split for entry in read(path)] == ["train", "train"]
     (entry,) = read(path, fields=Fields(split="split"), splits=("b",))
     assert entry.record == TextRecord(key=f"{path}:train[1]", text="two", split="b")
-    with pytest.raises(DataError, match="holds no entries"):
+    with pytest.raises(DataError, match="contains no records"):
         read(path, splits=("b",))
 
 
-def test_what_load_dataset_loads(pictures, tmp_path, read, monkeypatch):
+def test_read_hub_id_loaded_with_load_dataset(pictures, tmp_path, read, monkeypatch):
     (tmp_path / "repository").mkdir()
     path = str(tmp_path / "repository")
     pictures["train"].to_parquet(f"{path}/train-00000-of-00001.parquet")
@@ -90,14 +90,14 @@ def test_what_load_dataset_loads(pictures, tmp_path, read, monkeypatch):
     assert {entry.record.split for entry in found} == {"train"}
     # and without the package's help
     assert [entry.record.image for entry in read(path)] == [b"PNG%d" % n for n in range(5)]
-    with pytest.raises(DataError, match="can't be loaded as a Hugging Face data set .*'nope'"):
+    with pytest.raises(DataError, match="cannot be loaded .*'nope'"):
         read(path, format="huggingface", subset="nope")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="nobody/nothing: can't be loaded as a Hugging Face data"):
+    with pytest.raises(DataError, match="nobody/nothing: cannot be loaded"):
         read("nobody/nothing", format="huggingface")
 
 
-def test_digest(pictures, tmp_path, monkeypatch):
+def test_digest_follows_saved_and_loaded_dataset(pictures, tmp_path, monkeypatch):
     path = tmp_path / "saved"
     pictures.save_to_disk(path)
     config = SourceConfig(path=str(path))
@@ -114,7 +114,7 @@ def test_digest(pictures, tmp_path, monkeypatch):
     assert digest(SourceConfig(path="some/set", format="huggingface", revision="v2")) != first
 
 
-def test_the_package_is_optional(tmp_path, monkeypatch):
+def test_cut_without_datasets_package_names_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"liquidmm\[hf\]\""):
         list_chunks(SourceConfig(path="a/b", format="huggingface"), 10)

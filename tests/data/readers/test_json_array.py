@@ -24,7 +24,7 @@ AWKWARD = {
 
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 16, 17, 64, 2**20])
-def test_items_equal_those_of_json_load(text, chunk):
+def test_array_items_any_block_size_equal_json_load(text, chunk):
     content = text.encode()
     found = list(array_items(io.BytesIO(content), "a.json", chunk))
     # repr, because NaN is not equal to itself
@@ -33,7 +33,7 @@ def test_items_equal_those_of_json_load(text, chunk):
     for index, (place, _) in enumerate(found):
         rest = io.BytesIO(content[place:])
         later = array_items(rest, "a.json", chunk, first=index, start=place)
-        # the first item has no comma before it to skip, and so can't be told from the start
+        # position 0 is the start of the array, never the first item
         assert index == 0 or repr(list(later)) == repr(found[index:])
 
 
@@ -80,16 +80,13 @@ BROKEN = {
 
 @pytest.mark.parametrize(("text", "index", "what"), BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("chunk", [1, 5, 2**20])
-def test_a_broken_array_is_named_after_the_good_items(text, index, what, chunk):
+def test_array_items_syntax_error_raised_after_good_items(text, index, what, chunk):
     items = array_items(io.BytesIO(text.encode()), "a.json", chunk)
     for _ in range(index):
         next(items)
     with pytest.raises(DataError) as error:
         next(items)
-    assert str(error.value) == (
-        f"a.json[{index}]: {what}. From here on the file can't be read; mend it or download it "
-        "again."
-    )
+    assert str(error.value).startswith(f"a.json[{index}]: {what}. The rest of the file")
 
 
 def items_of(text):
@@ -97,18 +94,18 @@ def items_of(text):
     return [item for _, item in array_items(io.BytesIO(content), "a.json")]
 
 
-def test_other_files_are_errors_too(tmp_path):
+def test_array_items_limits_of_json_raised():
     with pytest.raises(DataError, match=r"^a\.json\[0\]: not valid JSON \(maximum recursion"):
         items_of("[" * 200_000)
     with pytest.raises(DataError, match=r"^a\.json\[1\]: not valid JSON \(Exceeds the limit"):
         items_of("[1, " + "9" * 5000 + "]")
 
 
-def test_bytes_that_are_no_text_spoil_one_item():
+def test_array_items_invalid_utf8_spoils_one_item():
     assert items_of(b'["a", "\xff", "b"]') == ["a", "\udcff", "b"]
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_array_items_memory_independent_of_file_size(tmp_path):
     path = tmp_path / "a.json"
     item = json.dumps({"id": 1, "conversations": [{"from": "human", "value": "word " * 200}]})
     with path.open("w") as file:
@@ -116,7 +113,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert path.stat().st_size > 4_000_000
     tracemalloc.start()
     with path.open("rb") as file:
-        count = sum(1 for _ in array_items(file, "a.json", chunk=2**14))
+        count = sum(1 for _ in array_items(file, "a.json", read_bytes=2**14))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 4000

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from liquidmm.data.readers.config import Layout
-from liquidmm.data.readers.layouts import LAYOUT_BY_KEY, LAYOUTS, parse_entry, renamed
+from liquidmm.data.readers.layouts import LAYOUT_BY_KEY, LAYOUTS, parse_fields, rename_fields
 from liquidmm.data.records import ChatRecord, ImageTextRecord, Message, TextRecord
 from liquidmm.errors import DataError
 
@@ -42,7 +42,7 @@ ROLES = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "H
 
 
 @pytest.mark.parametrize(
-    ("layout", "entry", "record"),
+    ("layout", "fields", "record"),
     [
         (
             "journeydb",
@@ -75,44 +75,40 @@ ROLES = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "H
         ),
     ],
 )
-def test_published_entries(layout, entry, record):
-    assert parse_entry(entry, "f:1", ROOT, layout) == record
+def test_parse_fields_every_published_layout(layout, fields, record):
+    assert parse_fields(fields, "f:1", ROOT, layout) == record
 
 
-def test_auto_tells_the_layout_by_the_keys():
-    for entry in (JOURNEYDB, STARCODER, {"conversations": SPEAKERS}, {"conversation": ROLES}):
-        layout = next(name for key, name in LAYOUT_BY_KEY.items() if key in entry)
-        assert parse_entry(entry, "f:1", ROOT) == parse_entry(entry, "f:1", ROOT, layout)
-    assert parse_entry(SLIMPAJAMA, "f:1", ROOT) == TextRecord(key="f:1", text="words")
+def test_parse_fields_auto_detects_layout_from_keys():
+    for fields in (JOURNEYDB, STARCODER, {"conversations": SPEAKERS}, {"conversation": ROLES}):
+        layout = next(name for key, name in LAYOUT_BY_KEY.items() if key in fields)
+        assert parse_fields(fields, "f:1", ROOT) == parse_fields(fields, "f:1", ROOT, layout)
+    assert parse_fields(SLIMPAJAMA, "f:1", ROOT) == TextRecord(key="f:1", text="words")
 
 
-def test_a_named_layout_takes_nothing_else():
+def test_parse_fields_named_layout_rejects_others():
     for layout in LAYOUTS:
-        with pytest.raises(DataError, match=f"^f:1: no '.*' as the layout '{layout}' has it"):
-            parse_entry({"instruction": "x"}, "f:1", ROOT, layout)
-    with pytest.raises(DataError) as error:
-        parse_entry({"text": "x"}, "f:1", ROOT, "llava")
-    assert str(error.value) == (
-        "f:1: no 'conversations' as the layout 'llava' has it (its keys: text). Correct the entry "
-        "or the layout."
-    )
+        with pytest.raises(DataError, match=f"^f:1: expected '.*layout '{layout}'.*instruction"):
+            parse_fields({"instruction": "x"}, "f:1", ROOT, layout)
+    with pytest.raises(DataError, match="^f:1: expected 'conversations'.*'llava'.* keys text"):
+        parse_fields({"text": "x"}, "f:1", ROOT, "llava")
     assert set(get_args(Layout)) == {"auto", *LAYOUTS}
 
 
-def test_given_names_come_before_those_of_the_layout():
-    given = {"captions": ("Task2.Caption",), "key": ("id",)}
-    record = parse_entry(JOURNEYDB | {"id": 3}, "f:1", ROOT, "journeydb", given)
+def test_parse_fields_named_fields_take_precedence():
+    named = {"captions": ("Task2.Caption",), "key": ("id",)}
+    record = parse_fields(JOURNEYDB | {"id": 3}, "f:1", ROOT, "journeydb", named)
     assert (record.key, record.captions) == ("3", ("A cat sits.",))
     with pytest.raises(DataError, match="'image' without a caption"):
-        parse_entry(JOURNEYDB | {"Task2": {}}, "f:1", ROOT, "journeydb", given)
-    given = {"messages": ("turns",)}
-    record = parse_entry({"turns": SPEAKERS}, "f:1", ROOT, "llava", given)
+        parse_fields(JOURNEYDB | {"Task2": {}}, "f:1", ROOT, "journeydb", named)
+    named = {"messages": ("turns",)}
+    record = parse_fields({"turns": SPEAKERS}, "f:1", ROOT, "llava", named)
     assert record == ChatRecord(key="f:1", messages=HELLO)
-    assert parse_entry({"turns": ROLES}, "f:1", ROOT, "auto", given) == record
+    assert parse_fields({"turns": ROLES}, "f:1", ROOT, "auto", named) == record
 
 
 @pytest.mark.parametrize(
-    ("given", "entry", "expected"),
+    ("named", "fields", "expected"),
     [
         ({}, {"a": 1}, {"a": 1}),
         ({"image": ("x",)}, {"image": 1, "x": 2, "y": 3}, {"image": 2, "x": 2, "y": 3}),
@@ -130,8 +126,8 @@ def test_given_names_come_before_those_of_the_layout():
         ({"key": ("x",)}, {"x": 7.5}, {"key": 7.5}),
     ],
 )
-def test_renamed(given, entry, expected):
-    found = renamed(entry, given)
+def test_rename_fields_named_replace_ours(named, fields, expected):
+    found = rename_fields(fields, named)
     ours = {name: value for name, value in found.items() if name in expected}
     assert ours == expected
     assert not {"image", "captions", "caption", "text", "messages"} & (

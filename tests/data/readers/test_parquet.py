@@ -11,7 +11,7 @@ LMSYS = [{"content": "Hi.", "role": "user"}, {"content": "Hello.", "role": "assi
 SHAREGPT = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
 
 
-def test_rows_are_entries(tmp_path, read):
+def test_read_rows_of_all_groups(tmp_path, read, check_problems):
     path = tmp_path / "train-00000-of-00001.parquet"
     rows = [
         {"conversation_id": "a", "conversation": LMSYS, "openai_moderation": [{"flagged": False}]},
@@ -27,13 +27,14 @@ def test_rows_are_entries(tmp_path, read):
         ChatRecord(key="d59", messages=HELLO),
     ]
     assert (found[62].where, found[62].line) == (f"{path}[62]", 62)
-    assert [entry.problem.partition(". ")[0] for entry in found[1:3]] == [
-        f"{path}[1]: conversation[0]: 'content' must be a string (got nothing)",
-        f"{path}[2]: fits no layout (its keys: conversation_id)",
-    ]
+    check_problems(
+        found,
+        r"\[1\]: conversation\[0\]: .*content.*nothing",
+        r"\[2\]: .*keys: conversation_id",
+    )
 
 
-def test_pictures_as_hugging_face_stores_them(tmp_path, read):
+def test_read_images_stored_by_hugging_face(tmp_path, read, check_problems):
     path = tmp_path / "a.parquet"
     file = {"bytes": b"PNG", "path": None}
     shown = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
@@ -50,35 +51,33 @@ def test_pictures_as_hugging_face_stores_them(tmp_path, read):
     pq.write_table(pa.table({"image": [b"PNG", b""], "text": ["a cat", "nothing"]}), path)
     first, second = read(path)
     assert (first.record.image, first.record.captions) == (b"PNG", ("a cat",))
-    assert second.problem == f"{path}[1]: 'image' is empty (0 bytes). Leave the record out."
+    check_problems([second], r"a\.parquet\[1\]: .*image.*empty.*0 bytes")
     turns = [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "."}]
     pq.write_table(pa.table({"messages": [turns], "images": [[b"A", b"B"]]}), path)
     assert read(path)[0].record.images == (b"A", b"B")
 
 
-def test_a_text_that_is_not_utf_8_spoils_its_row_alone(tmp_path, read):
+def test_read_invalid_utf8_spoils_one_row(tmp_path, read, check_problems):
     path = tmp_path / "a.parquet"
     column = pa.array([b"one", b"tw\xf6", b"three"]).view(pa.string())
     pq.write_table(pa.table({"text": column}), path)
     first, second, third = read(path)
     assert (first.record.text, third.record.text) == ("one", "three")
-    assert second.problem == (
-        f"{path}[1]: not UTF-8 (invalid start byte at byte 2). Correct the row."
-    )
+    check_problems([second], r"a\.parquet\[1\]: not UTF-8 .*at byte 2")
 
 
-def test_a_file_without_a_footer_is_one_refusal(tmp_path, read):
+def test_read_file_without_footer_rejected_once(tmp_path, read):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "b.parquet")
     bad, *good = read(tmp_path / "*.parquet")
     assert [entry.record.text for entry in good] == ["one", "two"]
-    assert bad.broken
+    assert bad.rest_lost
     assert bad.problem.startswith(f"{tmp_path}/a.parquet[0]: not readable as Parquet (")
-    assert bad.problem.endswith(" The file is lost from here on; download it again.")
+    assert "rest of the file is lost" in bad.problem
     assert "\n" not in bad.problem
 
 
-def test_a_broken_row_group_loses_itself_alone(tmp_path, read):
+def test_read_broken_row_group_others_kept(tmp_path, read):
     path = tmp_path / "a.parquet"
     rows = [{"conversation_id": str(n), "conversation": LMSYS} for n in range(2000)]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=500, compression="zstd")
@@ -90,11 +89,11 @@ def test_a_broken_row_group_loses_itself_alone(tmp_path, read):
     found = read(path, sizes=(500, 2000))
     assert [entry.line for entry in found if entry.record is None] == [500]
     assert [entry.line for entry in found] == [*range(501), *range(1000, 2000)]
-    assert found[500].broken
-    assert ". Rows 500 to 999 are lost; download the file again." in found[500].problem
+    assert found[500].rest_lost
+    assert "Rows 500 to 999 are lost" in found[500].problem
 
 
-def test_parts_keep_to_row_groups(tmp_path):
+def test_cut_prefers_row_groups(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x"] * 100}), path, row_group_size=10)
     config = SourceConfig(path=str(path))
@@ -110,8 +109,8 @@ def test_parts_keep_to_row_groups(tmp_path):
     assert counts(1000) == [100]
 
 
-def test_columns_must_be_the_same(tmp_path, read):
+def test_cut_files_with_other_columns_rejected(tmp_path, read):
     pq.write_table(pa.table({"image": [b"x"], "text": ["x"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [b"x"], "txt": ["x"]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b.parquet: has no column text, but .*a.parquet has. Enc"):
+    with pytest.raises(DataError, match=r"b.parquet: has no column text, but .*a.parquet"):
         read(tmp_path / "*.parquet")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from liquidmm.image_tokenizer.training.codebook import MovingCodebook, kmeans, perplexity
+from liquidmm.image_tokenizer.training.codebook import MovingCodebook, code_usage, kmeans
 from liquidmm.image_tokenizer.vqgan import Quantizer
 
 
@@ -10,14 +10,14 @@ def random(seed: int = 0) -> torch.Generator:
 
 
 def test_kmeans_finds_separate_clouds():
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
-    cloud = centres.repeat_interleave(50, 0) + torch.randn(200, 2, generator=random()) * 0.1
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    cloud = centers.repeat_interleave(50, 0) + torch.randn(200, 2, generator=random()) * 0.1
     found = kmeans(cloud, 4, 20, random(2))
-    # Every true centre has one found close by, whatever the random start was.
-    assert torch.cdist(centres, found).min(1).values.max() < 0.1
+    # Every true center has one found close by, whatever the random start was.
+    assert torch.cdist(centers, found).min(1).values.max() < 0.1
 
 
-def test_kmeans_is_seeded_and_lowers_the_error():
+def test_kmeans_is_seeded_and_lowers_error():
     cloud = torch.randn(300, 3, generator=random())
     first, second = kmeans(cloud, 16, 5, random(1)), kmeans(cloud, 16, 5, random(1))
     assert torch.equal(first, second)
@@ -27,10 +27,10 @@ def test_kmeans_is_seeded_and_lowers_the_error():
 
 
 def test_kmeans_with_fewer_vectors_than_codes():
-    centres = kmeans(torch.eye(3), 8, 0, random())
-    assert centres.shape == (8, 3)
-    assert len(torch.unique(centres, dim=0)) == 8
-    assert torch.cdist(centres, torch.eye(3)).min(1).values.max() < 0.1
+    centers = kmeans(torch.eye(3), 8, 0, random())
+    assert centers.shape == (8, 3)
+    assert len(torch.unique(centers, dim=0)) == 8
+    assert torch.cdist(centers, torch.eye(3)).min(1).values.max() < 0.1
 
 
 def moving(codes: int = 4, decay: float = 0.5) -> MovingCodebook:
@@ -39,11 +39,11 @@ def moving(codes: int = 4, decay: float = 0.5) -> MovingCodebook:
     return MovingCodebook(quantizer, decay)
 
 
-def test_update_is_the_moving_average_of_the_chosen():
+def test_update_moves_code_to_average_of_latents():
     book = moving()
     latents = torch.tensor([[2.0, 4.0], [6.0, 8.0]]).T.reshape(1, 2, 1, 2)  # two vectors
     book.update(latents, torch.tensor([[[1, 1]]]))
-    # Code 1 stood at (2, 3) with weight 1; it gets (2, 4) and (6, 8) in one step.
+    # Code 1 was at (2, 3) with weight 1; it gets (2, 4) and (6, 8) in one step.
     uses = 0.5 * 1 + 0.5 * 2
     wanted = (0.5 * torch.tensor([2.0, 3.0]) + 0.5 * torch.tensor([8.0, 12.0])) / uses
     weight = book.quantizer.embedding.weight
@@ -55,14 +55,14 @@ def test_update_is_the_moving_average_of_the_chosen():
     assert book.report()["codes_used"] == 0.0
 
 
-def test_faded_codes_keep_their_place():
+def test_unused_code_keeps_its_vector():
     book = moving(decay=0.1)
     for _ in range(50):
         book.update(torch.zeros(1, 2, 1, 1), torch.tensor([[[0]]]))
     torch.testing.assert_close(book.quantizer.embedding.weight[3], torch.tensor([6.0, 7.0]))
 
 
-def test_dead_codes_restart_on_current_latents():
+def test_dead_codes_restart_at_current_latents():
     book = moving()
     latents = torch.tensor([[100.0, 200.0]]).T.reshape(1, 2, 1, 1)
     for _ in range(3):
@@ -73,12 +73,12 @@ def test_dead_codes_restart_on_current_latents():
     weight = book.quantizer.embedding.weight
     assert weight[1:].tolist() == [[100.0, 200.0]] * 3
     assert book.idle.tolist() == [0, 0, 0, 0]
-    # A restarted code lives on as if it had been used once.
+    # A restarted code counts as used once.
     book.update(latents, torch.tensor([[[2]]]))
     torch.testing.assert_close(weight[2], torch.tensor([100.0, 200.0]))
 
 
-def test_state_round_trip():
+def test_codebook_state_round_trip():
     book, other = moving(), moving()
     book.update(torch.ones(1, 2, 1, 1), torch.tensor([[[2]]]))
     other.load_state_dict({name: value.clone() for name, value in book.state_dict().items()})
@@ -86,6 +86,10 @@ def test_state_round_trip():
         assert torch.equal(other.state_dict()[name], value)
 
 
-def test_perplexity():
-    assert perplexity(torch.tensor([5, 5, 0, 0])) == pytest.approx(2.0)
-    assert perplexity(torch.tensor([9, 0])) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("counts", "used", "perplexity"),
+    [([5, 5, 0, 0], 0.5, 2.0), ([9, 0], 0.5, 1.0), ([0, 0], 0.0, 0.0)],
+)
+def test_code_usage(counts, used, perplexity):
+    usage = code_usage(torch.tensor(counts))
+    assert usage == pytest.approx({"codes_used": used, "perplexity": perplexity})

@@ -42,33 +42,33 @@ def vgg16():
     return state
 
 
-def pictures(*shape: int, seed: int = 1) -> torch.Tensor:
+def random_images(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_pixel_loss_literal():
-    wanted = torch.zeros(1, 1, 2, 2)
+def test_pixel_loss_equals_literal():
+    target = torch.zeros(1, 1, 2, 2)
     made = torch.tensor([[[[0.0, 0.4], [0.0, 0.0]]]])
     config = ImageLossConfig(l1=1.0, l2=10.0, edges=3.0)
     # l1 0.1, l2 0.04, edges: (0.4 + 0) / 2 across and (0 + 0.4) / 2 down
-    assert pixel_loss(config, wanted, made).item() == pytest.approx(0.1 + 0.4 + 3 * 0.4)
+    assert pixel_loss(config, target, made).item() == pytest.approx(0.1 + 0.4 + 3 * 0.4)
 
 
-def test_chroma_is_blind_to_brightness():
+def test_chroma_loss_ignores_brightness():
     config = ImageLossConfig(l1=0.0, l2=0.0, chroma=2.0)
-    wanted, brighter = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.3)
-    assert pixel_loss(config, wanted, brighter).item() == pytest.approx(0.0, abs=1e-6)
+    target, brighter = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.3)
+    assert pixel_loss(config, target, brighter).item() == pytest.approx(0.0, abs=1e-6)
     redder = torch.tensor([0.3, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     # errors from their mean 0.1: 0.2, 0.1, 0.1
-    assert pixel_loss(config, wanted, redder).item() == pytest.approx(2 * 0.4 / 3)
+    assert pixel_loss(config, target, redder).item() == pytest.approx(2 * 0.4 / 3)
 
 
-def test_lpips_equals_a_plain_computation(vgg16):
+def test_lpips_equals_plain_computation(vgg16):
     linear = {
         f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1, generator=torch.Generator().manual_seed(i))
         for i, w in enumerate(WIDTHS)
     }
-    a, b = pictures(2, 3, 32, 32), pictures(2, 3, 32, 32, seed=2)
+    a, b = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32, seed=2)
     mean = torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1)
 
@@ -83,12 +83,12 @@ def test_lpips_equals_a_plain_computation(vgg16):
                 found.append(x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt())
         return found
 
-    wanted = sum(
+    target = sum(
         ((fa - fb) ** 2 * linear[f"lin{i}.model.1.weight"]).sum(1).mean()
         for i, (fa, fb) in enumerate(zip(features(a), features(b), strict=True))
     )
     distance = LPIPS(vgg16, linear)
-    torch.testing.assert_close(distance(a, b), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(distance(a, b), target, rtol=1e-4, atol=1e-6)
     assert distance(a, a).item() == 0
     made = b.clone().requires_grad_()
     distance(a, made).backward()
@@ -96,7 +96,7 @@ def test_lpips_equals_a_plain_computation(vgg16):
     assert not any(p.requires_grad for p in distance.parameters())
 
 
-def test_lpips_refuses_other_weights(vgg16):
+def test_lpips_rejects_other_weights(vgg16):
     with pytest.raises(CheckpointError, match=r"features.0.weight .*BSD-3-Clause"):
         LPIPS({}, None)
     with pytest.raises(CheckpointError, match=r"lin0.model.1.weight .*BSD-2-Clause"):
@@ -105,15 +105,15 @@ def test_lpips_refuses_other_weights(vgg16):
         ImageLossConfig(lpips=1.0)
 
 
-def test_discriminator_and_hinge():
+def test_discriminator_shape_and_hinge_loss():
     torch.manual_seed(0)
-    scores = PatchDiscriminator(8, 2)(pictures(2, 3, 32, 32))
+    scores = PatchDiscriminator(8, 2)(random_images(2, 3, 32, 32))
     assert scores.shape[:2] == (2, 1)
     real, made = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
     assert hinge_loss(real, made).item() == pytest.approx(0.5 * (0.5 + 0.75))
 
 
-def test_adaptive_weight_is_the_ratio_of_gradients():
+def test_adaptive_weight_is_ratio_of_gradients():
     layer = torch.tensor([3.0, 4.0], requires_grad=True)
     weight = adaptive_weight((layer * 2).sum(), (layer * 0.5).sum(), layer)
     assert weight.item() == pytest.approx(4.0, rel=1e-3)

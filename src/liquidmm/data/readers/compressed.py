@@ -1,7 +1,7 @@
-"""Compressed files as what they hold.
+"""Compressed files as their decompressed content.
 
-Contract: `decompressed` gives a buffered stream of the content. When the file is cut off or
-damaged, everything that can be unpacked before that place is delivered, and `DamagedError` follows.
+Everything before a truncation or damage is delivered, then `DamagedError` is raised. An error of
+the disk is raised as it is.
 """
 
 import io
@@ -14,103 +14,103 @@ import pyarrow as pa
 
 
 class DamagedError(OSError):
-    """Compressed data is cut off or damaged."""
+    """Compressed data is truncated or damaged."""
 
 
 COMPRESSED: Mapping[str, str] = MappingProxyType(
     {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz", ".lz4": "lz4"}
 )
-"""Suffix of a file -> how it is compressed."""
+"""Suffix of a file -> its codec."""
 
 _CODECS = {**COMPRESSED, ".tgz": "gzip"}
 _BUFFER = 2**16
-_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
+_CODEC_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 
 
-def decompressed(name: str, open_raw: Callable[[], BinaryIO]) -> BinaryIO:
-    """Open a file, decompressed where its name ends in one of `COMPRESSED` or .tgz.
+def decompress(name: str, open_stored: Callable[[], BinaryIO]) -> BinaryIO:
+    """Open a file as a buffered stream of its decompressed content.
 
     Args:
-        name: The name that decides.
-        open_raw: Opens the file as it stands, from its start.
+        name: Its suffix selects the codec; without one the file is opened unchanged.
+        open_stored: Opens the stored file at its start.
 
     Raises:
-        OSError: The file can't be opened.
+        OSError: The file cannot be opened.
     """
     codec = next((codec for end, codec in _CODECS.items() if name.endswith(end)), None)
     if codec is None:
-        return open_raw()
-    return cast(BinaryIO, io.BufferedReader(_Content(codec, open_raw), _BUFFER))
+        return open_stored()
+    return cast(BinaryIO, io.BufferedReader(_Decompressed(codec, open_stored), _BUFFER))
 
 
-class _Content(io.RawIOBase):
-    """The content as a raw stream that can't be rewound."""
+class _Decompressed(io.RawIOBase):
+    """Decompressed content as a raw stream without seeking."""
 
-    def __init__(self, codec: str, open_raw: Callable[[], BinaryIO]) -> None:
+    def __init__(self, codec: str, open_stored: Callable[[], BinaryIO]) -> None:
         super().__init__()
         self._codec = codec
-        self._open_raw = open_raw
-        self._place = 0
-        self._broken: DamagedError | None = None
-        self._raw, self._stream = self._opened()
+        self._open_stored = open_stored
+        self._position = 0
+        self._damage: DamagedError | None = None
+        self._stored, self._stream = self._open()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self._broken is not None:
-            raise self._broken
+        if self._damage is not None:
+            raise self._damage
         content = self._read(len(buffer))
         buffer[: len(content)] = content
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
     def close(self) -> None:
         if not self.closed:
             self._stream.close()
-            self._raw.close()
+            self._stored.close()
         super().close()
 
     def _read(self, size: int) -> bytes:
         try:
             return cast(bytes, self._stream.read(size))
-        except _ERRORS as error:
-            self._raw.check()
-            self._broken = DamagedError(f"compressed data is cut off or damaged: {error}")
-            self._broken.__cause__ = error
-        rest = self._rest(size)
+        except _CODEC_ERRORS as error:
+            self._stored.raise_error()
+            self._damage = DamagedError(f"compressed data is truncated or damaged: {error}")
+            self._damage.__cause__ = error
+        rest = self._read_up_to_damage(size)
         if not rest:
-            raise self._broken
+            raise self._damage
         return rest
 
-    def _rest(self, size: int) -> bytes:
-        """Return what lies between the last whole read and the damage, found byte by byte.
+    def _read_up_to_damage(self, size: int) -> bytes:
+        """Return the bytes between the last complete read and the damage.
 
-        A read that meets the damage loses what it had unpacked before.
+        A read that meets the damage loses what it decompressed before, so read byte by byte.
         """
         self._stream.close()
-        self._raw.close()
-        self._raw, self._stream = self._opened()
+        self._stored.close()
+        self._stored, self._stream = self._open()
         rest = bytearray()
         try:
             skipped = 0
-            while skipped < self._place:
-                skipped += len(self._stream.read(min(_BUFFER, self._place - skipped)))
+            while skipped < self._position:
+                skipped += len(self._stream.read(min(_BUFFER, self._position - skipped)))
             while len(rest) < size:
                 rest += self._stream.read(1)
-        except _ERRORS:
-            self._raw.check()
+        except _CODEC_ERRORS:
+            self._stored.raise_error()
         return bytes(rest)
 
-    def _opened(self) -> tuple["_Raw", Any]:
-        raw = _Raw(self._open_raw())
+    def _open(self) -> tuple["_Stored", Any]:
+        stored = _Stored(self._open_stored())
         if self._codec == "xz":
-            return raw, lzma.LZMAFile(cast(BinaryIO, raw))
-        return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self._codec)
+            return stored, lzma.LZMAFile(cast(BinaryIO, stored))
+        return stored, pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), self._codec)
 
 
-class _Raw(io.RawIOBase):
-    """The file as it stands; it remembers errors of its own, which say nothing about the data."""
+class _Stored(io.RawIOBase):
+    """The stored file; it keeps the errors of the disk apart from those of the codec."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Raw(io.RawIOBase):
         self._inner.close()
         super().close()
 
-    def check(self) -> None:
-        """Raise the error that the last read ended in, if it did."""
+    def raise_error(self) -> None:
+        """Raise the error of the last read, if any."""
         if self._error is not None:
             raise self._error

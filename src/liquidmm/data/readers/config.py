@@ -1,7 +1,4 @@
-"""What a source is, as a run file says it: where, in which format and layout, under which names.
-
-Contract: configuration only; nothing is opened here.
-"""
+"""The `[source]` table of a run file. Nothing is opened here."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,35 +22,34 @@ Layout = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fields:
-    """Names that the fields of an entry have in this source.
+    """Names of the fields in this source, where they differ from the usual ones.
 
-    None takes the usual names. A dot steps into an object: `meta.set_name` is `set_name` in `meta`.
-    A field that is named here must exist. Naming `text` and nothing else makes every entry a
-    document, whatever other fields it has.
+    A dot selects a nested field: `meta.set_name` is `set_name` in `meta`. A field that is named
+    here must exist. If only `text` is named, every record is a document, whatever else it contains.
     """
 
     key: str | None = None
-    """Name of the record; numbers are taken too."""
+    """Name of the record, a string or a number."""
     image: str | None = None
-    """The picture: a path, the content of a file, or `{bytes, path}` as Hugging Face stores it."""
+    """Image: a path, the content of a file, or `{bytes, path}` as Hugging Face stores it."""
     captions: str | tuple[str, ...] | None = None
-    """What the picture shows; each named field holds one caption or a list, the first is the
-    canonical one."""
+    """Captions: one or more fields, each with a caption or a list of captions. The first caption is
+    the canonical one."""
     text: str | None = None
-    """A document."""
+    """Text of a document."""
     messages: str | None = None
-    """The turns of a conversation."""
+    """Turns of a conversation."""
     images: str | None = None
-    """The pictures of a conversation."""
+    """Images of a conversation."""
     source: str | None = None
-    """Data set that an entry comes from."""
+    """Dataset that a record comes from."""
     license: str | None = None
-    """SPDX name of the licence; of several, all hold."""
+    """SPDX name of the license; a list is joined with AND."""
     split: str | None = None
-    """Part of the data set, such as `train`."""
+    """Split of the dataset, such as `train`."""
 
     def given(self) -> dict[str, tuple[str, ...]]:
-        """Return the fields that are named, each with its names in the source."""
+        """Return our name of each field that is named -> its names in the source."""
         named: dict[str, tuple[str, ...]] = {}
         for name in self.__slots__:
             value = getattr(self, name)
@@ -62,49 +58,49 @@ class Fields:
         return named
 
     def __post_init__(self) -> None:
-        """Refuse empty names."""
+        """Check that no name is empty."""
         for name, values in self.given().items():
             if not values or not all(value.strip() for value in values):
-                raise ConfigError(f"{name}: is empty. Give the name of a field or leave it out.")
+                raise ConfigError(f"{name}: is empty. Give the name of a field or remove the key.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """A source of records: the `[source]` table of a run file."""
+    """A dataset to read."""
 
     path: str | tuple[str, ...]
-    """A file, a folder, a pattern (`*`, `**`, `?`, `{00..99}`) or a URL that fsspec knows (`s3://`,
-    `gs://`, `hf://`, `memory://`), or several of them, read in that order; with the format
-    `huggingface` a hub id."""
+    """A file, a folder, a pattern (`*`, `**`, `?`, `{00..99}`) or a URL that fsspec supports
+    (`s3://`, `gs://`, `hf://`), or a list of them, read in that order. With the format
+    `huggingface`, a hub id."""
     format: Format = "auto"
-    """How the entries are stored; `auto` goes by the name of the file or what a folder holds."""
+    """File format; `auto` detects it from the file name or the content of the folder."""
     layout: Layout = "auto"
-    """What fields the entries have, see `layouts`; `auto` tells it of each entry by its keys."""
+    """Fields of a record; `auto` detects the layout of each record from its keys."""
     subset: str = ""
-    """Configuration of a Hugging Face data set, where it has several."""
+    """Configuration of a Hugging Face dataset that has several."""
     revision: str = ""
-    """Commit, tag or branch of a data set on the hub; empty takes the newest."""
+    """Commit, tag or branch of a dataset on the hub; empty uses the newest commit."""
     classes: str = ""
-    """File with one name per line, for captions that are numbers of classes (from 0)."""
+    """File with one class name per line, for captions that are class numbers from 0."""
     image_root: str | None = None
-    """Folder or URL that relative picture paths start from; None: the folder of the file."""
+    """Folder or URL that image paths are relative to; None: the folder of the file."""
     fields: Fields = field(default_factory=Fields)
-    """Names of the fields, where they are not the usual ones."""
+    """Names of the fields, where they differ from the usual ones."""
     splits: tuple[str, ...] = ()
-    """Only records of these splits are taken; empty takes all records."""
+    """Splits to read; empty reads all records."""
     name: str = ""
-    """Name of the data set, for records that don't say where they come from."""
+    """Name of the dataset, for records without a `source`."""
     license: str = ""
-    """SPDX name of the licence, for records that don't say it."""
+    """SPDX name of the license, for records without one."""
     split: str = ""
-    """Split of the records that don't say it."""
+    """Split, for records without one."""
 
     def __post_init__(self) -> None:
-        """Refuse empty paths."""
+        """Check that no path is empty."""
         if not self.paths or not all(path.strip() for path in self.paths):
-            raise ConfigError("path: is empty. Name a file, a folder, a pattern or a URL.")
+            raise ConfigError("path: is empty. Give a file, a folder, a pattern or a URL.")
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What `path` names, one or several."""
+        """`path` as a tuple."""
         return (self.path,) if isinstance(self.path, str) else self.path

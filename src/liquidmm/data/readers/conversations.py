@@ -1,14 +1,14 @@
-"""Conversations in the layouts that instruction data is published in, as records.
+"""Conversations in the layouts of published instruction data.
 
 ==============  ============================================================================
-LLaVA           `conversations` of `from` and `value`, and `image`; so too Mini-Gemini
+LLaVA           `conversations` of `from` and `value`, and `image`; also Mini-Gemini
 ShareGPT        the same without `image`
 LMSYS-Chat-1M   `conversation` of `role` and `content`
 ==============  ============================================================================
 
-Contract: words stay as published. A conversation is taken whole or refused: after an
-optional system turn the user begins, and user and assistant alternate. Keys that are not named here
-(`model`, `openai_moderation`) are ignored.
+Text is kept as published. A conversation is accepted or rejected as a whole: after an optional
+system turn, user and assistant must alternate, and the user begins. Other keys (`model`,
+`openai_moderation`) are ignored.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ from liquidmm.data.records import (
     ImageSource,
     Message,
     Role,
+    metadata,
     parse_image,
-    provenance,
 )
 from liquidmm.data.validation import describe, names, string
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
-SPEAKERS: Mapping[str, Role] = MappingProxyType(
+_ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "system": "system",
         "human": "user",
@@ -41,38 +41,35 @@ SPEAKERS: Mapping[str, Role] = MappingProxyType(
         "bing": "assistant",
     }
 )
-"""Who speaks, as published data sets name it -> as we do."""
+"""Name of a speaker in published datasets -> role."""
 
 _TURN_KEYS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"conversations": ("from", "value"), "conversation": ("role", "content")}
 )
-"""Key of the turns -> keys of speaker and words in a turn."""
+"""Key of the turns -> keys of speaker and text in a turn."""
 
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
 def parse_conversation(obj: Mapping[str, Any], where: str, root: Path | str) -> ChatRecord:
-    """Make the record of a published conversation.
+    """Parse a published conversation.
 
     Args:
-        obj: The parsed entry; it has `conversations` or `conversation`.
+        obj: A JSON object with `conversations` or `conversation`.
         where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder or URL that relative picture paths start from.
-
-    Returns:
-        The record.
+        root: Folder or URL that image paths are relative to.
 
     Raises:
-        DataError: The conversation breaks its layout.
+        DataError: The conversation does not follow its layout.
     """
     name = next(name for name in _TURN_KEYS if name in obj)
     messages = _messages(obj[name], name, where)
     images = _images(obj, where, root)
     return ChatRecord(
         key=_key(obj, where),
-        messages=_placed(messages, len(images), where),
+        messages=_place_images(messages, len(images), where),
         images=images,
-        **provenance(obj, where),
+        **metadata(obj, where),
     )
 
 
@@ -89,8 +86,8 @@ def _key(obj: Mapping[str, Any], where: str) -> str:
 def _messages(value: object, name: str, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: '{name}' must be a list of turns (got {describe(value)}). "
-            "Correct the entry or leave it out."
+            f"{where}: {name}: expected a list of turns, got {describe(value)}. Correct or remove "
+            "the record."
         )
     messages = tuple(
         _message(item, f"{where}: {name}[{n}]", *_TURN_KEYS[name]) for n, item in enumerate(value)
@@ -99,54 +96,54 @@ def _messages(value: object, name: str, where: str) -> tuple[Message, ...]:
     return messages
 
 
-def _message(value: object, where: str, speaker_key: str, words_key: str) -> Message:
-    if not isinstance(value, Mapping):
+def _message(value: object, where: str, speaker_key: str, text_key: str) -> Message:
+    found = describe(value)
+    if isinstance(value, Mapping):
+        found = f"the keys {names(value)}"
+    if not isinstance(value, Mapping) or speaker_key not in value or text_key not in value:
         raise DataError(
-            f"{where}: a turn must be an object (got {describe(value)}). "
-            f"Give '{speaker_key}' and '{words_key}'."
-        )
-    if speaker_key not in value or words_key not in value:
-        raise DataError(
-            f"{where}: a turn with other keys ({names(value)}). "
-            f"Give '{speaker_key}' and '{words_key}'."
+            f"{where}: expected a turn with '{speaker_key}' and '{text_key}', got {found}. Correct "
+            "the record."
         )
     speaker = string(value, speaker_key, where)
-    if speaker not in SPEAKERS:
-        raise DataError(f"{where}: unknown speaker '{speaker}'.{suggest(speaker, SPEAKERS)}")
-    return Message(role=SPEAKERS[speaker], content=string(value, words_key, where))
+    if speaker not in _ROLES:
+        raise DataError(f"{where}: unknown speaker '{speaker}'.{suggest(speaker, _ROLES)}")
+    return Message(role=_ROLES[speaker], content=string(value, text_key, where))
 
 
 def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
     first = 1 if messages[0].role == "system" else 0
     if len(messages) > first and messages[first].role == "assistant":
         raise DataError(
-            f"{where}: {name}[{first}] is the assistant's, and what it answers is missing. "
-            "Cut the turn off or leave the entry out."
+            f"{where}: {name}[{first}]: the assistant answers without a question. Remove the turn "
+            "or the record."
         )
-    for place, (before, message) in enumerate(pairwise(messages), start=1):
+    for index, (before, message) in enumerate(pairwise(messages), start=1):
         if message.role == "system":
             raise DataError(
-                f"{where}: {name}[{place}] is a system turn behind the start. Leave the entry out."
+                f"{where}: {name}[{index}]: a system turn is only allowed at the start. Remove the "
+                "record."
             )
         if message.role == before.role:
             raise DataError(
-                f"{where}: {name}[{place}] is the {message.role}'s second turn in a row. "
-                "Join the two or leave the entry out."
+                f"{where}: {name}[{index}]: two turns of the {message.role} in a row. Merge them "
+                "or remove the record."
             )
     if all(message.role != "assistant" for message in messages):
         raise DataError(
-            f"{where}: '{name}' has no assistant turn, so nothing to learn. Leave the entry out."
+            f"{where}: {name}: no assistant turn, so there is nothing to train on. Remove the "
+            "record."
         )
 
 
 def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[ImageSource, ...]:
-    """Return what `image` or `images` names: a path, a file in a Parquet struct, or several."""
+    """Return what `image` or `images` contains: one image or a list."""
     for name in _OTHER_MEDIA:
         if obj.get(name) is not None:
-            raise DataError(f"{where}: has '{name}', and only pictures are read. Leave it out.")
+            raise DataError(f"{where}: {name}: only images are supported. Remove the record.")
     given = [name for name in ("image", "images") if obj.get(name) is not None]
     if len(given) > 1:
-        raise DataError(f"{where}: has both 'image' and 'images'. Leave one of them out.")
+        raise DataError(f"{where}: has both 'image' and 'images'. Remove one of them.")
     if not given:
         return ()
     value = obj[given[0]]
@@ -154,24 +151,26 @@ def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Image
     return tuple(parse_image(item, given[0], where, root) for item in items)
 
 
-def _placed(messages: tuple[Message, ...], images: int, where: str) -> tuple[Message, ...]:
-    """Check that each picture has its place; a single one without stands before the first question.
+def _place_images(messages: tuple[Message, ...], images: int, where: str) -> tuple[Message, ...]:
+    """Check that every image has a placeholder, and add the placeholder of a single image.
 
-    There LLaVA's own training puts a picture, wherever in the question it was written.
+    It goes before the first question, where LLaVA's training code puts an image wherever in the
+    question it was written.
     """
-    wanted = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
-    if wanted and not images:
+    expected = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
+    if expected and not images:
         raise DataError(
-            f"{where}: says {IMAGE_PLACEHOLDER} and has no picture, so the word would stand for "
-            "one. Name the picture in 'image', change the word, or leave the entry out."
+            f"{where}: the text contains {IMAGE_PLACEHOLDER}, which stands for an image, but there "
+            "is no 'image'. Add it, change the text, or remove the record."
         )
-    if images == 1 and not wanted:
-        first = next(place for place, message in enumerate(messages) if message.role == "user")
-        shown = Message(role="user", content=f"{IMAGE_PLACEHOLDER}\n{messages[first].content}")
-        return (*messages[:first], shown, *messages[first + 1 :])
-    if images != wanted:
+    if images == 1 and not expected:
+        first = next(index for index, message in enumerate(messages) if message.role == "user")
+        content = f"{IMAGE_PLACEHOLDER}\n{messages[first].content}"
+        message = Message(role="user", content=content)
+        return (*messages[:first], message, *messages[first + 1 :])
+    if images != expected:
         raise DataError(
-            f"{where}: {images} images for {wanted} {IMAGE_PLACEHOLDER} in the turns. "
-            "Give one image per placeholder, in order."
+            f"{where}: expected one image per {IMAGE_PLACEHOLDER} in the turns ({expected}), got "
+            f"{images}. Correct the record."
         )
     return messages

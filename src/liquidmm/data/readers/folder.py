@@ -1,9 +1,8 @@
-"""A folder of pictures with a `.txt` of captions beside each, one caption per line.
+"""A folder of images, each with a `.txt` file of captions, one caption per line.
 
-Contract: folders come in order of their path, the files of one in order of their name. `spans`
-lists names only. Every picture is an entry, and so is what seems to belong to one and can't be
-used: captions without a picture, a picture of a kind that is not read, a folder called like a
-picture.
+Folders come in the order of their paths, the images of a folder in the order of their names. A
+file that seems to belong to a record but cannot be used is rejected: captions without an image, an
+unsupported image format, a folder named like an image.
 """
 
 import os
@@ -12,7 +11,15 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from liquidmm.data.readers.chunks import FileRange, RawRecord
-from liquidmm.data.readers.files import File, blame, details, is_url, listing, open_file, suffix
+from liquidmm.data.readers.files import (
+    File,
+    is_url,
+    list_files,
+    list_names,
+    open_raw,
+    permanent_reason,
+    suffix,
+)
 from liquidmm.data.records import ImageSource
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
@@ -20,15 +27,15 @@ from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXE
 _CAPTIONS = ".txt"
 
 
-def spans(file: File, records: int) -> Iterator[FileRange]:
-    """Cut a folder and what is below it into spans of at most `records` entries."""
+def cut(file: File, records: int) -> Iterator[FileRange]:
+    """Cut a folder and its subfolders into ranges of at most `records` images."""
     root = file.name
     for folder in folders(root):
         try:
-            count = len(_members(folder))
+            count = len(_record_names(folder))
         except OSError as error:
-            blame(folder, error)
-            yield FileRange(file=folder, root=root)  # what is wrong is said where it is read
+            permanent_reason(folder, error)
+            yield FileRange(file=folder, root=root)  # the error is reported when it is read
             continue
         if count <= records:
             if count:
@@ -41,101 +48,101 @@ def spans(file: File, records: int) -> Iterator[FileRange]:
             )
 
 
-def items(span: FileRange) -> Iterator[RawRecord]:
-    """Yield the pictures of a span in our own layout."""
+def read(images: FileRange) -> Iterator[RawRecord]:
+    """Yield the images of a range with key and captions."""
     try:
-        # a whole folder is listed afresh, one that several spans share only once
-        whole = span.stop is None
-        members = _members(span.file) if whole else _shared(span.file, _stamp(span.file))
+        # a folder in one range is listed again, one in several ranges is listed once
+        if images.stop is None:
+            names = _record_names(images.file)
+        else:
+            names = _cached_record_names(images.file, _modified(images.file))
     except OSError as error:
-        problem = f"{span.file}: can't be listed ({blame(span.file, error)}). Check the folder."
-        yield RawRecord(where=span.file, line=0, problem=problem, broken=True)
+        reason = permanent_reason(images.file, error)
+        problem = f"{images.file}: cannot be listed ({reason}). Check the folder."
+        yield RawRecord(where=images.file, line=0, problem=problem, rest_lost=True)
         return
-    for name in members[span.start : span.stop]:
-        where = f"{span.file.rstrip('/')}/{name}"
-        printable = where.encode(errors="backslashreplace").decode()
+    for name in names[images.start : images.stop]:
+        path = f"{images.file.rstrip('/')}/{name}"
+        where = path.encode(errors="backslashreplace").decode()
         try:
-            yield RawRecord(where=printable, line=0, value=_value(where, span.root))
+            yield RawRecord(where=where, line=0, value=_value(path, images.root))
         except DataError as error:
-            yield RawRecord(where=printable, line=0, problem=f"{printable}: {error}")
+            yield RawRecord(where=where, line=0, problem=f"{where}: {error}")
 
 
-def stamps(root: str) -> Iterator[str]:
-    """Yield a line for every file in a folder and below it that changes when the file does.
+def versions(root: str) -> Iterator[str]:
+    """Yield a line for every file in a folder and its subfolders that changes when the file does.
 
     Raises:
-        OSError: A folder can't be read.
+        OSError: A folder cannot be read.
     """
     for folder in folders(root):
-        for file in details(folder):
-            yield f"{file.name.removeprefix(root)}\0{file.size}\0{file.stamp}\n"
+        for file in list_files(folder):
+            yield f"{file.name.removeprefix(root)}\0{file.size}\0{file.version}\n"
 
 
 def folders(root: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield a folder and those below it; a link back to one above it is not followed."""
+    """Yield a folder and its subfolders; a link to a folder in `above` is not followed."""
     real = root if is_url(root) else os.path.realpath(root)
     if real in above:
         return
     yield root
     try:
-        inner = listing(root)[1]
+        inner = list_names(root)[1]
     except OSError as error:
-        blame(root, error)
+        permanent_reason(root, error)
         return
     for name in inner:
         if suffix(name) not in IMAGE_SUFFIXES:
             yield from folders(f"{root.rstrip('/')}/{name}", (*above, real))
 
 
-def _members(folder: str) -> list[str]:
-    """Return the names in a folder that are entries, sorted."""
-    files, folders = listing(folder)
+def _record_names(folder: str) -> list[str]:
+    """Return the names in a folder that are images, and captions without one, sorted."""
+    files, inner = list_names(folder)
     known = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
-    pictures = [name for name in (*files, *folders) if suffix(name) in known]
-    stems = {name[: -len(suffix(name))] for name in pictures}
-    lonely = [
-        name
-        for name in files
-        if name.endswith(_CAPTIONS) and name.removesuffix(_CAPTIONS) not in stems
-    ]
-    return sorted(pictures + lonely)
+    images = [name for name in (*files, *inner) if suffix(name) in known]
+    stems = {name[: -len(suffix(name))] for name in images}
+    captions = [name for name in files if name.endswith(_CAPTIONS)]
+    return sorted(images + [name for name in captions if name.removesuffix(_CAPTIONS) not in stems])
 
 
 @lru_cache(maxsize=4)
-def _shared(folder: str, _stamp: int) -> list[str]:
-    return _members(folder)
+def _cached_record_names(folder: str, _modified: int) -> list[str]:
+    return _record_names(folder)
 
 
-def _stamp(folder: str) -> int:
+def _modified(folder: str) -> int:
     return 0 if is_url(folder) else Path(folder).stat().st_mtime_ns
 
 
-def _value(where: str, root: str) -> dict[str, object]:
-    ending = suffix(where)
-    if where != where.encode(errors="replace").decode():
-        raise DataError("the name is not UTF-8. Rename the file.")
+def _value(path: str, root: str) -> dict[str, object]:
+    ending = suffix(path)
+    if path != path.encode(errors="replace").decode():
+        raise DataError("the file name is not UTF-8. Rename the file.")
     if ending == _CAPTIONS:
-        raise DataError("captions without a picture. Add the picture or remove the file.")
+        raise DataError("captions without an image. Add the image or remove the file.")
     if ending in UNSUPPORTED_SUFFIXES:
-        raise DataError(f"pictures of this kind ('{ending}') are not read. Convert it.")
-    if not is_url(where) and Path(where).is_dir():
-        raise DataError("is a folder, not a picture; what is in it is not read. Rename it.")
-    stem = where[: -len(ending)]
-    picture: ImageSource = where if is_url(where) else Path(where)
+        raise DataError(f"unsupported image format '{ending}'. Convert it to PNG or JPEG.")
+    if not is_url(path) and Path(path).is_dir():
+        raise DataError("is a folder, not an image; its content is not read. Rename it.")
+    stem = path[: -len(ending)]
+    image: ImageSource = path if is_url(path) else Path(path)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")
-    return {"key": key, "image": picture, "captions": _captions(stem + _CAPTIONS)}
+    return {"key": key, "image": image, "captions": _captions(stem + _CAPTIONS)}
 
 
-def _captions(name: str) -> list[str]:
-    short = PurePosixPath(name).name
+def _captions(path: str) -> list[str]:
+    name = PurePosixPath(path).name
     try:
-        with open_file(name) as stream:
+        with open_raw(path) as stream:
             text = stream.read().decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
+        reason = permanent_reason(path, error)
         raise DataError(
-            f"no readable {short} ({blame(name, error)}). Write one caption per line there."
+            f"cannot read {name} ({reason}). Write one caption per line to it."
         ) from error
     captions = [line.strip() for line in text.splitlines() if line.strip()]
     if not captions:
-        raise DataError(f"{short} is empty. Write a caption there.")
+        raise DataError(f"{name} is empty. Write one caption per line to it.")
     return captions

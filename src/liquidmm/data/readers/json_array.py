@@ -1,171 +1,206 @@
-"""The items of a JSON array one after the other, whatever the size of the file.
+"""A JSON file that contains one array, as LLaVA and ShareGPT publish conversations.
 
-Contract: the items equal those of `json.load`. In memory are one item and one chunk of the file. An
-array that is not valid JSON is an error at the item where that shows, because nothing behind it can
-be told apart any more. Bytes that are not UTF-8 become half characters (U+DC80 to U+DCFF), so they
-spoil the item they stand in and no other.
+The items equal those of `json.load`. Memory use is one item and one block of the file. A syntax
+error ends the array and is reported once; bytes that are not UTF-8 spoil only their own item.
+
+The parser is our own because ijson reports no position of an item, from which a range could be
+read, and stops at NaN, at integers above 64 bits and at bytes that are not UTF-8.
 """
 
-import io
+import codecs
 import json
-from codecs import BOM_UTF8
+import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO
 
+from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.files import File, is_compressed, open_file, permanent_reason
 from liquidmm.errors import DataError
 
-CHUNK = 2**20
-"""Characters read at once."""
+READ_BYTES = 2**20
+"""Bytes to read at once."""
 
-_BLANKS = " \t\n\r"
-_CUT = 16
-"""An error this near to the end of what was read may come from a token cut in two; the longest
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
+_MARGIN = 16
+"""An error or end this close to the end of the text may come from a token cut in two: the longest
 token outside of strings and numbers has 9 characters, the longest escape in a string 12."""
 
 
+def is_array(name: str) -> bool:
+    """Whether a JSON file begins with an array, not with lines of objects."""
+    try:
+        with open_file(name) as stream:
+            start = stream.read(4096)
+    except OSError as error:
+        permanent_reason(name, error)
+        return False  # the error is reported when the file is read
+    return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def cut(file: File, records: int) -> Iterator[FileRange]:
+    """Cut a file into ranges of `records` items. The whole file is parsed to find them."""
+    if is_compressed(file.name):
+        yield FileRange(file=file.name)
+        return
+    start = first = index = 0
+    complete = False
+    try:
+        with open_file(file.name) as stream:
+            for offset, _ in array_items(stream, file.name):
+                if index == first + records:
+                    yield FileRange(
+                        file=file.name, start=start, stop=offset, first=first, count=records
+                    )
+                    start, first = offset, index
+                index += 1
+        complete = True
+    except (DataError, OSError) as error:
+        permanent_reason(file.name, error)  # the error is reported when the last range is read
+    if index > first or not complete:
+        count = index - first if complete else None
+        yield FileRange(file=file.name, start=start, first=first, count=count)
+
+
+def read(items: FileRange) -> Iterator[RawRecord]:
+    """Yield the items of a range."""
+    index = items.first
+    try:
+        with open_file(items.file) as stream:
+            if items.start:
+                stream.seek(items.start)
+            found = array_items(stream, items.file, first=items.first, start=items.start)
+            for offset, value in found:
+                if items.stop is not None and offset >= items.stop:
+                    return
+                yield RawRecord(where=f"{items.file}[{index}]", line=index, value=value)
+                index += 1
+    except (DataError, OSError) as error:
+        where = f"{items.file}[{index}]"
+        problem = str(error)
+        if isinstance(error, OSError):
+            reason = permanent_reason(items.file, error)
+            problem = f"{where}: cannot be read ({reason}). Check the file."
+        yield RawRecord(where=where, line=index, problem=problem, rest_lost=True)
+
+
 def array_items(
-    stream: BinaryIO, where: str, chunk: int | None = None, *, first: int = 0, start: int = 0
+    stream: BinaryIO, where: str, read_bytes: int | None = None, *, first: int = 0, start: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the items of the array that a file holds.
+    """Yield the byte offset and the value of each item of an array.
 
     Args:
-        stream: File in UTF-8 that holds one JSON array and nothing else; at its start or an item.
+        stream: A file in UTF-8, at its start or at an item.
         where: Name of the file, for messages.
-        chunk: Characters to read at once, 1 or more; None: `CHUNK`.
-        first: Index of the item that the stream stands at; 0 at the start of the file.
-        start: Byte that the stream stands at.
-
-    Yields:
-        The byte that the item begins at, and the parsed item, in order.
+        read_bytes: Bytes to read at once; None: `READ_BYTES`.
+        first: Index of the item at the stream's position; 0 at the start of the file.
+        start: Byte offset of the stream's position.
 
     Raises:
-        DataError: It is no JSON array from some item on; the message names file and item.
-        OSError: The file can't be read.
+        DataError: The file is not a valid JSON array from some item on; names the file and item.
+        OSError: The file cannot be read.
     """
     index = first
     try:
-        buffered = io.BufferedReader(cast(io.RawIOBase, stream))
-        if not first and buffered.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
-            start += len(buffered.read(len(BOM_UTF8)))  # some editors put this mark at the start
-        text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
-        window = _Window(text, chunk or CHUNK, start)
+        text = _Text(stream, read_bytes or READ_BYTES, start)
         if not first:
-            window.skip("[", "the start of an array")
-        while index == first > 0 or window.more(first=index == 0):
-            place = window.place()
-            yield place, window.item()
+            text.skip_bom()
+            text.expect("[", "the start of an array")
+        ended = not first and text.peek() == "]"
+        while not ended:
+            text.peek()
+            yield text.offset, text.item()
             index += 1
-        window.finish()
+            ended = text.peek() == "]"
+            if not ended:
+                text.expect(",", "',' or ']'")
+        text.expect("]", "']'")
+        if text.peek():
+            raise text.error("Text after the end of the array", text.at)
     except (ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, _BrokenError) else f"not valid JSON ({error})"
+        what = str(error) if isinstance(error, _ArrayError) else f"not valid JSON ({error})"
         raise DataError(
-            f"{where}[{index}]: {what}. From here on the file can't be read; mend it or download "
+            f"{where}[{index}]: {what}. The rest of the file cannot be read; repair it or download "
             "it again."
         ) from error
 
 
-class _BrokenError(ValueError):
-    """What is wrong with the array, and where."""
+class _ArrayError(ValueError):
+    """A syntax error with its byte offset."""
 
 
-class _Window:
-    """The part of the file that is in memory, and the place in it that comes next."""
+class _Text:
+    """The decoded part of the file that is in memory, and the position in it."""
 
-    def __init__(self, file: TextIO, chunk: int, start: int) -> None:
-        self._file = file
-        self._chunk = chunk
-        self._decoder = json.JSONDecoder()
+    def __init__(self, stream: BinaryIO, read_bytes: int, start: int) -> None:
+        self._stream = stream
+        self._read_bytes = read_bytes
+        # bytes that are not UTF-8 become U+DC80 to U+DCFF, which a check of the fields rejects
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._json = json.JSONDecoder()
         self._text = ""
-        self._place = 0
-        self._counted = 0  # place up to which bytes are counted
-        self._bytes = start  # byte of the file that this is
-        self._ended = False
+        self.at = 0
+        self.offset = start
+        """Byte of the file at position `at`."""
 
-    def place(self) -> int:
-        """Step over blanks; return the byte of the file that comes next."""
-        self._next()
-        self._count()
-        return self._bytes
+    def peek(self) -> str:
+        """Skip whitespace and return the next character, or "" at the end of the file."""
+        while True:
+            match = _WHITESPACE.match(self._text, self.at)
+            self._move(match.end() if match else self.at)
+            if self.at < len(self._text) or not self._read():
+                return self._text[self.at : self.at + 1]
 
-    def skip(self, wanted: str, name: str) -> None:
-        """Step over one character that must come next."""
-        if self._next() != wanted:
-            raise self._broken(f"Expecting {name}", self._place)
-        self._place += 1
+    def skip_bom(self) -> None:
+        if self.peek() == "\ufeff":
+            self._move(self.at + 1)
 
-    def more(self, *, first: bool) -> bool:
-        """Step over what stands before an item, or over the end of the array."""
-        if self._next() == "]":
-            self._place += 1
-            return False
-        if not first:
-            self.skip(",", "',' or ']'")
-        return True
+    def expect(self, character: str, name: str) -> None:
+        """Skip one character that must come next."""
+        if self.peek() != character:
+            raise self.error(f"Expecting {name}", self.at)
+        self._move(self.at + 1)
 
     def item(self) -> Any:
-        """Parse the next item; more is read until it is whole."""
-        self._next()
+        """Parse the item at the position, reading more of the file until it is complete."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._place)
+                value, end = self._json.raw_decode(self._text, self.at)
             except json.JSONDecodeError as error:
-                unterminated = error.msg.startswith("Unterminated string")
-                if not (unterminated or self._near_end(error.pos)):
-                    raise self._broken(error.msg, error.pos) from error
-                if not self._read():
-                    raise self._broken(error.msg, error.pos, cut=unterminated) from error
+                cut = error.msg.startswith("Unterminated string")
+                if (cut or self._is_near_end(error.pos)) and self._read():
+                    continue
+                raise self.error(error.msg, len(self._text) if cut else error.pos) from error
+            # "12" may be the start of "123" or "12.5e3"; what follows shows that it is complete
+            if self._is_near_end(end) and self._read():
                 continue
-            # "12" may be the start of "123" or "12.5e3": only what follows shows that it is whole
-            if self._near_end(end) and self._read():
-                continue
-            self._place = end
+            self._move(end)
             return value
 
-    def finish(self) -> None:
-        """Refuse anything but blanks up to the end of the file."""
-        if self._next():
-            raise self._broken("Text after the end of the array", self._place)
-
-    def _next(self) -> str:
-        """Step over blanks; return the character that comes next, or "" at the end of the file."""
-        while True:
-            while self._place < len(self._text):
-                if self._text[self._place] not in _BLANKS:
-                    return self._text[self._place]
-                self._place += 1
-            if not self._read():
-                return ""
+    def error(self, message: str, at: int) -> _ArrayError:
+        if at >= len(self._text):
+            return _ArrayError("the file ends before the array does")
+        self._move(at)
+        # json's own messages end in these
+        message = message.rstrip(": ").removesuffix(" at")
+        return _ArrayError(f"not valid JSON ({message} at byte {self.offset})")
 
     def _read(self) -> bool:
-        """Drop what is done with and read on: as much again as is kept, so long items stay cheap.
+        """Drop what was parsed and read at least as much as is kept, so long items stay cheap.
 
         Returns:
             Whether there was more.
         """
-        if self._ended:
-            return False
-        kept = self._text[self._place :]
-        new = self._file.read(max(self._chunk, len(kept)))
-        if not new:
-            self._ended = True
-            return False
-        self._count()
-        self._text, self._place, self._counted = kept + new, 0, 0
-        return True
+        kept, new, block = self._text[self.at :], "", b"-"
+        while block and not new:
+            block = self._stream.read(max(self._read_bytes, len(kept)))
+            new = self._utf8.decode(block, final=not block)
+        if new:
+            self._text, self.at = kept + new, 0
+        return bool(new)
 
-    def _count(self) -> None:
-        self._bytes = self._byte(self._place)
-        self._counted = self._place
+    def _move(self, to: int) -> None:
+        self.offset += len(self._text[self.at : to].encode("utf-8", "surrogateescape"))
+        self.at = to
 
-    def _byte(self, place: int) -> int:
-        passed = self._text[self._counted : place]
-        return self._bytes + len(passed.encode("utf-8", "surrogateescape"))
-
-    def _near_end(self, place: int) -> bool:
-        return place >= len(self._text) - _CUT
-
-    def _broken(self, what: str, place: int, *, cut: bool = False) -> _BrokenError:
-        if cut or place >= len(self._text):
-            return _BrokenError("the file ends before the array does")
-        what = what.rstrip(": ").removesuffix(" at")  # json's own messages end in these
-        return _BrokenError(f"not valid JSON ({what} at byte {self._byte(place)})")
+    def _is_near_end(self, at: int) -> bool:
+        return at >= len(self._text) - _MARGIN

@@ -1,19 +1,18 @@
-"""The layouts that data sets are published in: which fields an entry has and how it is read.
+"""The layouts of published datasets: which fields a record has and how it is parsed.
 
 ==============  ============================================================================
 liquid          our own: `image` and `captions`, `messages` (and `images`), or `text`
-llava           `conversations` of `from` and `value`, and `image`; so too Mini-Gemini
+llava           `conversations` of `from` and `value`, and `image`; also Mini-Gemini
 sharegpt        the same without `image`
 lmsys           `conversation` of `role` and `content`: LMSYS-Chat-1M
 journeydb       `img_path`, `prompt` and `Task2.Caption`
 imagefolder     `file_name`, and a caption: the metadata tables of Hugging Face's ImageFolder
 dclm            `text`: DCLM-baseline
-slimpajama      `text`, and its part in `meta.redpajama_set_name`
+slimpajama      `text`, and its subset in `meta.redpajama_set_name`
 starcoder       `content`; The Stack adds `max_stars_repo_licenses`
 ==============  ============================================================================
 
-Contract: a named layout takes nothing else; `auto` tells the layout of each entry by its keys. What
-fits none is refused.
+A named layout accepts nothing else; `auto` detects the layout of each record from its keys.
 
 Sources: the dataset cards of JourneyDB/JourneyDB, mlfoundations/dclm-baseline-1.0,
 cerebras/SlimPajama-627B, bigcode/starcoderdata, bigcode/the-stack, lmsys/lmsys-chat-1m and
@@ -32,8 +31,9 @@ from liquidmm.data.records import Record, parse_record
 from liquidmm.data.validation import lookup, names
 from liquidmm.errors import DataError
 
-Names: TypeAlias = Mapping[str, tuple[str, ...]]
-Parse: TypeAlias = Callable[[Mapping[str, Any], str, Path | str], Record]
+FieldNames: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Our name of a field -> its names in a record: all of them for captions, otherwise the first that
+is there."""
 
 _KNOWN = (
     "'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), "
@@ -44,14 +44,14 @@ _KNOWN = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How the entries of a data set are laid out."""
+    """Fields of the records of a dataset."""
 
     keys: tuple[str, ...]
-    """Every entry has one of these."""
-    parse: Parse = parse_record
-    """Makes the record of an entry in which the fields have our names."""
-    names: Names = field(default_factory=dict)
-    """Our name of a field -> its names here: of captions all, otherwise the first that is there."""
+    """Every record has one of these."""
+    parse: Callable[[Mapping[str, Any], str, Path | str], Record] = parse_record
+    """Parses a record whose fields have our names."""
+    names: FieldNames = field(default_factory=dict)
+    """Names of the fields."""
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -79,11 +79,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
     }
 )
-"""Name of a layout -> what it is."""
-
-_CAPTIONS = ("caption", "text_prompt")
-_SHOWN = frozenset({"image", "images", "messages", "conversations", "conversation"})
-_PROVENANCE = frozenset({"key", "source", "license", "split"})
+"""Name of a layout -> its definition."""
 
 LAYOUT_BY_KEY: Mapping[str, str] = MappingProxyType(
     {
@@ -96,92 +92,114 @@ LAYOUT_BY_KEY: Mapping[str, str] = MappingProxyType(
         "content": "starcoder",
     }
 )
-"""Key of an entry -> its layout; the first key that is there decides."""
+"""Key of a record -> its layout; the first key that is there decides."""
+
+_OTHER_CAPTIONS = ("caption", "text_prompt")
+_OTHER_CONTENT = frozenset({"image", "images", "messages", "conversations", "conversation"})
 
 
-def parse_entry(
+def parse_fields(
     obj: Mapping[str, Any],
     where: str,
     root: Path | str,
     layout: str = "auto",
-    given: Names = MappingProxyType({}),
+    named: FieldNames = MappingProxyType({}),
 ) -> Record:
-    """Make the record that one entry of a source describes.
+    """Parse a record of any layout.
 
     Args:
-        obj: The parsed entry.
+        obj: The JSON object or row.
         where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder or URL that relative picture paths start from.
+        root: Folder or URL that image paths are relative to.
         layout: One of `LAYOUTS`, or `auto`.
-        given: Our name of a field -> its names in this source, where they are not the layout's.
-
-    Returns:
-        The record.
+        named: Names of fields in this source; they take precedence over those of the layout.
 
     Raises:
-        DataError: The entry fits no layout, or not the one it should, or breaks it.
+        DataError: The record matches no layout, or not the named one, or breaks it.
     """
     if not isinstance(obj, Mapping):
         return parse_record(obj, where, root)
-    entry = renamed(obj, given)
+    fields = rename_fields(obj, named)
     if layout == "auto":
-        layout = next((name for key, name in LAYOUT_BY_KEY.items() if key in entry), "")
+        layout = next((name for key, name in LAYOUT_BY_KEY.items() if key in fields), "")
         if not layout:
-            raise DataError(f"{where}: fits no layout (its keys: {names(obj)}). Known: {_KNOWN}.")
+            raise DataError(
+                f"{where}: matches no known layout (its keys: {names(obj)}). Known: {_KNOWN}."
+            )
     chosen = LAYOUTS[layout]
-    if not any(key in entry for key in (*chosen.keys, *(chosen.names.keys() & given.keys()))):
-        wanted = "' or '".join(chosen.keys)
+    if not any(key in fields for key in (*chosen.keys, *(chosen.names.keys() & named.keys()))):
+        expected = "' or '".join(chosen.keys)
         raise DataError(
-            f"{where}: no '{wanted}' as the layout '{layout}' has it (its keys: {names(obj)}). "
-            "Correct the entry or the layout."
+            f"{where}: expected '{expected}' for the layout '{layout}', got the keys {names(obj)}. "
+            "Correct the record or the layout."
         )
-    others = {name: here for name, here in chosen.names.items() if name not in given}
-    return chosen.parse(renamed(entry, others), where, root)
+    others = {name: here for name, here in chosen.names.items() if name not in named}
+    return chosen.parse(rename_fields(fields, others), where, root)
 
 
-def renamed(obj: Mapping[str, Any], given: Names) -> Mapping[str, Any]:
-    """Return an entry with some fields under our own names.
+def rename_fields(obj: Mapping[str, Any], named: FieldNames) -> Mapping[str, Any]:
+    """Return a record with the named fields under our names.
 
-    What our names meant before is left out. Where `text` is given and nothing of a picture or a
-    conversation is, those are left out too.
+    Fields that had our names before are dropped. If `text` is named and no image or conversation
+    is, the fields of those are dropped as well.
 
     Args:
-        obj: The entry.
-        given: Our name of a field -> its names in the entry, dots stepping into objects. Of
-            captions all count, otherwise the first that is there.
+        obj: The record.
+        named: Names of the fields; a dot selects a nested field.
     """
-    if not given:
+    if not named:
         return obj
-    hidden = {*given, *(_CAPTIONS if "captions" in given else ())}
-    if "text" in given and not hidden & {*_SHOWN, "captions"}:
-        hidden |= _SHOWN
-    result = {key: value for key, value in obj.items() if key not in hidden}
-    for name, candidates in given.items():
-        found = [value for value in (lookup(obj, one) for one in candidates) if value]
+    dropped = _dropped_keys(named)
+    result = {key: value for key, value in obj.items() if key not in dropped}
+    for name, candidates in named.items():
+        found = [value for candidate in candidates if (value := lookup(obj, candidate))]
         if found:
-            result[name] = _captions(found) if name == "captions" else found[0]
-    for name in _PROVENANCE & given.keys() & result.keys():
-        result[name] = _words(result[name], " AND " if name == "license" else ", ")
-    if "captions" in given and "image" in result:
-        result.pop("text", None)  # it would stand in for captions that are missing
-    if "messages" in given and _has_speakers(result.get("messages")):
+            result[name] = _CONVERTERS.get(name, _first)(found)
+    if "captions" in named and "image" in result:
+        result.pop("text", None)  # it would replace missing captions
+    if "messages" in named and _is_sharegpt(result.get("messages")):
         result["conversations"] = result.pop("messages")
     return result
 
 
-def _captions(found: list[Any]) -> Any:
+def _dropped_keys(named: FieldNames) -> set[str]:
+    dropped = {*named, *(_OTHER_CAPTIONS if "captions" in named else ())}
+    if "text" in named and not dropped & {*_OTHER_CONTENT, "captions"}:
+        dropped |= _OTHER_CONTENT
+    return dropped
+
+
+def _first(found: list[Any]) -> Any:
+    return found[0]
+
+
+def _merge_captions(found: list[Any]) -> Any:
     if len(found) == 1:
         return found[0]
     return [item for value in found for item in (value if isinstance(value, list) else [value])]
 
 
-def _words(value: Any, between: str) -> Any:
+def _text(found: list[Any], separator: str = ", ") -> Any:
+    """Return the first value as text: a number, or a list of strings, is converted."""
+    value = found[0]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return between.join(value)
+        return separator.join(value)
     return str(value) if isinstance(value, int) else value
 
 
-def _has_speakers(messages: Any) -> bool:
-    """Whether turns are written as ShareGPT does, with `from` and `value`."""
+_CONVERTERS: Mapping[str, Callable[[list[Any]], Any]] = MappingProxyType(
+    {
+        "captions": _merge_captions,
+        "key": _text,
+        "source": _text,
+        "split": _text,
+        "license": lambda found: _text(found, " AND "),
+    }
+)
+"""Field -> makes its value of the values found under its names."""
+
+
+def _is_sharegpt(messages: Any) -> bool:
+    """Whether turns have `from` and `value`."""
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, Mapping) and "from" in first

@@ -1,128 +1,176 @@
-"""Parquet: rows as mappings, pictures as the bytes they are stored in.
+"""Parquet files, and the rows of Arrow batches.
 
-Contract: `footers` reads the footers alone, and `spans` cuts by them. `items` yields every row.
-Only the wanted columns are unpacked, some megabytes at a time. Rows that can't be unpacked are
-said, and the next row group is read.
+A file is cut by its footer alone. Only the needed columns are read, some megabytes at a time, and
+images stay the bytes they are stored as. If rows cannot be read, that is reported once and reading
+continues with the next row group. Text that is not UTF-8 spoils only its own row.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from liquidmm.data.readers import arrow
 from liquidmm.data.readers.chunks import FileRange, RawRecord
-from liquidmm.data.readers.files import File, blame, open_file
+from liquidmm.data.readers.files import File, open_raw, permanent_reason
 
-_PIECES = 32  # spans that one row group is cut into; each unpacks the group from its start
+_MAX_RANGES = 32  # of one row group; each decodes the group from its start
 _BUFFER = 2**20
 _THREADS = 16
+_BATCH_BYTES = 2**22
+_MAX_BATCH_ROWS = 1024
 
 _ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footer:
-    """What the end of a file says about it."""
+    """Columns and row groups of a file."""
 
     columns: frozenset[str]
-    """Names of the columns, and of what lies in them as `outer.inner`."""
+    """Names of the columns; nested fields are `outer.inner`."""
     groups: tuple[int, ...]
     """Rows in each row group."""
 
 
-def footers(files: Sequence[File]) -> list[Footer | None]:
-    """Read the footers of files, several at once; a broken file has none."""
+def read_footers(files: Sequence[File]) -> list[Footer | None]:
+    """Read the footers of files in parallel; None for a broken file."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(_footer, files))
 
 
-def spans(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
-    """Cut a file into spans of about `records` rows, at row groups where that comes near."""
+def cut(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
+    """Cut a file into ranges of about `records` rows, at row groups where possible."""
     if footer is None:
-        yield FileRange(file=name)  # what is wrong with it is said where it is read
+        yield FileRange(file=name)  # the error is reported when the file is read
         return
     row = start = 0
     for size in footer.groups:
         if row > start and row + size > start + records:
-            yield _span(name, start, row)
+            yield row_range(name, start, row)
             start = row
         row += size
-        step = max(records, -(-size // _PIECES))
+        step = max(records, -(-size // _MAX_RANGES))
         while row - start > step:
-            yield _span(name, start, start + step)
+            yield row_range(name, start, start + step)
             start += step
     if row > start:
-        yield _span(name, start, row)
+        yield row_range(name, start, row)
 
 
-def items(span: FileRange, wanted: Collection[str] | None = None) -> Iterator[RawRecord]:
-    """Yield the rows of a span.
+def row_range(name: str, start: int, stop: int, split: str = "") -> FileRange:
+    """Return the range of rows from `start` to before `stop`."""
+    return FileRange(
+        file=name, split=split, start=start, stop=stop, first=start, count=stop - start
+    )
 
-    Args:
-        span: Rows of one file.
-        wanted: Columns to read, of those there are; None reads all.
-    """
+
+def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
+    """Yield the rows of a range, with those of `columns` that exist."""
     try:
         with (
-            open_file(span.file) as stream,
+            open_raw(rows.file) as stream,
             pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as file,
         ):
-            names = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
-            yield from _items(file, names, span)
+            names = [name for name in file.schema_arrow.names if name in columns]
+            yield from _records(file, names, rows)
     except _ERRORS as error:
-        where = f"{span.file}[{span.start}]"
+        where = f"{rows.file}[{rows.start}]"
         problem = (
-            f"{where}: not readable as Parquet ({blame(span.file, error)}). The file is lost from "
-            "here on; download it again."
+            f"{where}: not readable as Parquet ({permanent_reason(rows.file, error)}). The rest of "
+            "the file is lost; download it again."
         )
-        yield RawRecord(where=where, line=span.start, problem=problem, broken=True)
+        yield RawRecord(where=where, line=rows.start, problem=problem, rest_lost=True)
+
+
+def batch_rows(rows: int, size: int) -> int:
+    """Return the rows of a batch of a table, so that memory use stays bounded.
+
+    Args:
+        rows: Rows of the table.
+        size: Bytes of the table.
+    """
+    return min(max(_BATCH_BYTES * rows // max(size, 1), 1), _MAX_BATCH_ROWS)
+
+
+def column_names(fields: Iterable[pa.Field]) -> Iterator[str]:
+    """Yield the names of columns, and of nested fields as `outer.inner`."""
+    for column in fields:
+        yield column.name
+        if pa.types.is_struct(column.type):
+            inner = (column.type.field(n) for n in range(column.type.num_fields))
+            yield from (f"{column.name}.{name}" for name in column_names(inner))
+
+
+def batch_records(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> Iterator[RawRecord]:
+    """Yield the rows of a batch.
+
+    Args:
+        batch: The rows.
+        name: The file, for messages.
+        first: Index of the first row in the file.
+    """
+    try:
+        values = batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(len(batch)):  # find the row
+            yield _record(batch.slice(index, 1), f"{name}[{first + index}]", first + index)
+        return
+    for index, value in enumerate(values, start=first):
+        yield RawRecord(where=f"{name}[{index}]", line=index, value=value)
+
+
+def _record(row: pa.RecordBatch | pa.Table, where: str, index: int) -> RawRecord:
+    try:
+        return RawRecord(where=where, line=index, value=row.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        problem = f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
+        return RawRecord(where=where, line=index, problem=problem)
 
 
 def _footer(file: File) -> Footer | None:
     try:
-        with open_file(file.name) as stream, pq.ParquetFile(stream) as opened:
+        with open_raw(file.name) as stream, pq.ParquetFile(stream) as opened:
             metadata = opened.metadata
             groups = (metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
             return Footer(
-                columns=frozenset(arrow.columns(opened.schema_arrow)), groups=tuple(groups)
+                columns=frozenset(column_names(opened.schema_arrow)), groups=tuple(groups)
             )
     except _ERRORS as error:
-        blame(file.name, error)
+        permanent_reason(file.name, error)
         return None
 
 
-def _items(file: pq.ParquetFile, names: list[str], span: FileRange) -> Iterator[RawRecord]:
+def _records(file: pq.ParquetFile, names: list[str], rows: FileRange) -> Iterator[RawRecord]:
     first = 0
     for group in range(file.num_row_groups):
         after = first + file.metadata.row_group(group).num_rows
-        row = max(first, span.start)
-        stop = after if span.stop is None else min(after, span.stop)
+        row = max(first, rows.start)
+        stop = after if rows.stop is None else min(after, rows.stop)
         try:
             for batch, start in _batches(file, group, names, range(row - first, stop - first)):
-                for item in arrow.items(batch, span.file, first + start):
-                    yield item
+                for record in batch_records(batch, rows.file, first + start):
+                    yield record
                     row += 1
         except _ERRORS as error:
-            where = f"{span.file}[{row}]"
+            where = f"{rows.file}[{row}]"
             problem = (
-                f"{where}: not readable as Parquet ({blame(span.file, error)}). Rows {row} to "
-                f"{stop - 1} are lost; download the file again."
+                f"{where}: not readable as Parquet ({permanent_reason(rows.file, error)}). Rows "
+                f"{row} to {stop - 1} are lost; download the file again."
             )
-            yield RawRecord(where=where, line=row, problem=problem, broken=True)
+            yield RawRecord(where=where, line=row, problem=problem, rest_lost=True)
         first = after
 
 
 def _batches(
     file: pq.ParquetFile, group: int, names: list[str], rows: range
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield rows of a row group, and the index in it of the first of them."""
+    """Yield some rows of a row group in batches, each with the index of its first row."""
     if not rows:
         return
     metadata = file.metadata.row_group(group)
-    size = arrow.batch_rows(metadata.num_rows, metadata.total_byte_size)
+    size = batch_rows(metadata.num_rows, metadata.total_byte_size)
     before = 0
     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=names):
         after = before + len(batch)
@@ -132,7 +180,3 @@ def _batches(
         if after >= rows.stop:
             return
         before = after
-
-
-def _span(name: str, start: int, stop: int) -> FileRange:
-    return FileRange(file=name, start=start, stop=stop, first=start, count=stop - start)

@@ -1,18 +1,20 @@
-"""The formats of sources: told by names, cut into spans, read as items.
+"""The formats of sources: detecting the format, cutting files into ranges, reading ranges.
 
-Contract: a source has one format. Which one is said in the run file, or told by the names of its
-files and by what its folder holds; a `.json` file is looked into, since it holds one array or
-lines.
+A source has one format. The run file names it, or it is detected from the names of the files and
+the content of a folder; a `.json` file is opened, since it contains an array or lines.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 
 from liquidmm.data.readers import (
-    arrays,
     folder,
     hugging_face,
+    json_array,
     jsonl,
     parquet,
     tables,
@@ -20,8 +22,16 @@ from liquidmm.data.readers import (
 )
 from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.config import SourceConfig
-from liquidmm.data.readers.files import File, blame, listing, matching, stem, suffix
-from liquidmm.data.readers.schema import METADATA, RecordSchema
+from liquidmm.data.readers.files import (
+    File,
+    find_files,
+    list_names,
+    open_raw,
+    permanent_reason,
+    stem,
+    suffix,
+)
+from liquidmm.data.readers.schema import METADATA, RecordSchema, field_names
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES
 
@@ -39,176 +49,231 @@ SUFFIXES: Mapping[str, str] = MappingProxyType(
 )
 """Suffix of a file, before that of its compression -> format."""
 
-_KNOWN = f"Give a folder, or files of these kinds: {', '.join(SUFFIXES)}."
 _THREADS = 16
 _CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = MappingProxyType(
     {
-        "jsonl": jsonl.spans,
-        "json": arrays.spans,
-        "csv": tables.spans,
-        "folder": folder.spans,
-        "webdataset": webdataset.spans,
+        "jsonl": jsonl.cut,
+        "json": json_array.cut,
+        "csv": tables.cut,
+        "folder": folder.cut,
+        "webdataset": lambda file, _: iter((FileRange(file=file.name),)),
     }
 )
+_HASHED_BYTES = 2**28
+"""Size of a source up to which its digest is that of the content."""
+_BLOCK = 2**20
+_CHECKED = 100
+"""Records at the start, in the middle and at the end of a source whose fields are checked."""
 
 
 def files_of(config: SourceConfig) -> tuple[str, list[File]]:
     """Return the format of a source, never `auto`, and its files or folders in order.
 
-    A folder is a saved data set, pictures with captions, or files of one of the other formats.
-
     Raises:
-        DataError: There is no such file, a file is of an unknown format, or two differ in theirs.
-        ConfigError: The format that the configuration names does not fit.
+        DataError: A file does not exist, its format is unknown, or two formats are mixed.
+        ConfigError: The named format does not fit.
     """
     if config.format == "huggingface":
-        return config.format, [File(name=path, folder=True) for path in config.paths]
+        return config.format, [File(name=path, is_folder=True) for path in config.paths]
     form, files = "", list[File]()
-    for file in (file for path in config.paths for file in matching(path)):
-        one, inner = (_folder if file.folder else _file)(file, config.format)
-        if form and one != form:
+    for file in (file for path in config.paths for file in find_files(path)):
+        detect = _detect_folder if file.is_folder else _detect_file
+        detected, inner = detect(file, config.format)
+        if form and detected != form:
             raise DataError(
-                f"{file.name}: is {one}, but {files[0].name} is {form}. Encode them apart."
+                f"{file.name}: the format is {detected}, but that of {files[0].name} is {form}. "
+                "Encode them separately."
             )
-        form = one
+        form = detected
         files += inner
     return form, files
 
 
-def spans(
-    form: str, files: Sequence[File], rows: RecordSchema, records: int
+def cut(
+    form: str, files: Sequence[File], schema: RecordSchema, records: int
 ) -> Iterator[FileRange]:
-    """Cut the files of a source into spans, in order.
+    """Cut the files of a source into ranges, in order.
 
     Raises:
-        ConfigError: Fields that the configuration names are not there.
-        DataError: Files differ in their columns, or a data set can't be loaded.
+        ConfigError: A field that the run file names does not exist.
+        DataError: Files have different columns, or a dataset cannot be loaded.
     """
     match form:
         case "parquet":
-            footers = parquet.footers(files)
-            found = zip(files, footers, strict=True)
-            _check_columns({file.name: f.columns for file, f in found if f}, rows)
-            for file, footer in zip(files, footers, strict=True):
-                yield from parquet.spans(file.name, footer, records)
+            footers = parquet.read_footers(files)
+            found = list(zip(files, footers, strict=True))
+            _check_columns({file.name: footer.columns for file, footer in found if footer}, schema)
+            for file, footer in found:
+                yield from parquet.cut(file.name, footer, records)
         case "huggingface":
             for file in files:
-                _check_columns(hugging_face.columns(file.name, rows.config), rows)
-                yield from hugging_face.spans(file.name, rows.config, records)
+                _check_columns(hugging_face.column_names(file.name, schema.config), schema)
+                yield from hugging_face.cut(file.name, schema.config, records)
         case _:
-            cut = _CUT[form]
             with ThreadPoolExecutor(_THREADS) as pool:
-                for part in pool.map(lambda file: list(cut(file, records)), files):
-                    yield from part
+                for ranges in pool.map(lambda file: list(_CUT[form](file, records)), files):
+                    yield from ranges
 
 
-def items(form: str, span: FileRange, rows: RecordSchema) -> Iterator[RawRecord]:
-    """Yield what stands in a span; of tables only the wanted columns."""
+def read(form: str, item: FileRange, schema: RecordSchema) -> Iterator[RawRecord]:
+    """Yield the records of a range."""
     match form:
         case "jsonl":
-            return jsonl.items(span)
+            return jsonl.read(item)
         case "json":
-            return arrays.items(span)
+            return json_array.read(item)
         case "csv":
-            return tables.items(span)
+            return tables.read(item)
         case "folder":
-            return folder.items(span)
+            return folder.read(item)
         case "webdataset":
-            return webdataset.items(span, rows.given)
+            return webdataset.read(item, schema.named)
         case "huggingface":
-            return hugging_face.items(span, rows.config, rows.wanted)
+            return hugging_face.read(item, schema.config, schema.columns)
         case _:
-            return parquet.items(span, rows.wanted)
+            return parquet.read(item, schema.columns)
 
 
-def _file(file: File, form: str) -> tuple[str, list[File]]:
-    """Return the format of a file, as it is said or as it is told by the name."""
+def check_fields(form: str, ranges: Sequence[FileRange], schema: RecordSchema) -> None:
+    """Check the fields of some records at the start, in the middle and at the end of a source.
+
+    Tables were checked when they were cut. A tar file or folder is read only if the run file names
+    fields or a layout, and of tar files only the first.
+    """
+    is_default = not schema.named and schema.config.layout == "auto"
+    if form in ("parquet", "huggingface") or (form in ("webdataset", "folder") and is_default):
+        return
+    chosen = [ranges[0], ranges[len(ranges) // 2], ranges[-1]]
+    if form == "webdataset":
+        chosen = chosen[:1]
+    found: set[str] = set()
+    for item in chosen:
+        for raw in islice(read(form, item, schema), _CHECKED):
+            found |= field_names(raw.value)
+    if found:
+        schema.check_fields(found, ", ".join(schema.config.paths))
+
+
+def hash_files(config: SourceConfig) -> str:
+    """Return a hash that changes when the files of a source do, as 16 hex digits.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    form, files = files_of(config)
+    total = hashlib.sha256()
+    by_content = sum(file.size for file in files) <= _HASHED_BYTES
+    for file in files:
+        if form == "huggingface" and not Path(file.name).is_dir():
+            total.update(hugging_face.fingerprints(file.name, config).encode())
+        elif file.is_folder:
+            for line in folder.versions(file.name):
+                total.update(line.encode(errors="surrogateescape"))
+        elif by_content:
+            with open_raw(file.name) as stream:
+                while block := stream.read(_BLOCK):
+                    total.update(block)
+        else:
+            line = f"{file.name}\0{file.size}\0{file.version}\n"
+            total.update(line.encode(errors="surrogateescape"))
+    return total.hexdigest()[:16]
+
+
+def _detect_file(file: File, form: str) -> tuple[str, list[File]]:
+    """Return the format of a file and the file, given the format of the run file."""
     if form == "folder":
-        raise ConfigError(f"format: is 'folder', but {file.name} is a file.")
+        raise ConfigError(f"format: 'folder' needs a folder, got the file {file.name}.")
     if form != "auto":
         return form, [file]
-    found = _told(file.name)
+    found = _format_of(file.name)
     if not found:
-        raise DataError(f"{file.name}: unknown kind of source. {_KNOWN} Or say its 'format'.")
-    return "jsonl" if found == "json" and not arrays.holds_array(file.name) else found, [file]
+        raise DataError(
+            f"{file.name}: unknown format. Give a folder or files with one of these suffixes: "
+            f"{', '.join(SUFFIXES)}; or set 'format'."
+        )
+    return "jsonl" if found == "json" and not json_array.is_array(file.name) else found, [file]
 
 
-def _folder(file: File, form: str) -> tuple[str, list[File]]:
-    """Return the format of a folder, and itself or the files in it."""
-    names, folders = _listing(file.name)
+def _detect_folder(file: File, form: str) -> tuple[str, list[File]]:
+    """Return the format of a folder, and the folder or the files in it."""
+    names, folders = _list_names(file.name)
     if form == "folder":
         return form, [file]
     if form == "auto":
         if hugging_face.is_saved(names):
             return "huggingface", [file]
-        tables_of_pictures = _metadata(file.name, names, folders)
-        if tables_of_pictures:
-            return _file(tables_of_pictures[0], form)[0], tables_of_pictures
-    found = _data(file.name, form)
+        metadata = _metadata_files(file.name, names, folders)
+        if metadata:
+            return _detect_file(metadata[0], form)[0], metadata
+    found = _data_files(file.name, form)
     if not found and form != "auto":
-        raise DataError(f"{file.name}: holds no files of the format '{form}'. Check the folder.")
+        raise DataError(f"{file.name}: contains no files of the format '{form}'. Check the folder.")
     if not found:
         return "folder", [file]
-    files = [inner for name in found for inner in matching(name)]
-    return _file(files[0], form)[0], files
+    files = [inner for name in found for inner in find_files(name)]
+    return _detect_file(files[0], form)[0], files
 
 
-def _metadata(root: str, names: Sequence[str], folders: Sequence[str]) -> list[File]:
-    """Return the tables that describe the pictures of a folder, as Hugging Face has them."""
+def _metadata_files(root: str, names: Sequence[str], folders: Sequence[str]) -> list[File]:
+    """Return the tables in a folder and its subfolders that describe images."""
     found = [f"{root}/{name}" for name in names if name in METADATA]
     for inner in folders:
-        listed = _listing(f"{root}/{inner}")[0]
+        listed = _list_names(f"{root}/{inner}")[0]
         found += [f"{root}/{inner}/{name}" for name in listed if name in METADATA]
-    return [file for name in found for file in matching(name)]
+    return [file for name in found for file in find_files(name)]
 
 
-def _data(root: str, form: str) -> list[str]:
-    """Return the files of one format in a folder without pictures, or nothing.
+def _data_files(root: str, form: str) -> list[str]:
+    """Return the files of one format in a folder; none if it is a folder of images.
 
-    JSON beside another format is taken for a description of it.
+    JSON next to another format is taken for a description of it.
     """
     found: dict[str, list[str]] = {}
     for inner in folder.folders(root):
-        for name in _listing(inner)[0]:
-            told = _told(name)
+        for name in _list_names(inner)[0]:
+            detected = _format_of(name)
             if form == "auto" and suffix(name) in IMAGE_SUFFIXES:
                 if not found:
                     return []
-                one = next(iter(found.values()))[0]
+                other = next(iter(found.values()))[0]
                 raise DataError(
-                    f"{root}: holds {one} and pictures. Name the file, or say format = 'folder'."
+                    f"{root}: contains {other} and images. Give the path of the file, or set "
+                    "format = 'folder'."
                 )
-            if told and form in ("auto", told):
-                found.setdefault(told, []).append(f"{inner}/{name}")
+            if detected and form in ("auto", detected):
+                found.setdefault(detected, []).append(f"{inner}/{name}")
     if len(found) > 1:
         found.pop("json", None)
     if len(found) > 1:
-        raise DataError(f"{root}: holds files of {' and '.join(found)}. Name one kind of them.")
+        raise DataError(
+            f"{root}: contains files of the formats {' and '.join(found)}. Set 'format' to one."
+        )
     return next(iter(found.values()), [])
 
 
-def _listing(name: str) -> tuple[list[str], list[str]]:
+def _list_names(name: str) -> tuple[list[str], list[str]]:
     try:
-        return listing(name)
+        return list_names(name)
     except OSError as error:
-        blame(name, error)
-        return [], []  # what is wrong with it is said where it is read
+        permanent_reason(name, error)
+        return [], []  # the error is reported when the folder is read
 
 
-def _told(name: str) -> str:
+def _format_of(name: str) -> str:
     return SUFFIXES.get(suffix(stem(name)), "")
 
 
-def _check_columns(columns: Mapping[str, Collection[str]], rows: RecordSchema) -> None:
-    """Check the first file against the configuration, and the others against the first."""
+def _check_columns(columns: Mapping[str, Collection[str]], schema: RecordSchema) -> None:
+    """Check the first file against the run file, and the others against the first."""
     first = next(iter(columns), "")
     if not first:
         return
-    rows.check(columns[first], first)
-    needed = rows.wanted.intersection(columns[first])
+    schema.check_fields(columns[first], first)
+    needed = schema.columns.intersection(columns[first])
     for name, found in columns.items():
         missing = sorted(needed.difference(found))
         if missing:
             raise DataError(
-                f"{name}: has no column {', '.join(missing)}, but {first} has. Encode them apart."
+                f"{name}: has no column {', '.join(missing)}, but {first} has. Encode them "
+                "separately."
             )

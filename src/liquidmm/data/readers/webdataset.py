@@ -1,9 +1,8 @@
-"""WebDataset: tar files in which the members of one sample stand together.
+"""WebDataset: tar files in which the members of a sample follow each other.
 
-Contract: a file is one span. The key of a sample is the path up to the first dot of the file name,
-what follows that dot names a field: `jpg`, `txt`, `json`, `cls`, `seg.png`. `items` yields every
-sample in order, with the fields of its `.json` as fields of its own. In memory is one sample.
-Members of other kinds are passed over, and so are hidden files and folders.
+The key of a sample is the path up to the first dot of the file name; the rest names a field: `jpg`,
+`txt`, `json`, `cls`, `seg.png`. The fields of a `.json` member become fields of the sample. A file
+is one range; memory use is one sample. Other members, and hidden files and folders, are skipped.
 """
 
 import json
@@ -13,45 +12,45 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from liquidmm.data.readers.chunks import FileRange, RawRecord
-from liquidmm.data.readers.files import File, blame, open_content
+from liquidmm.data.readers.files import open_file, permanent_reason
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # key, field
-_TEXTS = frozenset({"txt", "caption", "cls", "json"})
+_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _CAPTIONS = ("txt", "caption")
-_OTHERS = frozenset({"text", "messages", "conversations", "conversation"})
+_TEXTS = frozenset({*_CAPTIONS, "cls", "json"})
+_OTHER_CONTENT = frozenset({"text", "messages", "conversations", "conversation"})
 
 
-def spans(file: File, _records: int) -> Iterator[FileRange]:
-    """Take a file as a whole, however many samples it holds."""
-    yield FileRange(file=file.name)
-
-
-def items(span: FileRange, given: Collection[str]) -> Iterator[RawRecord]:
+def read(file: FileRange, named: Collection[str]) -> Iterator[RawRecord]:
     """Yield the samples of a file.
 
     Args:
-        span: A whole file.
-        given: Our names of the fields that the run file names.
+        file: A whole file.
+        named: Our names of the fields that the run file names.
     """
     index = 0
     try:
-        with open_content(span.file) as stream, _Tar.open(fileobj=stream, mode="r|") as tar:
+        with open_file(file.file) as stream, _Tar.open(fileobj=stream, mode="r|") as tar:
             for key, members in _samples(tar):
-                yield _item(key, members, span.file, index, given)
+                where = f"{file.file}:{key}".encode(errors="backslashreplace").decode()
+                try:
+                    yield RawRecord(where=where, line=index, value=_value(key, members, named))
+                except DataError as error:
+                    yield RawRecord(where=where, line=index, problem=f"{where}: {error}")
                 index += 1
     except (tarfile.TarError, OSError) as error:
-        where = f"{span.file}[{index}]"
+        where = f"{file.file}[{index}]"
         problem = (
-            f"{where}: not readable as tar ({blame(span.file, error)}). From here on the file is "
-            "lost; download it again."
+            f"{where}: not readable as tar ({permanent_reason(file.file, error)}). The rest of the "
+            "file is lost; download it again."
         )
-        yield RawRecord(where=where, line=index, problem=problem, broken=True)
+        yield RawRecord(where=where, line=index, problem=problem, rest_lost=True)
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is refused when it is damaged; tarfile takes it for the end of the archive."""
+    """A header that raises if it is damaged; tarfile takes that for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: Any) -> "_Header":
@@ -71,16 +70,16 @@ class _Header(tarfile.TarInfo):
 
 
 class _Tar(tarfile.TarFile):
-    """An archive that must be whole; one that others were appended to is read to the end."""
+    """An archive that must be complete; archives that were concatenated are read to the end."""
 
     tarinfo = _Header
     ignore_zeros = True
     ended = False
-    """Whether the mark of the end was the last thing read."""
+    """Whether the end marker was the last thing read."""
 
 
 def _samples(tar: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield key and members of each sample; the one that breaks off is not taken."""
+    """Yield key and members of each sample, without a sample that is truncated."""
     sample, members = "", list[tuple[str, bytes]]()
     try:
         for key, field, content in _members(tar):
@@ -90,7 +89,7 @@ def _samples(tar: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
             sample = key
             members.append((field, content))
     except (tarfile.TarError, OSError):
-        if members and tar.ended:  # what is broken lies behind a whole archive
+        if members and tar.ended:  # the damage comes after a complete archive
             yield sample, members
         raise
     if members:
@@ -110,53 +109,49 @@ def _members(tar: Any) -> Iterator[tuple[str, str, bytes]]:
             yield key, field, tar.extractfile(member).read()
 
 
-def _item(
-    key: str, members: list[tuple[str, bytes]], file: str, index: int, given: Collection[str]
-) -> RawRecord:
-    where = f"{file}:{key}".encode(errors="backslashreplace").decode()
-    try:
-        return RawRecord(where=where, line=index, value=_value(key, members, given))
-    except DataError as error:
-        return RawRecord(where=where, line=index, problem=f"{where}: {error}")
-
-
-def _value(key: str, members: list[tuple[str, bytes]], given: Collection[str]) -> dict[str, Any]:
+def _value(key: str, members: list[tuple[str, bytes]], named: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a sample, `image` and `captions` under these names."""
     if key != key.encode(errors="replace").decode():
-        raise DataError("the name is not UTF-8. Rename the member.")
+        raise DataError("the member name is not UTF-8. Rename the member.")
     fields: dict[str, Any] = {}
     for field, content in members:
         if field in fields:
-            raise DataError(f"two members '{field}'. Give each sample a name of its own.")
-        fields[field] = _content(field, content)
+            raise DataError(f"two members '{field}'. Give each sample a unique key.")
+        fields[field] = _decode(field, content)
     described = fields.get("json")
-    row = {**(described if isinstance(described, dict) else {}), **fields, "key": key}
-    if "image" not in given:
-        pictures = [field for field in fields if f".{field}" in IMAGE_SUFFIXES]
-        row |= _only(pictures, fields, "image", "pictures")
-        if not pictures and not _OTHERS & (row.keys() | given):
-            raise DataError(_no_picture(fields))
-    if "captions" not in given:
-        captions = [field for field in fields if field in _CAPTIONS]
-        row |= _only(captions, fields, "captions", "captions")
+    value = {**(described if isinstance(described, dict) else {}), **fields, "key": key}
+    if "image" not in named:
+        value |= _image(fields, {*value, *named})
+    if "captions" not in named:
+        captions = _only(fields, _CAPTIONS, "captions", "captions")
+        value |= captions
         if not captions and "cls" in fields:
-            row.setdefault("caption", fields["cls"])
-    return row
+            value.setdefault("caption", fields["cls"])
+    return value
 
 
-def _only(found: list[str], fields: dict[str, Any], name: str, what: str) -> dict[str, Any]:
+def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
+    """Return the only image, if any; without one the sample needs other content in `present`."""
+    image = _only(
+        fields, [ending.removeprefix(".") for ending in IMAGE_SUFFIXES], "image", "images"
+    )
+    if not image and _OTHER_CONTENT.isdisjoint(present):
+        for field in fields:
+            if f".{field}" in UNSUPPORTED_SUFFIXES:
+                raise DataError(f"unsupported image format '{field}'. Convert it to PNG or JPEG.")
+        raise DataError(f"no image (members: {', '.join(fields)}). Remove the sample.")
+    return image
+
+
+def _only(fields: dict[str, Any], choices: Collection[str], name: str, what: str) -> dict[str, Any]:
+    """Return the field that is one of `choices` under `name`, or nothing."""
+    found = [field for field in fields if field in choices]
     if len(found) > 1:
-        raise DataError(f"two {what} ({', '.join(found)}). Name one in fields.{name}.")
+        raise DataError(f"two {what} ({', '.join(found)}). Select one with fields.{name}.")
     return {name: fields[found[0]]} if found else {}
 
 
-def _no_picture(fields: dict[str, Any]) -> str:
-    for field in fields:
-        if f".{field}" in UNSUPPORTED_SUFFIXES:
-            return f"pictures of this kind ('{field}') are not read. Convert it."
-    return f"no picture (its members: {', '.join(fields)}). Leave it out."
-
-
-def _content(field: str, content: bytes) -> Any:
+def _decode(field: str, content: bytes) -> Any:
     if field not in _TEXTS:
         return content
     try:

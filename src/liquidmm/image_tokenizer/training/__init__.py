@@ -1,1 +1,1 @@
-"""Training an image tokenizer: its own loop, run file, losses and checkpoints."""
+"""Training of an image tokenizer."""

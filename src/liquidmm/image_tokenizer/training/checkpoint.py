@@ -1,8 +1,8 @@
-"""Checkpoints that an image tokenizer's training resumes from.
+"""Training checkpoints of an image tokenizer.
 
-Contract: one safetensors file with every tensor of the training's parts under
-"<part>.<name>", the step in its metadata, replaced atomically; ``run.json`` beside it holds the
-resolved run file, and a resumed run must agree with it.
+A checkpoint is one safetensors file with every tensor of the training state under "<part>.<name>"
+and the step in its metadata, replaced atomically. ``run.json`` next to it contains the resolved run
+file, and a resumed run must agree with it.
 """
 
 import json
@@ -20,86 +20,81 @@ from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.files import atomic_file
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 
-_MAY_CHANGE = ("log_every", "validate_every", "sample_every", "checkpoint_every", "threads")
+# These keys do not influence the weights.
+_CHANGEABLE = ("log_every", "eval_every", "sample_every", "save_every", "threads", "out")
 
 
 def write_run(run: TrainTokenizerConfig) -> None:
-    """Write the resolved run file into ``out`` as JSON."""
+    """Write the resolved run file to ``out``/run.json."""
     with atomic_file(run.out / "run.json") as file:
         file.write_text(json.dumps(to_dict(run), indent=2) + "\n", "utf-8")
 
 
 def check_run(run: TrainTokenizerConfig) -> None:
-    """Refuse to resume with settings that would give another training.
+    """Check that a run can resume the one in ``out``.
 
     Raises:
-        ConfigError: A setting differs from the interrupted run's.
+        ConfigError: A setting that influences the weights differs.
     """
+    file = run.out / "run.json"
     try:
-        found = json.loads((run.out / "run.json").read_text("utf-8"))
-        # Read as a run file, so that a setting younger than the file has its default.
-        before = to_dict(from_dict(TrainTokenizerConfig, found, str(run.out / "run.json")))
+        found = json.loads(file.read_text("utf-8"))
+        # Read as a run file, so that a setting newer than the file has its default.
+        before = to_dict(from_dict(TrainTokenizerConfig, found, str(file)))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{run.out / 'run.json'}: cannot be read ({error}). Start anew."
-        ) from None
-    old, new = _flat(before), _flat(to_dict(run))
+        raise ConfigError(f"{file}: cannot be resumed ({error}). Start a new run.") from None
+    old, new = _flatten(before), _flatten(to_dict(run))
     for key in sorted(old.keys() | new.keys()):
-        if key.split(".")[-1] in _MAY_CHANGE or key == "out":
-            continue
-        if old.get(key) != new.get(key):
+        if key.split(".")[-1] not in _CHANGEABLE and old.get(key) != new.get(key):
             raise ConfigError(
-                f"{key}: {new.get(key)}, but the interrupted training has {old.get(key)}. "
-                "Set it back to resume, or start in another folder."
+                f"{key}: expected {old.get(key)} as in the interrupted run, got {new.get(key)}. "
+                "Change it back to resume, or start in another folder."
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            out.update(_flat(value, f"{prefix}{key}."))
+            out.update(_flatten(value, f"{prefix}{key}."))
         else:
             out[prefix + key] = value
     return out
 
 
 def save(file: Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the state of all parts; each is a module, an optimizer or has ``state_dict``."""
+    """Write the state of all parts: modules, optimizers and other owners of a ``state_dict``."""
     tensors = {
         f"{part}.{name}": value.detach().cpu().contiguous().clone()
         for part, owner in parts.items()
-        for name, value in _tensors(owner).items()
+        for name, value in _state_of(owner).items()
     }
     with atomic_file(file) as temporary:
         save_file(tensors, temporary, metadata={"step": str(step)})
 
 
 def load(file: Path, parts: Mapping[str, Any]) -> int:
-    """Put the state of all parts back.
-
-    Returns:
-        The step.
+    """Restore the state of all parts and return the step.
 
     Raises:
-        CheckpointError: The file is broken or of other parts.
+        CheckpointError: The file is broken or has other parts.
     """
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as opened:
             step = int((opened.metadata() or {})["step"])
-            for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
                 tensors[name] = opened.get_tensor(name)
         for part, owner in parts.items():
             prefix = f"{part}."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            _put(owner, own)
+            _restore(owner, own)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: cannot be resumed ({error}). Start anew.") from None
+        raise CheckpointError(f"{file}: cannot be resumed ({error}). Start a new run.") from None
     return step
 
 
-def _tensors(owner: Any) -> dict[str, Tensor]:
+def _state_of(owner: Any) -> dict[str, Tensor]:
     if not isinstance(owner, torch.optim.Optimizer):
         state: dict[str, Tensor] = owner.state_dict()
         return state
@@ -110,7 +105,7 @@ def _tensors(owner: Any) -> dict[str, Tensor]:
     }
 
 
-def _put(owner: Any, tensors: dict[str, Tensor]) -> None:
+def _restore(owner: Any, tensors: dict[str, Tensor]) -> None:
     if not isinstance(owner, torch.optim.Optimizer):
         owner.load_state_dict(tensors)
         return
@@ -121,8 +116,8 @@ def _put(owner: Any, tensors: dict[str, Tensor]) -> None:
     owner.load_state_dict({**owner.state_dict(), "state": state})
 
 
-def cut_metrics(file: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that a resumed run will write again."""
+def truncate_metrics(file: Path, step: int) -> None:
+    """Remove the lines of metrics.jsonl that a resumed run writes again."""
     if not file.exists():
         return
     kept = [

@@ -1,9 +1,9 @@
-"""Learning the codebook of an image tokenizer, watching its use and keeping it up.
+"""The codebook during training: creation, moving averages, restarts and usage.
 
-Contract: the vectors are exponential moving averages of the latents that choose them (van den Oord
-et al. 2017, appendix A.1), not gradient steps. Reason: the average needs no learning rate and no
-optimizer state, follows the encoder within about 1 / (1 - decay) steps, and its counts show dead
-codes for nothing. All random choices come from the generator that is passed in.
+Codebook vectors are exponential moving averages of the latents that choose them (van den Oord et
+al. 2017, appendix A.1). Compared with gradient steps, averages need no learning rate and no
+optimizer state, follow the encoder within about 1 / (1 - decay) steps, and their counts reveal
+unused codes. All random choices come from the generator that is passed in.
 """
 
 import math
@@ -15,13 +15,13 @@ from liquidmm.image_tokenizer.vqgan import Quantizer
 
 
 def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator) -> Tensor:
-    """Make ``count`` centres of a cloud of vectors.
+    """Compute ``count`` centers of a set of vectors.
 
     Args:
-        vectors: (N, D), float32; N may be less than ``count``, then centres repeat with noise.
-        count: Centres wanted.
-        iterations: Rounds of Lloyd's algorithm after the random choice; an empty centre is moved
-            onto a random vector.
+        vectors: (N, D), float32; if N is less than ``count``, centers repeat with noise.
+        count: Number of centers.
+        iterations: Rounds of Lloyd's algorithm after the random choice; an empty center is moved
+            to a random vector.
         random: Random state on the CPU.
 
     Returns:
@@ -31,45 +31,43 @@ def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator
     order = torch.randperm(total, generator=random)
     if total < count:
         order = torch.cat([order, torch.randint(total, (count - total,), generator=random)])
-    centres = vectors[order[:count].to(vectors.device)].clone()
+    centers = vectors[order[:count].to(vectors.device)].clone()
     if total < count:
-        noise = torch.randn(centres.shape, generator=random).to(vectors.device)
-        centres += noise * vectors.std() * 1e-3
+        noise = torch.randn(centers.shape, generator=random).to(vectors.device)
+        centers += noise * vectors.std() * 1e-3
     search = Quantizer(count, vectors.shape[1]).to(vectors.device)
     for _ in range(iterations):
-        search.embedding.weight.data.copy_(centres)
+        search.embedding.weight.data.copy_(centers)
         codes = search.nearest(vectors)
-        sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
+        sums = torch.zeros_like(centers).index_add_(0, codes, vectors)
         counts = torch.bincount(codes, minlength=count).unsqueeze(1)
         spare = vectors[torch.randint(total, (count,), generator=random).to(vectors.device)]
-        centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
-    return centres
+        centers = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
+    return centers
 
 
 class MovingCodebook:
-    """Moves the vectors of a quantizer along with the latents."""
+    """Moves the vectors of a quantizer along with the latents.
+
+    It starts from the quantizer's current vectors, each as if used once per step.
+    """
 
     def __init__(self, quantizer: Quantizer, decay: float) -> None:
-        """Start from the quantizer's present vectors, each as if used once a step."""
         self.quantizer = quantizer
         self.decay = decay
         vectors = quantizer.embedding.weight.detach().float()
         self.uses = torch.ones(len(vectors), device=vectors.device)  # (K,), moving average
         self.sums = vectors.clone()  # (K, D), moving average
+        # Steps since the last use, and uses since the last report.
         self.idle = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         self.window = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Give everything that an exact continuation needs besides the vectors themselves."""
-        return {
-            "uses": self.uses,
-            "sums": self.sums,
-            "idle": self.idle,
-            "window": self.window,
-        }
+        """Return the state needed for an exact resume, except for the vectors themselves."""
+        return {"uses": self.uses, "sums": self.sums, "idle": self.idle, "window": self.window}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state_dict``."""
+        """Restore the result of ``state_dict``."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
 
@@ -78,7 +76,7 @@ class MovingCodebook:
 
         Args:
             vectors: (K, D).
-            uses: Latents a code is expected to get in one step.
+            uses: Expected number of latents per code in one step.
         """
         self.quantizer.embedding.weight.data.copy_(vectors)
         self.uses.fill_(uses)
@@ -88,33 +86,33 @@ class MovingCodebook:
 
     @torch.no_grad()
     def update(self, latents: Tensor, codes: Tensor) -> None:
-        """Take one step's latents into the averages.
+        """Add the latents of one step to the averages.
 
         Args:
             latents: (B, D, h, w).
-            codes: (B, h, w), what each of them chose.
+            codes: (B, h, w), the code of each latent.
         """
         vectors = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
         flat = codes.flatten()
         counts = torch.bincount(flat, minlength=len(self.uses))
-        self.watch(counts)
+        self.count_uses(counts)
         sums = torch.zeros_like(self.sums).index_add_(0, flat, vectors)
         self.uses.lerp_(counts.float(), 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
-        # A code whose average has faded keeps its place until it is used or moved.
+        # A code whose average has vanished keeps its vector until it is used or restarted.
         alive = (self.uses > 1e-3).unsqueeze(1)
         moved = self.sums / self.uses.clamp(min=1e-3).unsqueeze(1)
         weight = self.quantizer.embedding.weight
         weight.data.copy_(torch.where(alive, moved, weight))
 
-    def watch(self, counts: Tensor) -> None:
-        """Count use without moving anything; (K,) int64 uses in one step."""
+    def count_uses(self, counts: Tensor) -> None:
+        """Record the uses of one step, (K,) int64, without moving any vector."""
         self.window += counts
         self.idle = torch.where(counts > 0, 0, self.idle + 1)
 
     @torch.no_grad()
     def restart(self, latents: Tensor, after: int, random: torch.Generator) -> Tensor:
-        """Move codes without use for ``after`` steps onto current latents.
+        """Move codes unused for ``after`` steps to current latents.
 
         Args:
             latents: (B, D, h, w) to choose from.
@@ -137,16 +135,25 @@ class MovingCodebook:
         return dead
 
     def report(self) -> dict[str, float]:
-        """Give use and perplexity since the last report, and start a new window."""
-        counts = self.window.clone()
+        """Return the `code_usage` since the last report."""
+        usage = code_usage(self.window)
         self.window.zero_()
-        return {
-            "codes_used": float((counts > 0).sum()) / len(counts),
-            "perplexity": perplexity(counts),
-        }
+        return usage
 
 
-def perplexity(counts: Tensor) -> float:
-    """Effective number of codes in use: exp of the entropy of the use counts, 1 to K."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    return math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())
+def code_usage(counts: Tensor) -> dict[str, float]:
+    """Return the share of codes in use and their perplexity.
+
+    The perplexity is the effective number of codes, exp of the entropy of the use counts, from 1 to
+    K; 0 if nothing was counted.
+
+    Args:
+        counts: Uses of each code, (K,), int64.
+    """
+    total = counts.sum()
+    share = counts.double() / total.clamp(min=1)
+    entropy = -(share * share.clamp(min=1e-12).log()).sum().item()
+    return {
+        "codes_used": float((counts > 0).sum()) / len(counts),
+        "perplexity": math.exp(entropy) if total else 0.0,
+    }

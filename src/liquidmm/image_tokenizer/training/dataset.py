@@ -1,8 +1,7 @@
-"""Training pictures for the image tokenizer, all in memory.
+"""The training images of an image tokenizer, all in memory.
 
-Contract: pictures are opened and prepared once and kept as one uint8 tensor (N, 3, S, S). Which
-pictures a step sees, and how they are shifted or mirrored, depends only on the seed and the step,
-so that a resumed training goes on exactly.
+Images are resized once and kept as one uint8 tensor (N, 3, S, S). The images of a step, their
+shifts and flips depend only on the seed and the step, so that a resumed run is exact.
 """
 
 import json
@@ -11,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,63 +22,63 @@ from liquidmm.runtime import generator
 _WHITE = 255
 
 
-class Pictures(NamedTuple):
-    """The two parts of the data."""
+class ImageSplits(NamedTuple):
+    """Training and evaluation images."""
 
     train: Tensor
     """(N, 3, S, S), uint8."""
-    validation: Tensor
+    eval: Tensor
     """(M, 3, S, S), uint8; M may be 0."""
 
 
-def load_pictures(config: ImageDataConfig, seed: int) -> Pictures:
-    """Open all pictures of a run.
+def load_images(config: ImageDataConfig, seed: int) -> ImageSplits:
+    """Load all images of a run.
 
     Args:
-        config: The data part of the run file.
-        seed: Chooses what is held out when no split says so.
+        config: The data table of the run file.
+        seed: Chooses the held-out images if there are no ``eval_splits``.
 
     Raises:
-        DataError: A picture or a line is broken, or the path does not exist.
-        ConfigError: No pictures are left to train on.
+        DataError: An image or a line is broken, or a path does not exist.
+        ConfigError: No images are left to train on.
     """
-    listed = [found for source in config.images for found in _listed(source)]
+    listed = [found for source in config.images for found in _list_images(source)]
     train = [
         path
         for path, split in listed
-        if (split in config.splits if config.splits else split not in config.validation_splits)
+        if (split in config.splits if config.splits else split not in config.eval_splits)
     ]
-    if config.validation_splits:
-        held_out = _shuffled([p for p, s in listed if s in config.validation_splits], seed)
+    if config.eval_splits:
+        held_out = _shuffle([path for path, split in listed if split in config.eval_splits], seed)
     else:
-        held_out = _shuffled(train, seed)[: int(len(train) * config.validation_fraction)]
+        held_out = _shuffle(train, seed)[: int(len(train) * config.eval_fraction)]
         taken = set(held_out)
         train = [path for path in train if path not in taken]
     if not train:
         known = sorted({split for _, split in listed})
         raise ConfigError(
-            f"data.images: {', '.join(map(str, config.images))} leave no picture to train on. "
+            f"data.images: no image to train on in {', '.join(map(str, config.images))}. "
             f"Splits found: {', '.join(known) or 'none'}."
         )
-    return Pictures(_opened(train, config), _opened(held_out[: config.validation_images], config))
+    return ImageSplits(_open_all(train, config), _open_all(held_out[: config.eval_samples], config))
 
 
-def _shuffled(paths: list[Path], seed: int) -> list[Path]:
+def _shuffle(paths: list[Path], seed: int) -> list[Path]:
     order = torch.randperm(len(paths), generator=generator(seed, "cpu")).tolist()
     return [paths[index] for index in order]
 
 
-def _listed(source: Path) -> list[tuple[Path, str]]:
-    """List the pictures of a folder or of a .jsonl file, each with its split ("" if none)."""
+def _list_images(source: Path) -> list[tuple[Path, str]]:
+    """List the images of a folder or of a .jsonl file, each with its split ("" if none)."""
     if source.is_dir():
         return [(p, "") for p in sorted(source.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
     try:
-        # Not splitlines: a JSON string may hold U+2028 and the like.
+        # Not splitlines: a JSON string may contain U+2028 and other line separators.
         lines = source.read_text("utf-8").split("\n")
     except OSError as error:
-        raise DataError(f"{source}: {error.strerror}. Give a folder or a .jsonl file.") from None
+        raise DataError(f"{source}: {error.strerror}. Use a folder or a .jsonl file.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{source}: no text. Give a folder or a .jsonl file.") from None
+        raise DataError(f"{source}: not a text file. Use a folder or a .jsonl file.") from None
     listed = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -88,36 +86,36 @@ def _listed(source: Path) -> list[tuple[Path, str]]:
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{source}:{number}: no JSON ({error}). Correct the line.") from None
+            raise DataError(f"{source}:{number}: invalid JSON ({error}).") from None
         name = found.get("image") if isinstance(found, dict) else None
         if not isinstance(name, str):
-            raise DataError(f'{source}:{number}: no "image" with a path. Add it.')
+            raise DataError(f'{source}:{number}: expected "image" with a path. Add it.')
         listed.append((source.parent / name, str(found.get("split", ""))))
     return listed
 
 
-def _opened(paths: list[Path], config: ImageDataConfig) -> Tensor:
-    pixels = np.empty((len(paths), config.size, config.size, 3), dtype=np.uint8)
-    for index, path in enumerate(tqdm(paths, desc="pictures", unit="img", disable=len(paths) < 64)):
-        pixels[index] = np.asarray(_prepared(open_image(path), config))
+def _open_all(paths: list[Path], config: ImageDataConfig) -> Tensor:
+    side = config.resolution
+    pixels = np.empty((len(paths), side, side, 3), dtype=np.uint8)
+    for index, path in enumerate(tqdm(paths, desc="images", unit="img", disable=len(paths) < 64)):
+        image = open_image(path)
+        if config.resize == "pad":
+            image = pad_square(image, side, (_WHITE,) * 3)
+        else:
+            image = center_crop(image, side, side)
+        pixels[index] = np.asarray(image)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _prepared(image: Image.Image, config: ImageDataConfig) -> Image.Image:
-    if config.prepare == "pad":
-        return pad_square(image, config.size, (_WHITE,) * 3)
-    return center_crop(image, config.size, config.size)
-
-
-def batch(pictures: Tensor, step: int, size: int, seed: int, config: ImageDataConfig) -> Tensor:
-    """Take the pictures of one step.
+def get_batch(images: Tensor, step: int, size: int, seed: int, config: ImageDataConfig) -> Tensor:
+    """Return the images of one step.
 
     Args:
-        pictures: (N, 3, S, S), uint8.
-        step: Counted from 0; each epoch has its own order, and the last one wraps around.
-        size: Pictures in a step.
+        images: (N, 3, S, S), uint8.
+        step: Counted from 0; each epoch has its own order, and batches continue across epochs.
+        size: Images per step.
         seed: The run's seed.
-        config: Says how pictures are shifted and mirrored.
+        config: Shift and flip.
 
     Returns:
         (size, 3, S, S), float32 in [-1, 1].
@@ -125,29 +123,29 @@ def batch(pictures: Tensor, step: int, size: int, seed: int, config: ImageDataCo
     first = step * size
     indices: list[int] = []
     while len(indices) < size:
-        epoch, offset = divmod(first + len(indices), len(pictures))
+        epoch, offset = divmod(first + len(indices), len(images))
         order = torch.randperm(
-            len(pictures), generator=generator((seed * 1_000_003 + epoch) % 2**63, "cpu")
+            len(images), generator=generator((seed * 1_000_003 + epoch) % 2**63, "cpu")
         )
         indices += order[offset : offset + size - len(indices)].tolist()
-    chosen = pictures[indices]
+    chosen = images[indices]
     if config.shift or config.flip:
-        chosen = _augmented(chosen, generator((seed * 7_368_787 + step) % 2**63, "cpu"), config)
+        chosen = _augment(chosen, generator((seed * 7_368_787 + step) % 2**63, "cpu"), config)
     return to_float(chosen)
 
 
-def _augmented(pictures: Tensor, random: torch.Generator, config: ImageDataConfig) -> Tensor:
-    side, shift = pictures.shape[-1], config.shift
-    moves = torch.randint(0, 2 * shift + 1, (len(pictures), 2), generator=random).tolist()
-    mirrored = (torch.rand(len(pictures), generator=random) < 0.5).tolist()
-    padded = torch.nn.functional.pad(pictures, (shift,) * 4, value=_WHITE)
-    out = torch.empty_like(pictures)
+def _augment(images: Tensor, random: torch.Generator, config: ImageDataConfig) -> Tensor:
+    side, shift = images.shape[-1], config.shift
+    moves = torch.randint(0, 2 * shift + 1, (len(images), 2), generator=random).tolist()
+    mirrored = (torch.rand(len(images), generator=random) < 0.5).tolist()
+    padded = torch.nn.functional.pad(images, (shift,) * 4, value=_WHITE)
+    out = torch.empty_like(images)
     for index, (top, left) in enumerate(moves):
         part = padded[index, :, top : top + side, left : left + side]
         out[index] = part.flip(-1) if config.flip and mirrored[index] else part
     return out
 
 
-def to_float(pictures: Tensor) -> Tensor:
-    """Scale uint8 pictures to float32 in [-1, 1]."""
-    return pictures.float().div_(127.5).sub_(1.0)
+def to_float(images: Tensor) -> Tensor:
+    """Scale uint8 images to float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)

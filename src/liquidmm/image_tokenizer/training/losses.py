@@ -1,8 +1,7 @@
-"""What a reconstructed picture is judged by.
+"""Reconstruction losses on pixels (B, 3, H, W) in [-1, 1].
 
-Contract: pure functions and small modules on pixels (B, 3, H, W) in [-1, 1]; no file is read and no
-training state is kept here. Sources: LPIPS, Zhang et al. 2018 (arXiv:1801.03924); patch
-discriminator, hinge loss and adaptive weight, Esser et al. 2021 (arXiv:2012.09841).
+Sources: LPIPS, Zhang et al. 2018 (arXiv:1801.03924); patch discriminator, hinge loss and adaptive
+weight, Esser et al. 2021 (arXiv:2012.09841).
 """
 
 import math
@@ -13,26 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from liquidmm.errors import CheckpointError
+from liquidmm.image_tokenizer.pretrained import read_tensors
 from liquidmm.image_tokenizer.training.config import ImageLossConfig
 
-# Convolutions of VGG16 by width; "M" halves the side. LPIPS reads before each of these halvings.
+# Widths of the convolutions of VGG16; "M" halves the side. LPIPS reads the features before it.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+_WIDTHS = (64, 128, 256, 512, 512)
 _MEAN = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
-def pixel_loss(config: ImageLossConfig, wanted: Tensor, made: Tensor) -> Tensor:
-    """Weigh absolute, squared and edge error of a reconstruction.
-
-    Args:
-        config: The weights.
-        wanted: (B, 3, H, W).
-        made: The same shape.
-
-    Returns:
-        A scalar.
-    """
-    error = made.float() - wanted
+def pixel_loss(config: ImageLossConfig, target: Tensor, made: Tensor) -> Tensor:
+    """Return the weighted sum of absolute, squared, edge and color error, a scalar."""
+    error = made.float() - target
     loss = config.l1 * error.abs().mean() + config.l2 * error.square().mean()
     if config.edges:
         across = error[..., :, 1:] - error[..., :, :-1]
@@ -44,10 +36,10 @@ def pixel_loss(config: ImageLossConfig, wanted: Tensor, made: Tensor) -> Tensor:
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance on VGG16 features; its weights are given, never trained here."""
+    """The learned perceptual distance on VGG16 features, with fixed weights."""
 
     def __init__(self, vgg16: Mapping[str, Tensor], linear: Mapping[str, Tensor] | None) -> None:
-        """Take the trunk's weights in torchvision's names and LPIPS's channel weights.
+        """Load the weights.
 
         Args:
             vgg16: ``features.N.weight`` and ``features.N.bias`` of torchvision's VGG16.
@@ -59,27 +51,25 @@ class LPIPS(nn.Module):
         """
         super().__init__()
         self.features = nn.Sequential(*_vgg_layers())
-        wanted = self.features.state_dict()
         state = {}
-        for name, value in wanted.items():
+        for name, value in self.features.state_dict().items():
             found = vgg16.get(f"features.{name}")
             if found is None or found.shape != value.shape:
                 raise CheckpointError(
-                    f"vgg16: features.{name} is missing or not {tuple(value.shape)}. Give "
+                    f"vgg16: features.{name} is missing or not {tuple(value.shape)}. Use "
                     "torchvision's vgg16-397923af.pth (BSD-3-Clause)."
                 )
             state[name] = found.float()
         self.features.load_state_dict(state)
         self.taps = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
-        widths = (64, 128, 256, 512, 512)
-        for index, width in enumerate(widths):
+        for index, width in enumerate(_WIDTHS):
             weight = torch.full((1, width, 1, 1), 1.0 / width)
             if linear is not None:
                 given = linear.get(f"lin{index}.model.1.weight")
                 if given is None or given.shape != weight.shape:
                     raise CheckpointError(
                         f"lpips_linear: lin{index}.model.1.weight is missing or not "
-                        f"{tuple(weight.shape)}. Give the lpips package's weights/v0.1/vgg.pth "
+                        f"{tuple(weight.shape)}. Use the lpips package's weights/v0.1/vgg.pth "
                         "(BSD-2-Clause)."
                     )
                 weight = given.float()
@@ -88,14 +78,11 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def forward(self, wanted: Tensor, made: Tensor) -> Tensor:
-        """Give the mean distance of two batches of pictures, a scalar.
-
-        Pictures must be at least 16 pixels wide and high.
-        """
-        both = torch.cat([wanted, made.float()]).sub(self.get_buffer("mean"))
+    def forward(self, target: Tensor, made: Tensor) -> Tensor:
+        """Return the mean distance of two batches of images of at least 16 x 16, a scalar."""
+        both = torch.cat([target, made.float()]).sub(self.get_buffer("mean"))
         both = both.div(self.get_buffer("scale"))
-        total = wanted.new_zeros(())
+        total = target.new_zeros(())
         tap = 0
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -107,6 +94,21 @@ class LPIPS(nn.Module):
             if tap < len(self.taps):
                 both = layer(both)
         return total
+
+
+def load_lpips(config: ImageLossConfig, device: torch.device) -> LPIPS | None:
+    """Load the perceptual distance from the configured files; None if it is switched off.
+
+    Raises:
+        CheckpointError: A file is missing or contains other weights.
+    """
+    if not config.lpips or config.vgg16 is None:
+        return None
+    trunk = read_tensors(config.vgg16, "torchvision's VGG16 weights (BSD-3-Clause)")
+    linear = None
+    if config.lpips_linear is not None:
+        linear = read_tensors(config.lpips_linear, "LPIPS's channel weights (BSD-2-Clause)")
+    return LPIPS(trunk, linear).to(device)
 
 
 def _vgg_layers() -> list[nn.Module]:
@@ -122,10 +124,9 @@ def _vgg_layers() -> list[nn.Module]:
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of each patch of a picture how real it looks."""
+    """Scores how real each patch of an image looks."""
 
     def __init__(self, channels: int, layers: int) -> None:
-        """Build with ``channels`` in the first layer and ``layers`` halvings of the side."""
         super().__init__()
         parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
@@ -152,12 +153,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, made: Tensor) -> Tensor:
-    """Give the discriminator's loss from its scores of real and made pictures."""
+    """Return the discriminator's loss from its scores of real and reconstructed images."""
     return 0.5 * (functional.relu(1.0 - real).mean() + functional.relu(1.0 + made).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Balance two losses by the size of their gradients at the decoder's last layer.
+    """Return the ratio of two losses' gradients at the decoder's last layer.
 
     Returns:
         A scalar in [0, 1e4], detached.
