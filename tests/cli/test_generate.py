@@ -132,7 +132,7 @@ def test_invalid_combinations_of_options(run, tmp_path: Path) -> None:
             "--preview-every: works with one image, but -n is",
         ),
         (["a", "--quantize", "int3"], "quantize: 'int3' is unknown"),
-        (["a", "--dtype", "int3"], "dtype: 'int3' is unknown"),
+        (["a", "--dtype", "int3"], "dtype: unknown dtype 'int3'"),
         (["a", "--top-k", 17], "top_k: expected an integer from 0 (off) to 16"),
     ):
         result = run(*arguments, "-o", tmp_path / "x.png")
