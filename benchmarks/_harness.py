@@ -33,9 +33,9 @@ from liquidmm.runtime import resolve_device
 _EXIT_TIMEOUT = 20.0
 """Seconds that a candidate has to end by itself."""
 _PRELOAD = (
-    "liquidmm.train.model",
-    "liquidmm.data.packing",
+    "liquidmm.encode",
     "liquidmm.generate.engine",
+    "liquidmm.train.setup",
     "transformers.trainer",
     "transformers.models.llama.modeling_llama",
 )

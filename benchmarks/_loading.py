@@ -106,7 +106,7 @@ def measure_loading(
             _measure_memory(result, many, count, sizes, checkpoint)
     result.settings["loading"] = {
         "workers": sizes.workers,
-        "lanes": _STREAMS,
+        "streams": _STREAMS,
         "packing_buffer": sizes.packing_buffer,
     }
 

@@ -49,7 +49,7 @@ def train_packed(task: TrainingTask, pacer: Pacer) -> None:
     stream = task.open_stream()
     while pacer.wait():
         start = time.perf_counter()
-        sequences = stream.next(task.lanes)
+        sequences = stream.next(task.streams)
         batch = Batch.from_sequences(sequences, pacer.device)
         loading = time.perf_counter() - start
         meter = LossMeter(TASKS)

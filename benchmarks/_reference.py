@@ -36,14 +36,11 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.cache_utils import DynamicCache
-from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
-from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from _harness import Pacer
 from _workloads import GenerationTask, TrainingTask
 from liquidmm.data.examples import IGNORE_INDEX, TokenIds
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
-from liquidmm.encode import TokenizerFile
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
@@ -126,7 +123,7 @@ class _PaddedBatches(IterableDataset[Document]):
             start = time.perf_counter()
             buffer: list[Document] = []
             while len(buffer) < _SHUFFLE_BUFFER:
-                buffer += documents(stream.next(self._task.lanes))
+                buffer += documents(stream.next(self._task.streams))
             order = rng.permutation(len(buffer))
             self._loading += time.perf_counter() - start
             yield from (buffer[index] for index in order)
@@ -319,11 +316,11 @@ class _GuidedPairs(LogitsProcessor):
 
 
 def encode_reference(
-    files: Sequence[Path], size: int, tokenizer: TokenizerFile, pacer: Pacer
+    files: Sequence[Path], size: int, open_tokenizer: Callable[[], VQGANTokenizer], pacer: Pacer
 ) -> None:
     """Encode one image per step, in a square of ``size`` pixels; counts images."""
-    loaded = tokenizer()
-    encode = stock_encoder(loaded) or loaded.model.encode
+    tokenizer = open_tokenizer()
+    encode = stock_encoder(tokenizer) or tokenizer.model.encode
     with torch.no_grad():
         for file in cycle(files):
             if not pacer.wait():
@@ -338,6 +335,9 @@ def stock_encoder(tokenizer: VQGANTokenizer) -> Callable[[Tensor], Tensor] | Non
 
     None if transformers cannot build this shape: it always normalizes in 32 groups.
     """
+    from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+    from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+
     config = tokenizer.model.config
     if config.norm_groups != 32 or config.base_channels % 32:
         return None

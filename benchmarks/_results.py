@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,20 +147,46 @@ SECONDS = click.FloatRange(min=0, min_open=True)
 """The type of a duration option."""
 
 
-def script(function: Callable[..., Result]) -> click.Command:
-    """Make a script of a function that returns a result: prints a table, or JSON with --json."""
+class _TerminatedError(BaseException):
+    """SIGTERM, such as from `timeout`."""
 
-    @functools.wraps(function)
-    def run(as_json: bool, **options: Any) -> None:
-        try:
-            result = function(**options)
-        except LiquidError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-        click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.to_table())
 
-    flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    settings = {"show_default": True, "help_option_names": ["-h", "--help"]}
-    return click.command(context_settings=settings)(flag(run))
+def script(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a script of a function that fills a result.
+
+    The script prints a table, or JSON with --json. On SIGTERM it prints what was measured so far
+    and exits with 1, as after an error.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def run(as_json: bool, **options: Any) -> None:
+            result = Result(bench=name)
+            failure = None
+            previous = signal.signal(signal.SIGTERM, _terminate)
+            try:
+                function(result, **options)
+            except LiquidError as error:
+                failure = " ".join(str(error).split())
+            except _TerminatedError:
+                failure = "terminated; the result is incomplete"
+            finally:
+                signal.signal(signal.SIGTERM, previous)
+            if failure is None or result.figures:
+                text = json.dumps(result.to_dict(), indent=2) if as_json else result.to_table()
+                click.echo(text)
+            if failure is not None:
+                raise click.ClickException(failure)
+
+        flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+        settings = {"show_default": True, "help_option_names": ["-h", "--help"]}
+        return click.command(context_settings=settings)(flag(run))
+
+    return decorate
+
+
+def _terminate(*_: Any) -> None:
+    raise _TerminatedError
 
 
 def progress(text: str) -> None:

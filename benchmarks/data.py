@@ -52,7 +52,7 @@ _DAY = 86_400.0
 _COMPARED_IMAGES = 2
 
 
-@script
+@script("data")
 @click.option("--only", type=Names(*PARTS), default=",".join(PARTS), help="Parts to run.")
 @click.option(
     "--checkpoint",
@@ -76,16 +76,17 @@ _COMPARED_IMAGES = 2
 @click.option("--workers", type=click.IntRange(0), default=2, help="Processes that load.")
 @click.option("--samples", type=Integers(), default="1000000,10000000", help="Records, for memory.")
 def main(
+    result: Result,
     only: tuple[str, ...],
     checkpoint: Path,
     scratch: Path | None,
     device: str,
     seconds: float | None,
     **options: Any,
-) -> Result:
+) -> None:
     """Compare encoding with the reference, and measure the loading of shards."""
     resolved = resolve_device(device)
-    result = Result(bench="data", settings=machine(resolved))
+    result.settings |= machine(resolved)
     if "encoding" in only:
         sizes = EncodingSizes(
             seconds=seconds or 90.0, models=options["models"], precisions=options["precisions"]
@@ -96,7 +97,6 @@ def main(
             seconds=seconds or 25.0, workers=options["workers"], samples=options["samples"]
         )
         measure_loading(result, loading, checkpoint, scratch)
-    return result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +154,7 @@ def measure_encoding(result: Result, sizes: EncodingSizes, checkpoint: Path, dev
 
 
 class _EncodingBenchmark:
-    """The comparison with one tokenizer, in a folder of its own."""
+    """The comparison with one tokenizer, in a separate folder."""
 
     def __init__(
         self,

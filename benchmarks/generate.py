@@ -67,7 +67,7 @@ class _Settings:
         }
 
 
-@script
+@script("generate")
 @click.option(
     "--checkpoint",
     type=click.Path(file_okay=False, path_type=Path),
@@ -86,6 +86,7 @@ class _Settings:
 @click.option("--only", type=Names(*PARTS), default=",".join(PARTS), help="Parts to run.")
 @click.option("--device", show_default="the best available", help="cpu, cuda or mps.")
 def main(
+    result: Result,
     checkpoint: Path,
     models: tuple[str, ...],
     batches: tuple[int, ...],
@@ -93,11 +94,11 @@ def main(
     requests: int,
     only: tuple[str, ...],
     **options: Any,
-) -> Result:
+) -> None:
     """Compare image generation with the reference loop and with transformers' generate."""
     device = resolve_device(options.pop("device"))
     settings = _Settings(device=str(device), **options)
-    result = Result(bench="generate", settings=machine(device))
+    result.settings |= machine(device)
     best = settings.engines(1)["best"]
     result.settings |= {
         "codes_of_an_image": codes,
@@ -116,7 +117,6 @@ def main(
             measure_speed(result, settings, task, prefix)
     if "memory" in only:
         measure_memory(result, settings.device, requests)
-    return result
 
 
 def measure_speed(result: Result, settings: _Settings, task: GenerationTask, prefix: str) -> None:

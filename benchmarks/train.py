@@ -54,7 +54,7 @@ _CHECKED_SEQUENCES = 2
 _GIB = 2**30
 
 
-@script
+@script("train")
 @click.option(
     "--data", type=_FOLDER, default=Path("data/shards"), help="Folder with the run's shards."
 )
@@ -89,23 +89,25 @@ _GIB = 2**30
 )
 @click.option("--hidden", type=click.IntRange(1), default=512, help="Width of the loss's head.")
 def main(
-    run: Path,
-    data: Path,
+    result: Result,
     checkpoint: Path,
     seconds: float,
     device: str | None,
     sizes: tuple[str, ...],
     only: tuple[str, ...],
     **options: Any,
-) -> Result:
+) -> None:
     """Compare training with transformers.Trainer on padded batches."""
     resolved = resolve_device(device)
-    result = Result(bench="train", settings=machine(resolved))
+    result.settings |= machine(resolved)
     benchmark = TrainingBenchmark(result, options["sequences"], seconds)
     if {"efficiency", "speed"} & set(only):
-        task = checkpoint_task(run, data, checkpoint, options["length"], str(resolved))
-        result.settings["run"] = str(run)
+        run_file = options["run"]
+        task = checkpoint_task(
+            run_file, options["data"], checkpoint, options["length"], str(resolved)
+        )
         is_default = checkpoint == DEFAULT_MODEL
+        result.settings["run"] = str(run_file)
         result.settings["checkpoint"] = "default model" if is_default else str(checkpoint)
         benchmark.measure_checkpoint(task, options["steps"], timed="speed" in only)
     if "loss" in only:
@@ -122,7 +124,6 @@ def main(
             result.skip(f"{name}_tokens_per_second", f"needs a CUDA device, not {resolved}")
         else:
             benchmark.measure_shape(shape_task(shape, str(resolved)))
-    return result
 
 
 def checkpoint_task(
@@ -221,7 +222,7 @@ class TrainingBenchmark:
             Padded batches in an optimizer step of about as many tokens, at least 1.
         """
         stream = task.open_stream()
-        sequences = [one for _ in range(steps) for one in stream.next(task.lanes)]
+        sequences = [one for _ in range(steps) for one in stream.next(task.streams)]
         counts, size = count(sequences), self.padded_batch_size
         packed = counts["tokens"] / sum(len(one.input_ids) for one in sequences)
         self.result.add(f"{prefix}packing_efficiency", 100 * packed, "%")

@@ -28,6 +28,11 @@ def test_light_parts_import_nothing_heavy(statement):
     assert loaded_after(statement) == set()
 
 
+def test_data_imports_no_torch():
+    modules = "liquidmm.data.stream, liquidmm.data.shard_writer, liquidmm.data.readers"
+    assert loaded_after(f"import {modules}") <= {"numpy", "pyarrow"}
+
+
 def test_the_command_line_imports_only_click():
     assert loaded_after("import liquidmm.cli") == {"click"}
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,19 @@ from liquidmm.train.config import TrainConfig
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 PAPER = RECIPES / "paper"
-# Files that others build on; they lack a checkpoint and can't run by themselves.
-PARTS = sorted(PAPER.glob("parts/*.toml"))
-FILES = sorted(set(RECIPES.rglob("*.toml")) - set(PARTS))
+FILES = sorted(RECIPES.rglob("*.toml"))
+README = (PAPER / "README.md").read_text(encoding="utf-8")
+TABLE_ROW = re.compile(r"^\| `([^`]+)` .*\| `liquid train ([^`]+)` \|$", re.M)
+# Run -> arguments of `liquid train`, from the table of the README.
+COMMANDS = {name: shlex.split(arguments) for name, arguments in TABLE_ROW.findall(README)}
+# The commands in its code blocks.
+VARIANTS = [shlex.split(line) for line in re.findall(r"^liquid train (.+)$", README, re.M)]
 
 GEMMA = 64
 SCALING = {"llama-3.2-1b": 8, "gemma-2-2b": 16, "gemma-2-9b": 64, "gemma-2-27b": 128}
 QWEN = {"0.5b": 8, "1.5b": 8, "3b": 16, "7b": 64, "14b": 64, "32b": 128}
 SMALL = ("llama-3.2-1b-", "gemma-2-2b-", "qwen2.5-0.5b-", "qwen2.5-1.5b-", "qwen2.5-3b-")
-# File -> suggested ranks, steps, rows of a step, schedule.
+# Run -> suggested number of GPUs, steps, global batch size, schedule.
 RUNS: dict[str, tuple[int, int, int, str]] = {
     "gemma-7b-pretrain": (GEMMA, 58_594, 1024, "cosine"),
     "gemma-7b-tune": (GEMMA, 3_418, 1024, "cosine"),
@@ -73,29 +80,46 @@ def schema_of(path: Path) -> Any:
     )
 
 
+def load_command(arguments: list[str]) -> TrainConfig:
+    """Load the config of a command of the README: a file, and overrides after --set."""
+    path, *options = arguments
+    assert set(options[::2]) <= {"--set"}
+    return load_run(TrainConfig, ROOT / path, options[1::2])
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(RECIPES).as_posix())
-def test_every_recipe_is_valid(path):
+def test_recipe_is_valid(path):
     load_run(schema_of(path), path)
 
 
-def test_all_kinds_are_there():
+def test_recipes_of_every_kind_exist():
     names = [schema_of(path).__name__ for path in FILES]
     assert {"TrainConfig", "TrainTokenizerConfig", "InitRunConfig", "EncodeConfig"} == set(names)
-    assert len(PARTS) == 4
 
 
-def test_the_paper_has_these_runs():
-    found = {path.stem for path in FILES if path.parent == PAPER and schema_of(path) is TrainConfig}
-    assert found == RUNS.keys()
-    readme = (PAPER / "README.md").read_text(encoding="utf-8")
-    assert [name for name in RUNS if f"| `{name}.toml` |" not in readme] == []
-    outs = {load_run(TrainConfig, PAPER / f"{name}.toml").out for name in RUNS}
-    assert len(outs) == len(RUNS)
+def test_readme_has_a_command_for_every_run_of_the_paper():
+    assert COMMANDS.keys() == RUNS.keys()
+    for name, arguments in COMMANDS.items():
+        assert load_command(arguments).out == Path("runs/paper") / name
+
+
+def test_readme_has_the_suggested_number_of_gpus():
+    rows = dict(re.findall(r"^\| `([^`]+)` (?:\|[^|]*){3}\| (\d+) \|", README, re.M))
+    assert {name: int(count) for name, count in rows.items()} == {
+        name: run[0] for name, run in RUNS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [line for line in VARIANTS if "--dry-run" not in line], ids=" ".join
+)
+def test_variant_of_the_readme_is_valid(arguments):
+    load_command(arguments)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_constants_of_the_paper(name):
-    run = load_run(TrainConfig, PAPER / f"{name}.toml")
+def test_run_has_the_constants_of_the_paper(name):
+    run = load_command(COMMANDS[name])
     ranks, steps, batch, schedule = RUNS[name]
     assert run.optim.lr == 2e-5
     assert run.optim.schedule == schedule
@@ -114,29 +138,40 @@ def test_constants_of_the_paper(name):
     assert run.model.freeze == ()
     sources: dict[tuple[str, str], float] = {}
     for source in run.data.sources:
-        turned = source.weight * source.swap_ratio
-        sources[source.path.name, source.task] = source.weight - turned
-        if turned:
-            sources[source.path.name, "image_to_text"] = turned
+        if not source.weight:
+            continue
+        swapped = source.weight * source.swap_ratio
+        sources[source.path.name, source.task] = source.weight - swapped
+        if swapped:
+            sources[source.path.name, "image_to_text"] = swapped
     assert sources == SOURCES.get(name, TEXT | PAIRS)
-    assert run.rows_of_rank(ranks) == batch // ranks
-    # a text or a pair takes about one row, so the weights (millions) give the steps
+    assert run.batch_size_per_rank(ranks) == batch // ranks
+    # A text or a pair fills about one sequence, so the weights (millions) give the steps.
     assert steps == -(-int(sum(sources.values()) * 1_000_000) // batch)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_large_models_compute_activations_again(name):
-    run = load_run(TrainConfig, PAPER / f"{name}.toml")
+def test_only_large_models_save_memory(name):
+    run = load_command(COMMANDS[name])
     small = name.startswith(SMALL)
     assert run.model.activation_checkpointing is not small
     assert run.parallel.reshard_after_forward is not small
     assert run.parallel.grad_accumulation == ("full" if small else "sharded")
 
 
-def test_the_second_stage_starts_from_the_first():
-    first = load_run(TrainConfig, PAPER / "gemma-7b-pretrain.toml")
-    second = load_run(TrainConfig, PAPER / "gemma-7b-tune.toml")
-    assert second.checkpoint == first.out / "final"
-    more = load_run(TrainConfig, RECIPES / "icons" / "more.toml")
-    assert more.checkpoint == load_run(TrainConfig, RECIPES / "icons" / "model.toml").out / "final"
+@pytest.mark.parametrize("name", RUNS)
+def test_run_starts_from_its_own_base(name):
+    base = name.rpartition("-boost-")[0] or name.rpartition("-")[0]
+    expected = "gemma-7b-pretrain/final" if name == "gemma-7b-tune" else f"{base}-liquid"
+    assert load_command(COMMANDS[name]).checkpoint == Path("runs/paper") / expected
+
+
+def test_stages_start_from_the_previous_one():
+    stages = [
+        load_run(TrainConfig, RECIPES / "icons" / f"{name}.toml")
+        for name in ("model", "more", "answers", "cooldown")
+    ]
+    for before, after in itertools.pairwise(stages):
+        assert after.checkpoint == before.out / "final"
+    more = stages[1]
     assert (more.optim.optimizer, more.optim.lr, more.train.steps) == ("muon", 1.2e-3, 6600)

@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# The default model from the icon tarballs to the evaluated checkpoint: about four hours on two cores.
-# Every step that was done already is skipped, one that was broken off goes on. `make icons` fetches
-# the tarballs first.
+# Build the default model from the icon tarballs: about four hours on two cores. Completed steps are
+# skipped, interrupted ones are resumed. `make icons` downloads the tarballs first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 encode() { # SOURCE NAME [SPLITS]
-    # Finished shards are kept; a folder alone does not mean that they are all there.
+    # Existing shards are kept; an existing folder may be incomplete.
     liquid encode recipes/icons/encode.toml --set "source.path=$1" \
         --out "data/shards/$2" --set "source.splits=${3:-[\"train\"]}"
 }
 
 liquid icons build data -o data
 
-# The tokenizer's folder is there from the first checkpoint on; the expanded base needs the last one.
+# The folder of the tokenizer exists after its first checkpoint; the expanded base needs the last one.
 if [ ! -d runs/icons/base-liquid ]; then
     if [ -e runs/icons/tokenizer/checkpoint.safetensors ]; then
         liquid train-tokenizer recipes/icons/tokenizer.toml --resume
@@ -36,5 +35,5 @@ encode data/text/chat.jsonl text-chat
 liquid train recipes/icons/model.toml
 liquid train recipes/icons/more.toml
 liquid train recipes/icons/answers.toml
-liquid train recipes/icons/settle.toml
-python scripts/choose_sampling.py runs/icons/settled/final
+liquid train recipes/icons/cooldown.toml
+python scripts/choose_sampling.py runs/icons/cooldown/final

@@ -1,14 +1,15 @@
 """Scripts as modules, and the smallest data for training benchmarks."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from liquidmm.data.records import Message
 from liquidmm.data.samples import Sample
@@ -21,12 +22,12 @@ sys.path.insert(0, str(FOLDER))  # the scripts import each other as siblings
 
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., dict[str, Any]]:
-    """Run a script with --json and return its result."""
+    """Run a script with --json in this process and return its result."""
 
     def run(name: str, *arguments: Any) -> dict[str, Any]:
-        command = [sys.executable, FOLDER / name, "--json", *arguments]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        main = import_module(name).main
+        done = CliRunner().invoke(main, ["--json", *map(str, arguments)], catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
         found = json.loads(done.stdout)
         assert set(found) == {"bench", "figures", "notes", "missing", "settings"}
         assert all(set(figure) == {"value", "unit"} for figure in found["figures"].values())

@@ -77,7 +77,7 @@ def test_step_bytes_uses_stored_dtype(checkpoint_folder, tmp_path):
 @pytest.mark.slow
 def test_generate_script_json_has_every_figure(run_script, checkpoint_folder):
     found = run_script(
-        "generate.py",
+        "generate",
         *("--checkpoint", checkpoint_folder, "--models", "default", "--batches", 1),
         *("--seconds", 0.4, "--codes", 6, "--requests", 100, "--best", "int8"),
         *("--device", "cpu"),

@@ -1,11 +1,20 @@
 """The report and the command line of the scripts."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from _results import Integers, Names, Result, script
 from liquidmm.errors import LiquidError
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_result_has_figures_and_reasons():
@@ -31,16 +40,16 @@ def test_result_has_figures_and_reasons():
     ]
 
 
-@script
+@script("example")
 @click.option("--only", type=Names("speed", "memory"), default="speed,memory")
 @click.option("--batches", type=Integers(), default="1,8")
-def example(only, batches):
-    if only == ("memory",):
-        raise LiquidError("memory: is\nunknown.")
-    result = Result(bench="example")
+def example(result, only, batches):
     for size in batches:
         result.add(f"b{size}", len(only), "parts")
-    return result
+        if size == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+    if only == ("memory",):
+        raise LiquidError("memory: is\nunknown.")
 
 
 def test_script_prints_json_or_table():
@@ -49,6 +58,13 @@ def test_script_prints_json_or_table():
     assert runner.invoke(example, ["--batches", "2", "--only", "speed"]).stdout.startswith(
         "example\n  b2          1 parts\n"
     )
+
+
+def test_script_terminated_prints_result_so_far():
+    result = CliRunner().invoke(example, ["--json", "--batches", "2,3,4"])
+    assert result.exit_code == 1
+    assert list(json.loads(result.stdout)["figures"]) == ["b2", "b3"]
+    assert "incomplete" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -64,3 +80,10 @@ def test_script_invalid_input_is_one_line(arguments, code, words):
     result = CliRunner().invoke(example, arguments)
     assert result.exit_code == code
     assert words in result.stderr
+
+
+@pytest.mark.slow
+def test_script_help_runs_from_clone():
+    command = [sys.executable, str(FOLDER / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--json" in done.stdout

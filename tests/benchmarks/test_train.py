@@ -42,7 +42,7 @@ def examples(lengths):
 @pytest.mark.slow
 def test_train_script_json_has_every_figure(run_script, run_file, shards, checkpoint_folder):
     found = run_script(
-        "train.py",
+        "train",
         *("--run", run_file, "--data", shards, "--checkpoint", checkpoint_folder),
         *("--seconds", 0.3, "--steps", 2, "--sequences", 2, "--device", "cpu"),
         *("--tokens", 16, "--vocabulary", 40, "--hidden", 4),
@@ -163,7 +163,7 @@ def test_efficiency_equals_count_by_token(task):
     result, steps, size = Result(bench="train"), 3, 2
     accumulation = TrainingBenchmark(result, size, 1.0).measure_efficiency(task, steps)
     stream = task.open_stream()
-    sequences = [one for _ in range(steps) for one in stream.next(task.lanes)]
+    sequences = [one for _ in range(steps) for one in stream.next(task.streams)]
     real = sum(int(kind != PADDING_TASK) for one in sequences for kind in one.task_ids)
     share = 100 * real / (len(sequences) * 96)
     assert result.figures["packing_efficiency"][0] == pytest.approx(share, abs=1e-4)
@@ -175,7 +175,7 @@ def test_efficiency_equals_count_by_token(task):
 
 def test_padded_and_packed_loss_equal(task):
     """The stock model's own loss of padded batches is ours of packed sequences, without max-z."""
-    sequences = task.open_stream().next(task.lanes)
+    sequences = task.open_stream().next(task.streams)
     model = task.language_model()
     total, labels = 0.0, 0
     for document in documents(sequences):
@@ -191,13 +191,13 @@ def test_padded_and_packed_loss_equal(task):
 
 
 def test_stream_starts_over_for_each_candidate(task):
-    first, second = (task.open_stream().next(task.lanes) for _ in range(2))
+    first, second = (task.open_stream().next(task.streams) for _ in range(2))
     assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(first, second, strict=True))
 
 
 def test_longer_sequences_have_same_documents(task, run_file, shards, checkpoint_folder):
     long = checkpoint_task(run_file, shards, checkpoint_folder, 192, "cpu")
-    assert (len(task.lanes), len(long.lanes)) == (4, 2)
-    (one, _) = long.open_stream().next(long.lanes)
+    assert (len(task.streams), len(long.streams)) == (4, 2)
+    (one, _) = long.open_stream().next(long.streams)
     assert len(one.input_ids) == 192
     assert one.position_ids.max() < 96

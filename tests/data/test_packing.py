@@ -15,37 +15,41 @@ def example(first, size, task="text", trained_from=0, can_split=False):
 
 def test_pack_one_sequence_written_out():
     examples = [example(10, 3), example(20, 4, "chat", trained_from=2)]
-    (row,) = pack(examples, PackingConfig(seq_len=10, max_document_tokens=4), pad_id=9)
+    (sequence,) = pack(examples, PackingConfig(seq_len=10, max_document_tokens=4), pad_id=9)
     x = IGNORE_INDEX
     # the longest comes first, and the first token of a document has no label
-    assert row.input_ids.tolist() == [20, 21, 22, 23, 10, 11, 12, 9, 9, 9]
-    assert row.labels.tolist() == [x, x, 22, 23, x, 11, 12, x, x, x]
-    assert row.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
+    assert sequence.input_ids.tolist() == [20, 21, 22, 23, 10, 11, 12, 9, 9, 9]
+    assert sequence.labels.tolist() == [x, x, 22, 23, x, 11, 12, x, x, x]
+    assert sequence.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
     chat = TASKS.index("chat")
-    assert row.task_ids.tolist() == [chat, chat, chat, chat, 0, 0, 0, *[PADDING_TASK] * 3]
-    assert row.num_tokens == 7
-    assert row.keys == ("r20", "r10")
-    for array in (row.input_ids, row.labels, row.position_ids, row.task_ids):
+    assert sequence.task_ids.tolist() == [chat, chat, chat, chat, 0, 0, 0, *[PADDING_TASK] * 3]
+    assert sequence.num_tokens == 7
+    assert sequence.keys == ("r20", "r10")
+    for array in (sequence.input_ids, sequence.labels, sequence.position_ids, sequence.task_ids):
         assert array.dtype == np.int32
 
 
 def test_pack_padding_positions_stay_within_document_limit():
-    (row,) = pack([example(10, 3)], PackingConfig(seq_len=10, max_document_tokens=4))
-    assert row.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2]
+    (sequence,) = pack([example(10, 3)], PackingConfig(seq_len=10, max_document_tokens=4))
+    assert sequence.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2]
 
 
 def test_pack_fills_by_best_fit_longest_first():
     examples = [example(100, 5), example(200, 2), example(300, 6), example(400, 5), example(500, 3)]
-    rows = sorted(row.keys for row in pack(examples, PackingConfig(seq_len=10)))
-    assert rows == [("r100", "r400"), ("r200",), ("r300", "r500")]
-    rows = sorted(row.keys for row in pack([*examples, example(600, 1)], PackingConfig(seq_len=10)))
-    assert rows == [("r100", "r400"), ("r200",), ("r300", "r500", "r600")]
+    sequences = sorted(sequence.keys for sequence in pack(examples, PackingConfig(seq_len=10)))
+    assert sequences == [("r100", "r400"), ("r200",), ("r300", "r500")]
+    sequences = sorted(
+        sequence.keys for sequence in pack([*examples, example(600, 1)], PackingConfig(seq_len=10))
+    )
+    assert sequences == [("r100", "r400"), ("r200",), ("r300", "r500", "r600")]
 
 
 def test_pack_seed_changes_only_the_order():
     examples = [example(100 * n, 7) for n in range(20)]
     config = PackingConfig(seq_len=10)
-    orders = [[row.keys for row in pack(examples, config, seed=(seed,))] for seed in (1, 1, 2)]
+    orders = [
+        [sequence.keys for sequence in pack(examples, config, seed=(seed,))] for seed in (1, 1, 2)
+    ]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
@@ -58,33 +62,35 @@ def test_pack_keeps_every_token_once():
     examples = [
         example(int(a), int(n), can_split=n % 3 == 0) for a, n in zip(starts, sizes, strict=True)
     ]
-    rows = list(pack(examples, PackingConfig(seq_len=128), pad_id=-1))
-    found = np.concatenate([row.input_ids[row.task_ids != PADDING_TASK] for row in rows])
+    sequences = list(pack(examples, PackingConfig(seq_len=128), pad_id=-1))
+    found = np.concatenate(
+        [sequence.input_ids[sequence.task_ids != PADDING_TASK] for sequence in sequences]
+    )
     assert sorted(found.tolist()) == list(range(int(sizes.sum())))
-    assert sum(row.num_tokens for row in rows) / (128 * len(rows)) > 0.99
-    for row in rows:
-        begins = np.flatnonzero(row.position_ids == 0)
-        assert (row.labels[begins] == IGNORE_INDEX).all()
-        real = row.task_ids != PADDING_TASK
-        assert (np.diff(row.input_ids)[real[1:] & (row.position_ids[1:] > 0)] == 1).all()
+    assert sum(sequence.num_tokens for sequence in sequences) / (128 * len(sequences)) > 0.99
+    for sequence in sequences:
+        begins = np.flatnonzero(sequence.position_ids == 0)
+        assert (sequence.labels[begins] == IGNORE_INDEX).all()
+        real = sequence.task_ids != PADDING_TASK
+        assert (np.diff(sequence.input_ids)[real[1:] & (sequence.position_ids[1:] > 0)] == 1).all()
 
 
 def test_pack_splits_text_at_the_end_and_never_images():
     images = [example(1000 * n, 70) for n in range(1, 11)]
     texts = [example(100_000 * n, 90, can_split=True) for n in range(1, 4)]
-    rows = list(pack([*images, *texts], PackingConfig(seq_len=100)))
-    assert sorted(row.num_tokens for row in rows) == [70] + [100] * 9
-    for row in rows:
-        assert row.position_ids.tolist() == [*range(70), *range(30)]
+    sequences = list(pack([*images, *texts], PackingConfig(seq_len=100)))
+    assert sorted(sequence.num_tokens for sequence in sequences) == [70] + [100] * 9
+    for sequence in sequences:
+        assert sequence.position_ids.tolist() == [*range(70), *range(30)]
     # neither a part nor a rest is shorter than 16 tokens
-    rows = list(
+    sequences = list(
         pack([example(1000, 80), example(100, 35, can_split=True)], PackingConfig(seq_len=100))
     )
-    assert sorted(row.num_tokens for row in rows) == [16, 99]
-    rows = list(
+    assert sorted(sequence.num_tokens for sequence in sequences) == [16, 99]
+    sequences = list(
         pack([example(1000, 90), example(100, 35, can_split=True)], PackingConfig(seq_len=100))
     )
-    assert sorted(row.num_tokens for row in rows) == [35, 90]
+    assert sorted(sequence.num_tokens for sequence in sequences) == [35, 90]
 
 
 def test_pack_overlong_text_is_split_and_images_rejected_or_dropped():
@@ -102,7 +108,7 @@ def test_pack_overlong_text_is_split_and_images_rejected_or_dropped():
         pack([whole, example(7, 11)], config)
     config = PackingConfig(seq_len=20, max_document_tokens=10, overlong="drop")
     buffer = pack([example(7, 11), whole, example(50, 12), example(60, 30)], config)
-    assert [row.keys for row in buffer] == [("r0",)]
+    assert [sequence.keys for sequence in buffer] == [("r0",)]
     assert buffer.dropped == (("r7", 11), ("r50", 12), ("r60", 30))
 
 

@@ -65,8 +65,8 @@ def sequences_of(stream, count, streams=(0,)):
     """Sequences as arrays, (count, streams, 4, T)."""
     steps = [stream.next(streams) for _ in range(count)]
     arrays = [
-        [np.stack([r.input_ids, r.labels, r.position_ids, r.task_ids]) for r in rows]
-        for rows in steps
+        [np.stack([s.input_ids, s.labels, s.position_ids, s.task_ids]) for s in sequences]
+        for sequences in steps
     ]
     return np.array(arrays)
 
@@ -118,9 +118,10 @@ def test_stream_memory_does_not_grow_with_samples(builder, tmp_path, write_folde
     assert abs(large - small) < 5000
 
 
-def test_stream_is_the_same_for_any_ranks_and_workers(folder, builder):
-    def read(ranks, workers, steps=12, state=None):
-        """Read four streams with some ranks: the sequences of every step, and the position."""
+@pytest.fixture
+def read(folder, builder):
+    def read_streams(ranks, workers, state=None):
+        """Read four streams with some ranks: the sequences of 12 steps, and the position."""
         readers = [
             TokenStream(sources(folder), builder, PACKING, 3, num_streams=4, num_workers=workers)
             for _ in range(ranks)
@@ -129,30 +130,39 @@ def test_stream_is_the_same_for_any_ranks_and_workers(folder, builder):
         for rank, stream in enumerate(readers):
             if state is not None:
                 stream.load_state_dict(state)
-            taken.append(sequences_of(stream, steps, range(rank, 4, ranks)))
+            taken.append(sequences_of(stream, 12, range(rank, 4, ranks)))
             stream.close()
         positions = {}
-        for stream in readers:
-            positions |= {
-                name: each
-                for name, each in stream.state_dict()["streams"].items()
-                if int(name) % ranks == readers.index(stream)
-            }
+        for rank, stream in enumerate(readers):
+            streams = stream.state_dict()["streams"]
+            positions |= {name: each for name, each in streams.items() if int(name) % ranks == rank}
         found = np.stack([taken[each % ranks][:, each // ranks] for each in range(4)], axis=1)
         return found, readers[0].fingerprint() | {"streams": dict(sorted(positions.items()))}
 
+    return read_streams
+
+
+def check_same_before_and_after_resume(read, ranks, workers):
     alone, state = read(1, 0)
-    halves, _ = read(2, 0)
-    ahead, _ = read(1, 1)
-    assert np.array_equal(alone, halves)
-    assert np.array_equal(alone, ahead)
+    shared, position = read(ranks, workers)
+    assert np.array_equal(alone, shared)
+    assert position == state
+    rest, end = read(1, 0, json.loads(json.dumps(state)))
+    shared, position = read(ranks, workers, state)
+    assert np.array_equal(rest, shared)
+    assert position == end
     assert not np.array_equal(alone[:, 0], alone[:, 1])
-    # resumed with one rank, four ranks, and two workers
-    rest, end = read(1, 0, state=json.loads(json.dumps(state)))
-    for ranks, workers in ((4, 0), (1, 2)):
-        again, position = read(ranks, workers, state=state)
-        assert np.array_equal(rest, again)
-        assert position == end
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_stream_is_the_same_for_any_ranks(read, ranks):
+    check_same_before_and_after_resume(read, ranks, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stream_is_the_same_for_any_workers(read, workers):
+    check_same_before_and_after_resume(read, 1, workers)
 
 
 def test_streams_share_the_samples(folder, sequences):
@@ -180,9 +190,9 @@ def test_stream_depends_on_the_seed(folder, builder):
 
 def test_stream_reports_epochs_and_packing_efficiency(folder, builder, caplog):
     stream = TokenStream(sources(folder), builder, PACKING, 0)
-    rows = sequences_of(stream, 200)[:, 0]
-    assert set(np.unique(rows[:, 3])) - {PADDING_TASK} == set(range(len(TASKS)))
-    assert stream.packing_efficiency == pytest.approx((rows[:, 3] != PADDING_TASK).mean())
+    arrays = sequences_of(stream, 200)[:, 0]
+    assert set(np.unique(arrays[:, 3])) - {PADDING_TASK} == set(range(len(TASKS)))
+    assert stream.packing_efficiency == pytest.approx((arrays[:, 3] != PADDING_TASK).mean())
     assert stream.packing_efficiency > 0.8
     shares = [each * size for each, size in zip(stream.epochs, (11, 11, 7, 3), strict=True)]
     assert np.allclose(np.array(shares) / sum(shares), (0.5, 0.2, 0.2, 0.1))

@@ -104,7 +104,9 @@ def test_url_failing_temporarily_is_not_a_data_error(monkeypatch):
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
     fsspec.filesystem("memory").pipe("/images/c.png", b"content")
-    with pytest.raises(LiquidError, match=r"c\.png: cannot be read now \(no answer\)") as error:
+    with pytest.raises(
+        LiquidError, match=r"c\.png: cannot be read at the moment \(no answer\)"
+    ) as error:
         open_image("memory://images/c.png")
     assert not isinstance(error.value, DataError)
 

@@ -83,10 +83,10 @@ def test_latents_are_equal_with_and_without_gradients(tokenizer):
 def test_bfloat16_agrees_in_most_codes(tokenizer):
     pixels = random_images(16, 3, 64, 64)
     exact = tokenizer.encode(pixels)
-    assert tokenizer.agreement(pixels) == 1.0
+    assert tokenizer.code_match(pixels) == 1.0
     tokenizer.precision = "bfloat16"
     share = (tokenizer.encode(pixels) == exact).float().mean().item()
-    assert tokenizer.agreement(pixels) == share
+    assert tokenizer.code_match(pixels) == share
     assert 0.8 < share < 1.0  # the latents are rounded, the search is not
     assert tokenizer.precision == "bfloat16"
     tokenizer.to(torch.device("cpu")).precision = "float32"

@@ -153,7 +153,7 @@ def test_published_layout_loads_and_saves_as_ours(published, tmp_path):
     assert type(loaded.model) is GemmaForCausalLM
     assert loaded.processor.sizes == ((512, 512),)
     assert loaded.processor.sequences.unconditional_prompt() == [2, 9, 7]
-    # It brings no chat template; the prompts of the release have Gemma's turns.
+    # It has no chat template; the reference implementation uses Gemma's turns.
     ids, _ = loaded.processor.sequences.chat([{"role": "user", "content": "a"}], [], True)
     text = "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n"
     assert loaded.processor.tokenizer.decode(ids) == text

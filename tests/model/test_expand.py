@@ -59,12 +59,12 @@ def test_expanded_model_keeps_logits_of_base(family, family_base, tmp_path):
     before, tokenizer = (AutoTokenizer.from_pretrained(folder) for folder in (base, out))
     rows, layout = old.config.vocab_size, written.vocabulary
 
-    markers, offset = PLACES[family](len(before), rows)
-    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == markers
-    assert [layout.boi, layout.eoi, layout.unconditional] == markers
+    special_ids, offset = PLACES[family](len(before), rows)
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == special_ids
+    assert [layout.boi, layout.eoi, layout.unconditional] == special_ids
     assert (layout.image_offset, layout.size) == (offset, offset + 24)
-    assert set(markers) <= set(tokenizer.all_special_ids)
-    assert tokenizer.encode("<boi><eoi><unconditional>", add_special_tokens=False) == markers
+    assert set(special_ids) <= set(tokenizer.all_special_ids)
+    assert tokenizer.encode("<boi><eoi><unconditional>", add_special_tokens=False) == special_ids
     assert tokenizer.encode("a red apple") == before.encode("a red apple")
     assert tokenizer.chat_template == before.chat_template
     assert type(new) is type(old)
@@ -180,22 +180,22 @@ def _no_tokenizer(folder, checkpoint_folder):
 
 
 def _no_weights(folder, checkpoint_folder):
-    _no_marker_tokenizer(folder, checkpoint_folder)
+    _no_special_tokens(folder, checkpoint_folder)
     (folder / "model.safetensors").unlink()
 
 
 def _broken_weights(folder, checkpoint_folder):
-    _no_marker_tokenizer(folder, checkpoint_folder)
+    _no_special_tokens(folder, checkpoint_folder)
     (folder / "model.safetensors").write_bytes(b"nonsense" * 4)
 
 
-def _no_marker_tokenizer(folder, checkpoint_folder):
+def _no_special_tokens(folder, checkpoint_folder):
     shutil.copytree(checkpoint_folder, folder)
     (folder / "processor_config.json").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
-        for index, marker in enumerate(SPECIAL_TOKENS):
-            text = text.replace(marker, f"<|reserved_{index}|>")
+        for index, token in enumerate(SPECIAL_TOKENS):
+            text = text.replace(token, f"<|reserved_{index}|>")
         (folder / name).write_text(text)
 
 

@@ -75,7 +75,7 @@ def test_default_shape_has_11_million_parameters(base_folder):
 
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
 def test_empty_texts_are_rejected(texts, tmp_path):
-    with pytest.raises(DataError, match="there is no text"):
+    with pytest.raises(DataError, match="texts.*none"):
         create_base_model(texts, tmp_path / "out", SHAPE)
     assert list(tmp_path.iterdir()) == []
 

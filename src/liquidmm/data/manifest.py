@@ -177,13 +177,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def add_stats(stats: Sequence[ShardStats]) -> ShardStats:
     """Return the sum of the statistics of several shards."""
-    values = {
-        item.name: [getattr(each, item.name) for each in stats] for item in fields(ShardStats)
-    }
-    counts = ("records", "rejected", "images")
-    return ShardStats(
-        **{name: sum(each) if name in counts else _merge(each) for name, each in values.items()}
-    )
+    totals: dict[str, Any] = {}
+    for name in (item.name for item in fields(ShardStats)):
+        values = [getattr(each, name) for each in stats]
+        totals[name] = sum(values) if name in ("records", "rejected", "images") else _merge(values)
+    return ShardStats(**totals)
 
 
 def _merge(counts: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -119,7 +119,7 @@ def _check_precision(
         return
     opened = tokenizer()
     shares = [
-        opened.agreement(torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2))
+        opened.code_match(torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2))
         for pixels in images
     ]
     share = sum(shares) / len(shares) if shares else 1.0

@@ -6,7 +6,7 @@ which turn the token ids of any engine into images. They differ in the language 
 
 * vllm: a stock transformers folder with safetensors. `generation_config.json` lists the tokens that
   end a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
-  chat template gets the one that matches its turn markers.
+  chat template gets the one that matches its turn tokens.
 * gguf: one file, `model.gguf` (`gguf_file`), for llama.cpp and engines based on it.
 """
 

@@ -77,8 +77,8 @@ class PairQueue(Generic[R]):
         """Release what may start.
 
         Args:
-            fits: Whether both requests of a pair can start now. It is called for one pair at a time,
-                after everything yielded before has been started.
+            fits: Whether both requests of a pair can start now. It is called for one pair at a
+                time, after everything yielded before has been started.
             now: Seconds of the clock of `add`.
 
         Yields:

@@ -8,7 +8,7 @@ eoi after the last code. The engine's own sampler therefore cannot separate them
 depends on its own seed only.
 
 A request whose partner is not in the same step at the same code is never sampled. From that step on
-it gets the unconditional marker, which no image contains: the request stops, and the reason is
+it gets the unconditional token, which no image contains: the request stops, and the reason is
 reported once. This module is independent of any engine; `vllm_plugin` connects it to vLLM.
 """
 

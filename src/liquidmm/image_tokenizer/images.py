@@ -87,7 +87,7 @@ def _read_url(url: str) -> bytes:
         raise DataError(f"{url}: cannot be read ({reason}). Check the URL.") from None
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise LiquidError(f"{url}: cannot be read now ({reason}). Try again.") from error
+        raise LiquidError(f"{url}: cannot be read at the moment ({reason}). Try again.") from error
     return content
 
 

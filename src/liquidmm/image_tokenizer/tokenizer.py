@@ -152,7 +152,7 @@ class VQGANTokenizer:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
             return self.model.encode(scaled)
 
-    def agreement(self, pixels: Tensor) -> float:
+    def code_match(self, pixels: Tensor) -> float:
         """Return the share of codes, 0 to 1, that equal those of float32.
 
         Args:

@@ -3,8 +3,8 @@
 The base's rows of embedding and head are never changed, so the logits of its tokens stay the same;
 rows are only added:
 
-1. Special tokens: see `liquidmm.model.special_tokens`. A tokenizer keeps only those ids over saving
-   that it assigned itself, so the special tokens never come after the image tokens.
+1. Special tokens are added to the tokenizer (`liquidmm.model.special_tokens`). A tokenizer only
+   keeps ids that it assigned itself, so the special tokens never come after the image tokens.
 2. Image tokens start after the base's embedding (``config.vocab_size`` rows, including padding)
    and after every special token. `processor_config.json` stores the offset.
 3. New rows start from the mean of the trained rows (default), a sample from their normal

@@ -93,7 +93,7 @@ def create_base_model(texts: Iterable[str], out: Path, config: InitConfig | None
         ``out``.
 
     Raises:
-        DataError: There is no text.
+        DataError: All texts are empty.
         LiquidError: The folder exists already or cannot be written.
     """
     from liquidmm.model.checkpoint import quiet
@@ -115,7 +115,7 @@ def train_text_tokenizer(
     tokens.
 
     Raises:
-        DataError: There is no text.
+        DataError: All texts are empty.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -123,7 +123,7 @@ def train_text_tokenizer(
     iterator = (text for text in texts if text.strip())
     first = next(iterator, None)
     if first is None:
-        raise DataError("texts: there is no text to train a tokenizer on. Add some.")
+        raise DataError("texts: expected at least one non-empty text, got none.")
     templates = [*prompts.REQUESTS, prompts.CAPTION_PROMPT, "user\n", "assistant\n", "system\n"]
 
     backend = Tokenizer(models.BPE())

@@ -39,6 +39,7 @@ from liquidmm.errors import CheckpointError, LiquidError
 from liquidmm.files import atomic_file, atomic_folder
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.distributed import Distributed
+from liquidmm.train.muon import Muon
 
 _NAME = re.compile(r"step-(\d{8})")
 _OLD_FOLDER = "saves"
@@ -316,7 +317,7 @@ def _tensors(
 
 def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Allocate the optimizer state of a parameter."""
-    if isinstance(optimizer, torch.optim.Muon):
+    if isinstance(optimizer, Muon):
         return {key: torch.zeros_like(parameter) for key in _MUON}
     # Fused AdamW requires `step` on the parameter's device.
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -34,6 +34,7 @@ from liquidmm.train.flops import flops_per_token, head_size, mfu, peak_flops, pe
 from liquidmm.train.lora import decoder_blocks
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.model import head_of, select_trainable, trained_fraction
+from liquidmm.train.muon import Muon
 from liquidmm.train.optim import build_optimizers
 from liquidmm.train.setup import Setup, open_setup
 
@@ -274,7 +275,7 @@ def estimate_memory(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Mem
     weights = (4 * (every - small) + round(_FOUR_BITS * small)) // shards
     optimizer = 0
     for each in build_optimizers(model, run.optim):
-        averages = 1 if isinstance(each, torch.optim.Muon) else 2
+        averages = 1 if isinstance(each, Muon) else 2
         for group in each.param_groups:
             optimizer += 4 * averages * sum(weight.numel() for weight in group["params"])
     optimizer //= shards

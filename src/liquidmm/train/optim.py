@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from liquidmm.config import check_ranges
 from liquidmm.train.distributed import full_tensor
 from liquidmm.train.lora import is_new_rows, unwrap
+from liquidmm.train.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +111,7 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     blocks = [parameter for parameter in decayed if id(parameter) != head]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon" and blocks:
-        muon = torch.optim.Muon(
-            blocks, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+        optimizers.append(Muon(blocks, config.lr, config.weight_decay))
         decayed = [parameter for parameter in decayed if id(parameter) == head]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

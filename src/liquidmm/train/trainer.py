@@ -313,9 +313,9 @@ class _Trainer:
 
     def evaluate(self, log: MetricsLog) -> None:
         if self.eval_batches is None:
-            part = slice(self.world.rank, None, self.world.size)
+            mine = slice(self.world.rank, None, self.world.size)
             self.eval_batches = [
-                (name, Batch.from_sequences(sequences[part], self.world.device))
+                (name, Batch.from_sequences(sequences[mine], self.world.device))
                 for name, sequences in self.setup.eval_sequences()
             ]
         metrics: dict[str, Any] = {}

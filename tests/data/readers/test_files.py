@@ -72,17 +72,17 @@ def test_find_files_range_keeps_leading_zeros(memory):
 
 
 def test_read_jsonl_from_url_with_relative_images(memory, read):
-    picture = memory("/set/pictures/a.png", png((255, 0, 0)))
-    memory("/set/b.jsonl", json.dumps({"image": "./pictures/a.png", "caption": "red"}) + "\n")
+    image = memory("/set/images/a.png", png((255, 0, 0)))
+    memory("/set/b.jsonl", json.dumps({"image": "./images/a.png", "caption": "red"}) + "\n")
     memory("/set/a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
     first, second, third = read("memory:///set/*.jsonl*")
     assert [first.record.text, second.record.text] == ["one", "two"]
     assert first.where == "memory:///set/a.jsonl.gz:1"
-    assert third.record.image == picture
+    assert third.record.image == image
     assert open_image(third.record.image).getpixel((0, 0)) == (255, 0, 0)
     (third,) = read("memory://set/b.jsonl", image_root="memory://elsewhere")
-    assert third.record.image == "memory://elsewhere/pictures/a.png"
-    with pytest.raises(DataError, match="^memory://elsewhere/pictures/a.png: no such file"):
+    assert third.record.image == "memory://elsewhere/images/a.png"
+    with pytest.raises(DataError, match="^memory://elsewhere/images/a.png: no such file"):
         open_image(third.record.image)
 
 
@@ -90,8 +90,8 @@ def test_read_every_format_from_url(memory, read, check_problems):
     stream = io.BytesIO()
     pq.write_table(pa.table({"image": [b"A", b"B"], "text": ["a", "b"]}), stream)
     memory("/p/a.parquet", stream.getvalue())
-    assert [entry.record.image for entry in read("memory://p/*.parquet")] == [b"A", b"B"]
-    assert [entry.record.image for entry in read("memory://p")] == [b"A", b"B"]
+    assert [item.record.image for item in read("memory://p/*.parquet")] == [b"A", b"B"]
+    assert [item.record.image for item in read("memory://p")] == [b"A", b"B"]
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, content in (("a.jpg", b"A"), ("a.txt", b"a")):
@@ -101,7 +101,7 @@ def test_read_every_format_from_url(memory, read, check_problems):
     memory("/t/00.tar", stream.getvalue())
     assert read("memory://t/{00..00}.tar")[0].record.captions == ("a",)
     memory("/j/a.json", json.dumps([{"text": str(n)} for n in range(9)]))
-    assert [entry.record.text for entry in read("memory://j/a.json")] == list("012345678")
+    assert [item.record.text for item in read("memory://j/a.json")] == list("012345678")
     memory("/c/a.csv", "text\none\n")
     assert read("memory://c/a.csv")[0].record.text == "one"
     memory("/f/x/a.png", png((0, 0, 255)))
@@ -130,8 +130,8 @@ def test_digest_of_url_follows_content(memory):
 def test_read_file_url(tmp_path, read):
     (tmp_path / "a.png").write_bytes(png((0, 255, 0)))
     (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "green"}')
-    (entry,) = read(f"file://{tmp_path}/a.jsonl")
-    assert open_image(entry.record.image).getpixel((0, 0)) == (0, 255, 0)
+    (item,) = read(f"file://{tmp_path}/a.jsonl")
+    assert open_image(item.record.image).getpixel((0, 0)) == (0, 255, 0)
 
 
 def test_find_files_unknown_protocol_rejected():
@@ -177,9 +177,9 @@ def test_read_network_error_is_not_a_rejected_record(memory, monkeypatch):
     fs = type(fsspec.filesystem("memory"))
     monkeypatch.setattr(fs, "_open", lambda *_, **__: io.BufferedReader(Down()))
     monkeypatch.setattr(fs, "cat_file", lambda *_, **__: Down().readinto(b""))
-    for name, (config, part) in found.items():
+    for name, (config, chunk) in found.items():
         with pytest.raises(LiquidError, match=f"/n/{name}: cannot be read .*Connection") as e:
-            list(read_chunk(config, part))
+            list(read_chunk(config, chunk))
         assert not isinstance(e.value, DataError)
         if name != "a.tar":
             with pytest.raises(LiquidError, match="cannot be read at the moment"):

@@ -8,7 +8,7 @@ from liquidmm.data.records import ImageTextRecord
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for name in ("b.png", "sub/a.JPG", "sub/c.webp"):
         (folder / name).write_bytes(b"x")
@@ -19,12 +19,12 @@ def folder(tmp_path):
 
 
 def test_read_images_with_caption_files(folder, read):
-    assert [entry.record for entry in read(folder)] == [
+    assert [item.record for item in read(folder)] == [
         ImageTextRecord(key="b", image=folder / "b.png", captions=("a bee", "a wasp")),
         ImageTextRecord(key="sub/a", image=folder / "sub/a.JPG", captions=("an ant",)),
         ImageTextRecord(key="sub/c", image=folder / "sub/c.webp", captions=("a cat",)),
     ]
-    assert [part.count for part in list_chunks(SourceConfig(path=str(folder)), 2)] == [1, 2]
+    assert [chunk.count for chunk in list_chunks(SourceConfig(path=str(folder)), 2)] == [1, 2]
     assert read(f"{folder}/")[1].record.key == "sub/a"
 
 
@@ -40,7 +40,7 @@ def test_read_unusable_files_rejected(folder, read, check_problems):
     (folder / "g.png").symlink_to("nowhere")
     (folder / "g.txt").write_text("dangling")
     (folder / "again").symlink_to(folder)
-    (folder / "notes.md").write_text("not an entry")
+    (folder / "notes.md").write_text("not an item")
     (folder / os.fsdecode(b"h\xff.png")).write_bytes(b"x")
     found = read(folder)
     check_problems(
@@ -59,12 +59,12 @@ def test_read_unusable_files_rejected(folder, read, check_problems):
 def test_read_unlistable_folder_rejected_once(folder, read, monkeypatch, check_problems):
     scandir = os.scandir
 
-    def refuse(path):
+    def scan(path):
         if str(path).endswith("sub"):
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", scan)
     first, second = read(folder)
     assert first.record.key == "b"
     assert second.rest_lost

@@ -13,7 +13,7 @@ def _quiet(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def dataset(tmp_path):
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -25,7 +25,7 @@ def pictures(tmp_path):
     def rows(count):
         return datasets.Dataset.from_dict(
             {
-                # not a picture: nothing may try to decode it
+                # not an image: nothing may try to decode it
                 "image": [b"PNG%d" % n for n in range(count)],
                 "text": [f"a {n}" for n in range(count)],
                 "label": [n % 2 if n else -1 for n in range(count)],
@@ -36,24 +36,24 @@ def pictures(tmp_path):
     return datasets.DatasetDict(train=rows(5), test=rows(2))
 
 
-def test_read_saved_dataset_splits_and_classes(pictures, tmp_path, read):
+def test_read_saved_dataset_splits_and_classes(dataset, tmp_path, read):
     path = tmp_path / "saved"
-    pictures.save_to_disk(path)
+    dataset.save_to_disk(path)
     found = read(path)
-    assert [entry.where for entry in found] == [
+    assert [item.where for item in found] == [
         *(f"{path}:train[{n}]" for n in range(5)),
         *(f"{path}:test[{n}]" for n in range(2)),
     ]
     assert found[3].record == ImageTextRecord(
         key=f"{path}:train[3]", image=b"PNG3", captions=("a 3",), split="train"
     )
-    assert [part.name for part in list_chunks(SourceConfig(path=str(path)), 3)] == [
+    assert [chunk.name for chunk in list_chunks(SourceConfig(path=str(path)), 3)] == [
         f"{path}:train[0:3]",
         f"{path}:train[3:5]",
         f"{path}:test[0:2]",
     ]
     found = read(path, splits=("test",), fields=Fields(captions="label"), license="MIT")
-    assert [entry.record for entry in found] == [
+    assert [item.record for item in found] == [
         None,
         ImageTextRecord(
             key=f"{path}:test[1]", image=b"PNG1", captions=("dog",), split="test", license="MIT"
@@ -63,10 +63,10 @@ def test_read_saved_dataset_splits_and_classes(pictures, tmp_path, read):
         read(path, fields=Fields(image="jpg"))
 
 
-def test_read_saved_dataset_from_url(pictures, read):
-    pictures.save_to_disk("memory://saved/set")
+def test_read_saved_dataset_from_url(dataset, read):
+    dataset.save_to_disk("memory://saved/set")
     found = read("memory://saved/set", splits=("test",), sizes=(1, 9))
-    assert [entry.record.image for entry in found] == [b"PNG0", b"PNG1"]
+    assert [item.record.image for item in found] == [b"PNG0", b"PNG1"]
     assert found[1].where == "memory:///saved/set:test[1]"
 
 
@@ -74,22 +74,22 @@ def test_read_column_named_split_used_if_named(tmp_path, read):
     path = tmp_path / "saved"
     rows = {"text": ["one", "two"], "split": ["a", "b"]}
     datasets.Dataset.from_dict(rows).save_to_disk(path)
-    assert [entry.record.split for entry in read(path)] == ["train", "train"]
-    (entry,) = read(path, fields=Fields(split="split"), splits=("b",))
-    assert entry.record == TextRecord(key=f"{path}:train[1]", text="two", split="b")
+    assert [item.record.split for item in read(path)] == ["train", "train"]
+    (item,) = read(path, fields=Fields(split="split"), splits=("b",))
+    assert item.record == TextRecord(key=f"{path}:train[1]", text="two", split="b")
     with pytest.raises(DataError, match="contains no records"):
         read(path, splits=("b",))
 
 
-def test_read_hub_id_loaded_with_load_dataset(pictures, tmp_path, read, monkeypatch):
+def test_read_hub_id_loaded_with_load_dataset(dataset, tmp_path, read, monkeypatch):
     (tmp_path / "repository").mkdir()
     path = str(tmp_path / "repository")
-    pictures["train"].to_parquet(f"{path}/train-00000-of-00001.parquet")
+    dataset["train"].to_parquet(f"{path}/train-00000-of-00001.parquet")
     found = read(path, format="huggingface")
-    assert [entry.record.image for entry in found] == [b"PNG%d" % n for n in range(5)]
-    assert {entry.record.split for entry in found} == {"train"}
+    assert [item.record.image for item in found] == [b"PNG%d" % n for n in range(5)]
+    assert {item.record.split for item in found} == {"train"}
     # and without the package's help
-    assert [entry.record.image for entry in read(path)] == [b"PNG%d" % n for n in range(5)]
+    assert [item.record.image for item in read(path)] == [b"PNG%d" % n for n in range(5)]
     with pytest.raises(DataError, match="cannot be loaded .*'nope'"):
         read(path, format="huggingface", subset="nope")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -97,20 +97,20 @@ def test_read_hub_id_loaded_with_load_dataset(pictures, tmp_path, read, monkeypa
         read("nobody/nothing", format="huggingface")
 
 
-def test_digest_follows_saved_and_loaded_dataset(pictures, tmp_path, monkeypatch):
+def test_digest_follows_saved_and_loaded_dataset(dataset, tmp_path, monkeypatch):
     path = tmp_path / "saved"
-    pictures.save_to_disk(path)
+    dataset.save_to_disk(path)
     config = SourceConfig(path=str(path))
     first = digest(config)
     assert digest(config) == first
-    pictures.pop("test")
-    pictures.save_to_disk(path)
+    dataset.pop("test")
+    dataset.save_to_disk(path)
     assert digest(config) != first
-    loaded = {"data": pictures}
+    loaded = {"data": dataset}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded["data"])
     config = SourceConfig(path="some/set", format="huggingface")
     first = digest(config)
-    loaded["data"] = datasets.DatasetDict(train=pictures["train"].select([0, 1]))
+    loaded["data"] = datasets.DatasetDict(train=dataset["train"].select([0, 1]))
     assert digest(SourceConfig(path="some/set", format="huggingface", revision="v2")) != first
 
 

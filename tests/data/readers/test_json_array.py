@@ -86,7 +86,7 @@ def test_array_items_syntax_error_raised_after_good_items(text, index, what, chu
         next(items)
     with pytest.raises(DataError) as error:
         next(items)
-    assert str(error.value).startswith(f"a.json[{index}]: {what}. The rest of the file")
+    assert str(error.value).startswith(f"a.json[{index}]: {what}. The rest of the file is lost")
 
 
 def items_of(text):

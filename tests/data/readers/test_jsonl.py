@@ -19,8 +19,8 @@ def test_read_bad_lines_rejected_others_kept(tmp_path, read, check_problems):
         b"["
     )
     found = read(path)
-    assert [entry.line for entry in found] == [1, 3, 4, 6, 7, 8, 9]
-    assert [entry.record.text for entry in found if entry.record] == ["one", "three"]
+    assert [item.line for item in found] == [1, 3, 4, 6, 7, 8, 9]
+    assert [item.record.text for item in found if item.record] == ["one", "three"]
     check_problems(
         found,
         r"a\.jsonl:3: .*UTF-8.*byte 12",
@@ -42,9 +42,9 @@ def test_cut_any_block_size_ends_at_lines(tmp_path, monkeypatch, ending, chunk):
         config = SourceConfig(path=str(path))
         cut = list_chunks(config, records)
         whole = 23 + (ending == "\n\n")
-        assert [part.count for part in cut[:-1]] == [records] * (len(cut) - 1)
-        assert sum(part.count for part in cut) == whole
-        found = [[entry.line for entry in read_chunk(config, part)] for part in cut]
+        assert [chunk.count for chunk in cut[:-1]] == [records] * (len(cut) - 1)
+        assert sum(chunk.count for chunk in cut) == whole
+        found = [[item.line for item in read_chunk(config, chunk)] for chunk in cut]
         assert [line for lines in found for line in lines] == list(range(1, 24))
 
 
@@ -55,7 +55,7 @@ def test_read_line_too_long_rejected(tmp_path, read, monkeypatch):
     for length in (51, 52, 102, 103, 500):
         path.write_text(f"{short}\n{'x' * length}\n{short}\n")
         found = read(path)
-        assert [entry.line for entry in found] == [1, 2, 3]
+        assert [item.line for item in found] == [1, 2, 3]
         assert found[1].problem.startswith(f"{path}:2: longer than 50 bytes.")
         assert found[2].record.text == "short"
     path.write_text(short.ljust(50) + "\n")
@@ -67,8 +67,8 @@ def test_read_file_missing_or_empty_rejected_once(tmp_path, read, write_lines, c
     config = SourceConfig(path=str(path))
     cut = list_chunks(config, 5)
     path.unlink()
-    found = [entry for part in cut for entry in read_chunk(config, part)]
-    assert [(entry.rest_lost, entry.line) for entry in found] == [(True, 1), (True, 6)]
+    found = [item for chunk in cut for item in read_chunk(config, chunk)]
+    assert [(item.rest_lost, item.line) for item in found] == [(True, 1), (True, 6)]
     check_problems(found, r"a\.jsonl:1: .*No such file", r"a\.jsonl:6: .*No such file.*rest of the")
     (tmp_path / "b.jsonl").write_text("")
     write_lines(tmp_path / "c.jsonl", {"text": "x"})

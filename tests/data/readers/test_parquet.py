@@ -44,7 +44,7 @@ def test_read_images_stored_by_hugging_face(tmp_path, read, check_problems):
         {"id": "3", "image": {"bytes": None, "path": "x.png"}, "conversations": shown},
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    first, second, third = (entry.record for entry in read(path))
+    first, second, third = (item.record for item in read(path))
     assert (first.images, first.license) == ((b"PNG",), "MIT")
     assert second == ChatRecord(key="2", messages=HELLO)
     assert third.images == (tmp_path / "x.png",)
@@ -70,7 +70,7 @@ def test_read_file_without_footer_rejected_once(tmp_path, read):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "b.parquet")
     bad, *good = read(tmp_path / "*.parquet")
-    assert [entry.record.text for entry in good] == ["one", "two"]
+    assert [item.record.text for item in good] == ["one", "two"]
     assert bad.rest_lost
     assert bad.problem.startswith(f"{tmp_path}/a.parquet[0]: not readable as Parquet (")
     assert "rest of the file is lost" in bad.problem
@@ -87,8 +87,8 @@ def test_read_broken_row_group_others_kept(tmp_path, read):
     content[start : start + 200] = bytes(200)
     path.write_bytes(content)
     found = read(path, sizes=(500, 2000))
-    assert [entry.line for entry in found if entry.record is None] == [500]
-    assert [entry.line for entry in found] == [*range(501), *range(1000, 2000)]
+    assert [item.line for item in found if item.record is None] == [500]
+    assert [item.line for item in found] == [*range(501), *range(1000, 2000)]
     assert found[500].rest_lost
     assert "Rows 500 to 999 are lost" in found[500].problem
 
@@ -99,7 +99,7 @@ def test_cut_prefers_row_groups(tmp_path):
     config = SourceConfig(path=str(path))
 
     def counts(records):
-        return [part.count for part in list_chunks(config, records)]
+        return [chunk.count for chunk in list_chunks(config, records)]
 
     assert counts(25) == [20] * 5
     assert counts(10) == [10] * 10

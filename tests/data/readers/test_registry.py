@@ -12,11 +12,11 @@ def test_folder_of_data_files_read_as_their_format(tmp_path, read, check_problem
     (tmp_path / "dataset_infos.json").write_text("{}")
     for name in ("train-0", "train-1"):
         pq.write_table(pa.table({"text": [name]}), tmp_path / f"data/{name}.parquet")
-    assert [entry.record.text for entry in read(tmp_path)] == ["train-0", "train-1"]
+    assert [item.record.text for item in read(tmp_path)] == ["train-0", "train-1"]
     (tmp_path / "more.jsonl").write_text('{"text": "more"}')
     with pytest.raises(DataError, match="jsonl and parquet"):
         read(tmp_path)
-    assert [entry.record.text for entry in read(tmp_path, format="jsonl")] == ["more"]
+    assert [item.record.text for item in read(tmp_path, format="jsonl")] == ["more"]
     (tmp_path / "data/a.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"contains .*\.json.? and images.*format = 'folder'"):
         read(tmp_path)
@@ -25,11 +25,11 @@ def test_folder_of_data_files_read_as_their_format(tmp_path, read, check_problem
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_folder_with_metadata_table_read_as_imagefolder(tmp_path, read, suffix):
-    for part in ("train", "test"):
-        (tmp_path / part / "sub").mkdir(parents=True)
-        (tmp_path / part / "sub/a.png").write_bytes(b"x")
-        table = tmp_path / part / f"metadata.{suffix}"
-        row = {"file_name": "sub/a.png", "text": f"a {part}", "blip": "a thing"}
+    for split in ("train", "test"):
+        (tmp_path / split / "sub").mkdir(parents=True)
+        (tmp_path / split / "sub/a.png").write_bytes(b"x")
+        table = tmp_path / split / f"metadata.{suffix}"
+        row = {"file_name": "sub/a.png", "text": f"a {split}", "blip": "a thing"}
         match suffix:
             case "jsonl":
                 table.write_text(str(row).replace("'", '"'))
@@ -37,14 +37,14 @@ def test_folder_with_metadata_table_read_as_imagefolder(tmp_path, read, suffix):
                 table.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
             case _:
                 pq.write_table(pa.Table.from_pylist([row]), table)
-    test, train = (entry.record for entry in read(tmp_path))
+    test, train = (item.record for item in read(tmp_path))
     assert (train.image, train.captions) == (tmp_path / "train/sub/a.png", ("a train",))
     assert test.image == tmp_path / "test/sub/a.png"
     (first, _) = read(tmp_path, fields=Fields(captions="blip"))
     assert first.record.captions == ("a thing",)
     # without the layout it would be a document
-    (entry,) = read(tmp_path / f"train/metadata.{suffix}", layout="liquid")
-    assert entry.record.text == "a train"
+    (item,) = read(tmp_path / f"train/metadata.{suffix}", layout="liquid")
+    assert item.record.text == "a train"
 
 
 def test_format_named_needs_no_suffix(tmp_path, read):
@@ -61,6 +61,6 @@ def test_cut_many_files_keeps_order(tmp_path, read):
     config = SourceConfig(path=str(tmp_path / "*.jsonl"))
     cut = list_chunks(config, 10)
     # an empty file is a chunk, which is rejected when it is read
-    assert sum(part.count or 0 for part in cut) == 60
-    found = [entry.record.text for entry in read(tmp_path / "*.jsonl") if entry.record]
+    assert sum(chunk.count or 0 for chunk in cut) == 60
+    found = [item.record.text for item in read(tmp_path / "*.jsonl") if item.record]
     assert found == [str(n) for n in range(60) for _ in range(n % 3)]

@@ -94,6 +94,6 @@ def test_parse_splits_selected_rejected_records_always_kept(tmp_path, write_line
     rows = [{"text": str(n), "split": split} for n, split in enumerate(["a", "b", "a", ""])]
     path = write_lines(tmp_path / "r.jsonl", *rows, {"text": 5, "split": "a"})
     found = read(path, splits=("b",))
-    assert [entry.line for entry in found] == [2, 5]
+    assert [item.line for item in found] == [2, 5]
     found = read(path, splits=("b",), split="b")
-    assert [entry.line for entry in found] == [2, 4, 5]
+    assert [item.line for item in found] == [2, 4, 5]

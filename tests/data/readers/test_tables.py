@@ -21,7 +21,7 @@ def test_read_quotes_and_bad_rows(tmp_path, read, check_problems):
         b"g.jpg,a bee,CC0-1.0"
     )
     found = read(path)
-    assert [entry.line for entry in found] == [2, 4, 6, 7, 8, 9, 10, 11]
+    assert [item.line for item in found] == [2, 4, 6, 7, 8, 9, 10, 11]
     assert found[1].record == ImageTextRecord(
         key=f"{path}:4", image=tmp_path / "b.jpg", captions=('two\nlines and "quotes"',)
     )
@@ -35,18 +35,18 @@ def test_read_quotes_and_bad_rows(tmp_path, read, check_problems):
         r"a\.csv:10: .*no keys",
     )
     config = SourceConfig(path=str(path))
-    assert [part.name for part in list_chunks(config, 5)] == [f"{path}:2-", f"{path}:9-"]
-    assert [part.count for part in list_chunks(config, 5)] == [5, 3]
+    assert [chunk.name for chunk in list_chunks(config, 5)] == [f"{path}:2-", f"{path}:9-"]
+    assert [chunk.count for chunk in list_chunks(config, 5)] == [5, 3]
 
 
 def test_read_tsv_and_compressed_csv(tmp_path, read):
     path = tmp_path / "Train_GCC.tsv"
     path.write_text('caption\tfile\na "cat"\ta.jpg\n')
-    (entry,) = read(path, fields=Fields(image="file"))
-    assert entry.record.captions == ('a "cat"',)
+    (item,) = read(path, fields=Fields(image="file"))
+    assert item.record.captions == ('a "cat"',)
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"text\none\ntwo\n"))
-    assert [entry.record for entry in read(path)] == [
+    assert [item.record for item in read(path)] == [
         TextRecord(key=f"{path}:2", text="one"),
         TextRecord(key=f"{path}:3", text="two"),
     ]
@@ -67,5 +67,5 @@ def test_read_bad_table_rejected(tmp_path, read, content, line, words):
     path = tmp_path / "b.csv"
     path.write_text(content)
     found = read((str(tmp_path / "a.csv"), str(path)))
-    assert [entry.line for entry in found if entry.record is None] == [line]
+    assert [item.line for item in found if item.record is None] == [line]
     assert found[-1].problem.startswith(f"{path}:{line}: {words}")

@@ -47,14 +47,14 @@ IMG2DATASET = [
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
 def test_read_members_of_one_key_make_a_sample(write, read, name):
     path = write(*IMG2DATASET, name=name)
-    assert [entry.record for entry in read(path, sizes=(1, 9))] == [
+    assert [item.record for item in read(path, sizes=(1, 9))] == [
         ImageTextRecord(
             key="000000000", image=b"JPEG0", captions=("a cat\nasleep",), license="MIT"
         ),
         ImageTextRecord(key="000000001", image=b"JPEG1", captions=("a dog",)),
     ]
-    (part,) = list_chunks(SourceConfig(path=str(path)), 1)
-    assert (part.name, part.count) == (str(path), None)
+    (chunk,) = list_chunks(SourceConfig(path=str(path)), 1)
+    assert (chunk.name, chunk.count) == (str(path), None)
 
 
 def test_read_shards_named_by_braces(write, read, tmp_path):
@@ -66,9 +66,9 @@ def test_read_shards_named_by_braces(write, read, tmp_path):
             name=f"{number:05d}.tar",
         )
     found = read(tmp_path / "{00000..00011}.tar", sizes=(5,))
-    assert [entry.record.key for entry in found] == [f"x/{number}" for number in range(12)]
+    assert [item.record.key for item in found] == [f"x/{number}" for number in range(12)]
     assert found[3].where == f"{tmp_path}/00003.tar:x/3"
-    assert {entry.record.image for entry in found} == {b"PNG"}
+    assert {item.record.image for item in found} == {b"PNG"}
 
 
 def test_read_chats_texts_and_classes(write, read, tmp_path, check_problems):
@@ -76,34 +76,34 @@ def test_read_chats_texts_and_classes(write, read, tmp_path, check_problems):
     path = write(
         ("a.jpg", b"A"), ("a.json", {"conversations": turns}), ("b.json", {"text": "document"})
     )
-    chat, text = (entry.record for entry in read(path, sizes=(1,)))
+    chat, text = (item.record for item in read(path, sizes=(1,)))
     assert isinstance(chat, ChatRecord)
     assert (chat.key, chat.images) == ("a", (b"A",))
     assert text == TextRecord(key="b", text="document")
     path = write(("a.txt", b"a document"), ("b.txt", b"another"))
     found = read(path, fields=Fields(text="txt"), sizes=(1,))
-    assert [entry.record.text for entry in found] == ["a document", "another"]
+    assert [item.record.text for item in found] == ["a document", "another"]
     classes = tmp_path / "classes.txt"
     classes.write_text("tench\ngoldfish\n")
     path = write(("a.jpg", b"A"), ("a.cls", b"1\n"), ("b.jpg", b"B"), ("b.cls", b"shark"))
     found = read(path, classes=str(classes), sizes=(1,))
-    assert [entry.record.captions for entry in found] == [("goldfish",), ("shark",)]
+    assert [item.record.captions for item in found] == [("goldfish",), ("shark",)]
     check_problems(read(path)[:1], r"caption.*int 1")
     path = write(("a.jpg", b"A"), ("a.seg.png", b"S"), ("a.json", {"blip": ["x", "y"]}))
-    (entry,) = read(path, fields=Fields(image="seg.png", captions="json.blip"), sizes=(1,))
-    assert (entry.record.image, entry.record.captions) == (b"S", ("x", "y"))
+    (item,) = read(path, fields=Fields(image="seg.png", captions="json.blip"), sizes=(1,))
+    assert (item.record.image, item.record.captions) == (b"S", ("x", "y"))
 
 
 def test_read_bad_samples_rejected_others_kept(write, read, check_problems):
     path = write(
         ("no-caption.jpg", b"A"),
-        ("no-picture.txt", b"words"),
+        ("no-image.txt", b"words"),
         ("twice.jpg", b"A"),
         ("twice.txt", b"one"),
         ("twice.txt", b"two"),
-        ("pictures.jpg", b"A"),
-        ("pictures.png", b"A"),
-        ("pictures.txt", b"one"),
+        ("images.jpg", b"A"),
+        ("images.png", b"A"),
+        ("images.txt", b"one"),
         ("captions.jpg", b"A"),
         ("captions.txt", b"one"),
         ("captions.caption", b"two"),
@@ -129,9 +129,9 @@ def test_read_bad_samples_rejected_others_kept(write, read, check_problems):
     check_problems(
         found,
         r":no-caption: .*without a caption",
-        r":no-picture: no image \(members: txt\)",
+        r":no-image: no image \(members: txt\)",
         r":twice: two members 'txt'",
-        r":pictures: two images \(jpg, png\).*fields\.image",
+        r":images: two images \(jpg, png\).*fields\.image",
         r":captions: two captions \(txt, caption\).*fields\.captions",
         r":json: 'json' is not valid JSON .*char 0",
         r":bytes: 'txt' is not UTF-8 .*at byte 3",
@@ -139,7 +139,7 @@ def test_read_bad_samples_rejected_others_kept(write, read, check_problems):
         r":empty: .*image.*empty.*0 bytes",
         r":phone: unsupported image format 'heic'",
     )
-    assert [entry.line for entry in found] == list(range(11))
+    assert [item.line for item in found] == list(range(11))
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_read_damaged_archive_rest_rejected_once(tmp_path, read, damage, good, w
     ]
     path = tmp_path / "a.tar"
     path.write_bytes(damage(tar(*members)))  # 5 blocks of 512 bytes a sample, then the end
-    *entries, last = read(path, sizes=(1,))
-    assert len(entries) == good
-    assert all(entry.record for entry in entries)
+    *items, last = read(path, sizes=(1,))
+    assert len(items) == good
+    assert all(item.record for item in items)
     assert (last.rest_lost, last.line) == (True, good)
     assert last.problem.startswith(f"{path}[{good}]: not readable as tar ({words}).")
     assert "rest of the file is lost" in last.problem
@@ -174,4 +174,4 @@ def test_read_damaged_archive_rest_rejected_once(tmp_path, read, damage, good, w
 def test_read_concatenated_archives_to_the_end(tmp_path, read):
     path = tmp_path / "a.tar"
     path.write_bytes(tar(*IMG2DATASET) + tar(("b.jpg", b"B"), ("b.txt", b"more")))
-    assert [entry.record.key for entry in read(path, sizes=(1,))] == ["000000000", "000000001", "b"]
+    assert [item.record.key for item in read(path, sizes=(1,))] == ["000000000", "000000001", "b"]

@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from liquidmm.data.readers import registry
-from liquidmm.data.readers.chunks import Chunk, FileRange, ParsedRecord, group_ranges
+from liquidmm.data.readers.chunks import Chunk, ParsedRecord, group_ranges
 from liquidmm.data.readers.config import Fields, SourceConfig
-from liquidmm.data.readers.files import describe_error, is_url
+from liquidmm.data.readers.files import is_url
+from liquidmm.data.readers.registry import digest
 from liquidmm.data.readers.schema import RecordSchema
 from liquidmm.data.records import Record
 from liquidmm.errors import ConfigError, DataError
@@ -34,7 +35,6 @@ from liquidmm.errors import ConfigError, DataError
 __all__ = [
     "Chunk",
     "Fields",
-    "FileRange",
     "ParsedRecord",
     "SourceConfig",
     "digest",
@@ -112,21 +112,3 @@ def read_records(config: SourceConfig) -> Iterator[Record]:
 def read_jsonl(path: Path) -> Iterator[Record]:
     """Yield the records of a JSONL file; see `read_records`."""
     return read_records(SourceConfig(path=str(path), format="jsonl"))
-
-
-def digest(config: SourceConfig) -> str:
-    """Return a hash that changes when the files of a source do, as 16 hex digits.
-
-    Sources of up to 256 MiB are hashed by content, so that a copy has the same digest; larger ones
-    and folders of images by names, sizes and times. Images that a file names and the configuration
-    are not included.
-
-    Raises:
-        DataError: A file does not exist or cannot be read.
-    """
-    try:
-        return registry.hash_files(config)
-    except OSError as error:
-        raise DataError(
-            f"{', '.join(config.paths)}: cannot be read ({describe_error(error)}). Check the files."
-        ) from error

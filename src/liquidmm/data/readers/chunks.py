@@ -83,6 +83,24 @@ class ParsedRecord:
     """As in `RawRecord`."""
 
 
+def index_range(name: str, start: int, stop: int, *, split: str = "", root: str = "") -> FileRange:
+    """Return the range of the rows or names from index `start` to before `stop`."""
+    return FileRange(
+        file=name, split=split, root=root, start=start, stop=stop, first=start, count=stop - start
+    )
+
+
+def rejected(where: str, line: int, problem: str, *, rest_lost: bool = False) -> RawRecord:
+    """Return a record that cannot be read; the problem is prefixed with its place."""
+    return RawRecord(where=where, line=line, problem=f"{where}: {problem}", rest_lost=rest_lost)
+
+
+def unreadable(where: str, line: int, problem: str) -> RawRecord:
+    """Return the record that stands for the rest of a damaged file."""
+    fix = "The rest of the file is lost; repair it or download it again."
+    return rejected(where, line, f"{problem}. {fix}", rest_lost=True)
+
+
 def cut_uncompressed(
     file: File, records: int, cut: Callable[[BinaryIO, str, int], Iterator[FileRange]]
 ) -> Iterator[FileRange]:
@@ -111,14 +129,12 @@ def group_ranges(ranges: Iterable[FileRange], records: int, form: str) -> Iterat
     group: list[FileRange] = []
     size = 0
     for item in ranges:
-        if group and (item.count is None or size + item.count > records):
+        is_alone = item.count is None or any(other.count is None for other in group[-1:])
+        if group and (is_alone or size + (item.count or 0) > records):
             yield _chunk(group, form)
             group, size = [], 0
         group.append(item)
         size += item.count or 0
-        if item.count is None:
-            yield _chunk(group, form)
-            group, size = [], 0
     if group:
         yield _chunk(group, form)
 

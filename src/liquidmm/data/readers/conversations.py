@@ -1,10 +1,4 @@
-"""Conversations in the layouts of published instruction data.
-
-==============  ============================================================================
-LLaVA           `conversations` of `from` and `value`, and `image`; also Mini-Gemini
-ShareGPT        the same without `image`
-LMSYS-Chat-1M   `conversation` of `role` and `content`
-==============  ============================================================================
+"""Conversations in the layouts of published instruction data: LLaVA, ShareGPT, LMSYS-Chat-1M.
 
 Text is kept as published. A conversation is accepted or rejected as a whole: after an optional
 system turn, user and assistant must alternate, and the user begins. Other keys (`model`,
@@ -86,8 +80,8 @@ def _key(obj: Mapping[str, Any], where: str) -> str:
 def _messages(value: object, name: str, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: {name}: expected a list of turns, got {describe(value)}. Correct or remove "
-            "the record."
+            f"{where}: '{name}' must be a list of turns (got {describe(value)}). "
+            "Correct or drop the record."
         )
     messages = tuple(
         _message(item, f"{where}: {name}[{n}]", *_TURN_KEYS[name]) for n, item in enumerate(value)
@@ -102,8 +96,8 @@ def _message(value: object, where: str, speaker_key: str, text_key: str) -> Mess
         found = f"the keys {names(value)}"
     if not isinstance(value, Mapping) or speaker_key not in value or text_key not in value:
         raise DataError(
-            f"{where}: expected a turn with '{speaker_key}' and '{text_key}', got {found}. Correct "
-            "the record."
+            f"{where}: a turn must have '{speaker_key}' and '{text_key}' (got {found}). "
+            "Correct the record."
         )
     speaker = string(value, speaker_key, where)
     if speaker not in _ROLES:
@@ -115,24 +109,24 @@ def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
     first = 1 if messages[0].role == "system" else 0
     if len(messages) > first and messages[first].role == "assistant":
         raise DataError(
-            f"{where}: {name}[{first}]: the assistant answers without a question. Remove the turn "
-            "or the record."
+            f"{where}: {name}[{first}]: the assistant answers without a question. Drop the turn or "
+            "the record."
         )
     for index, (before, message) in enumerate(pairwise(messages), start=1):
         if message.role == "system":
             raise DataError(
-                f"{where}: {name}[{index}]: a system turn is only allowed at the start. Remove the "
+                f"{where}: {name}[{index}]: a system turn is only allowed at the start. Drop the "
                 "record."
             )
         if message.role == before.role:
             raise DataError(
                 f"{where}: {name}[{index}]: two turns of the {message.role} in a row. Merge them "
-                "or remove the record."
+                "or drop the record."
             )
     if all(message.role != "assistant" for message in messages):
         raise DataError(
-            f"{where}: {name}: no assistant turn, so there is nothing to train on. Remove the "
-            "record."
+            f"{where}: '{name}' has no assistant turn, so there is nothing to train on. "
+            "Drop the record."
         )
 
 
@@ -140,10 +134,12 @@ def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Image
     """Return what `image` or `images` contains: one image or a list."""
     for name in _OTHER_MEDIA:
         if obj.get(name) is not None:
-            raise DataError(f"{where}: {name}: only images are supported. Remove the record.")
+            raise DataError(
+                f"{where}: has '{name}', but only images are supported. Drop the record."
+            )
     given = [name for name in ("image", "images") if obj.get(name) is not None]
     if len(given) > 1:
-        raise DataError(f"{where}: has both 'image' and 'images'. Remove one of them.")
+        raise DataError(f"{where}: has both 'image' and 'images'. Drop one of them.")
     if not given:
         return ()
     value = obj[given[0]]
@@ -161,7 +157,7 @@ def _place_images(messages: tuple[Message, ...], images: int, where: str) -> tup
     if expected and not images:
         raise DataError(
             f"{where}: the text contains {IMAGE_PLACEHOLDER}, which stands for an image, but there "
-            "is no 'image'. Add it, change the text, or remove the record."
+            "is no 'image'. Add it, change the text, or drop the record."
         )
     if images == 1 and not expected:
         first = next(index for index, message in enumerate(messages) if message.role == "user")
@@ -170,7 +166,7 @@ def _place_images(messages: tuple[Message, ...], images: int, where: str) -> tup
         return (*messages[:first], message, *messages[first + 1 :])
     if images != expected:
         raise DataError(
-            f"{where}: expected one image per {IMAGE_PLACEHOLDER} in the turns ({expected}), got "
-            f"{images}. Correct the record."
+            f"{where}: {images} images for {expected} {IMAGE_PLACEHOLDER} in the turns. "
+            "Give one image per placeholder, in order."
         )
     return messages

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.chunks import FileRange, RawRecord, index_range, rejected
 from liquidmm.data.readers.files import (
     File,
     is_url,
@@ -42,10 +42,7 @@ def cut(file: File, records: int) -> Iterator[FileRange]:
                 yield FileRange(file=folder, root=root, count=count)
             continue
         for first in range(0, count, records):
-            stop = min(first + records, count)
-            yield FileRange(
-                file=folder, root=root, start=first, stop=stop, first=first, count=stop - first
-            )
+            yield index_range(folder, first, min(first + records, count), root=root)
 
 
 def read(images: FileRange) -> Iterator[RawRecord]:
@@ -58,8 +55,8 @@ def read(images: FileRange) -> Iterator[RawRecord]:
             names = _cached_record_names(images.file, _modified(images.file))
     except OSError as error:
         reason = permanent_reason(images.file, error)
-        problem = f"{images.file}: cannot be listed ({reason}). Check the folder."
-        yield RawRecord(where=images.file, line=0, problem=problem, rest_lost=True)
+        problem = f"cannot be listed ({reason}). Check the folder."
+        yield rejected(images.file, 0, problem, rest_lost=True)
         return
     for name in names[images.start : images.stop]:
         path = f"{images.file.rstrip('/')}/{name}"
@@ -67,7 +64,7 @@ def read(images: FileRange) -> Iterator[RawRecord]:
         try:
             yield RawRecord(where=where, line=0, value=_value(path, images.root))
         except DataError as error:
-            yield RawRecord(where=where, line=0, problem=f"{where}: {error}")
+            yield rejected(where, 0, str(error))
 
 
 def versions(root: str) -> Iterator[str]:

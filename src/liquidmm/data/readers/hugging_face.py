@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from liquidmm.data.readers import parquet
-from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.chunks import FileRange, RawRecord, index_range, rejected
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import describe_error, is_url
 from liquidmm.errors import DataError
@@ -32,7 +32,7 @@ def cut(path: str, config: SourceConfig, records: int) -> Iterator[FileRange]:
         if config.splits and config.fields.split is None and split not in config.splits:
             continue
         for start in range(0, len(dataset), records):
-            yield parquet.row_range(path, start, min(start + records, len(dataset)), split)
+            yield index_range(path, start, min(start + records, len(dataset)), split=split)
 
 
 def column_names(path: str, config: SourceConfig) -> dict[str, frozenset[str]]:
@@ -75,12 +75,11 @@ def read(rows: FileRange, config: SourceConfig, columns: Collection[str]) -> Ite
                 yield record
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"{name}[{row}]"
         problem = (
-            f"{where}: cannot be read ({describe_error(error)}). Rows {row} to {stop - 1} are "
-            "lost; create or download the dataset again."
+            f"cannot be read ({describe_error(error)}). Rows {row} to {stop - 1} are lost; create "
+            "or download the dataset again."
         )
-        yield RawRecord(where=where, line=row, problem=problem, rest_lost=True)
+        yield rejected(f"{name}[{row}]", row, problem, rest_lost=True)
 
 
 def _label(value: int | None, labels: list[str]) -> str | None:
@@ -99,15 +98,7 @@ def _splits(path: str, config: SourceConfig) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=2)
 def _open(path: str, subset: str, revision: str, saved: int | None) -> Mapping[str, Any]:
-    """Open a dataset.
-
-    Args:
-        path: Folder, URL or hub id.
-        subset: Name of its configuration, or "".
-        revision: Its revision on the hub, or "".
-        saved: When `save_to_disk` wrote it in ns, so that a newer one is opened again; 0 for a URL,
-            None for the hub.
-    """
+    """Open a dataset once; `saved` is the time `save_to_disk` wrote it, None for the hub."""
     datasets = require_extra("datasets", "hf")
     try:
         if saved is not None:

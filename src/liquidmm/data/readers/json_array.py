@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.chunks import FileRange, RawRecord, unreadable
 from liquidmm.data.readers.files import File, is_compressed, open_file, permanent_reason
 from liquidmm.errors import DataError
 
@@ -74,13 +74,12 @@ def read(items: FileRange) -> Iterator[RawRecord]:
                     return
                 yield RawRecord(where=f"{items.file}[{index}]", line=index, value=value)
                 index += 1
-    except (DataError, OSError) as error:
+    except DataError as error:
         where = f"{items.file}[{index}]"
-        problem = str(error)
-        if isinstance(error, OSError):
-            reason = permanent_reason(items.file, error)
-            problem = f"{where}: cannot be read ({reason}). Check the file."
-        yield RawRecord(where=where, line=index, problem=problem, rest_lost=True)
+        yield RawRecord(where=where, line=index, problem=str(error), rest_lost=True)
+    except OSError as error:
+        reason = permanent_reason(items.file, error)
+        yield unreadable(f"{items.file}[{index}]", index, f"cannot be read ({reason})")
 
 
 def array_items(
@@ -119,8 +118,8 @@ def array_items(
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, _ArrayError) else f"not valid JSON ({error})"
         raise DataError(
-            f"{where}[{index}]: {what}. The rest of the file cannot be read; repair it or download "
-            "it again."
+            f"{where}[{index}]: {what}. The rest of the file is lost; repair it or download it "
+            "again."
         ) from error
 
 

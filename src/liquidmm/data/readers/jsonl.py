@@ -10,7 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord, cut_uncompressed
+from liquidmm.data.readers.chunks import (
+    FileRange,
+    RawRecord,
+    cut_uncompressed,
+    rejected,
+    unreadable,
+)
 from liquidmm.data.readers.files import File, open_file, permanent_reason
 
 MAX_LINE_BYTES = 2**28
@@ -39,15 +45,11 @@ def read(lines: FileRange) -> Iterator[RawRecord]:
                     yield _record(line, f"{lines.file}:{number}", number)
                 number += 1
         if number == lines.first:
-            problem = f"{lines.file}: is empty. Download it again or remove it from the source."
-            yield RawRecord(where=lines.file, line=0, problem=problem, rest_lost=True)
+            problem = "is empty. Download it again or remove it from the source."
+            yield rejected(lines.file, 0, problem, rest_lost=True)
     except OSError as error:
-        where = f"{lines.file}:{number}"
-        problem = (
-            f"{where}: cannot be read ({permanent_reason(lines.file, error)}). The rest of the "
-            "file is lost; repair it or download it again."
-        )
-        yield RawRecord(where=where, line=number, problem=problem, rest_lost=True)
+        reason = permanent_reason(lines.file, error)
+        yield unreadable(f"{lines.file}:{number}", number, f"cannot be read ({reason})")
 
 
 def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[FileRange]:
@@ -87,13 +89,13 @@ def _lines(stream: BinaryIO, lines: FileRange) -> Iterator[bytes]:
 
 def _record(line: bytes, where: str, number: int) -> RawRecord:
     if len(line) - line.endswith(b"\n") > MAX_LINE_BYTES:
-        problem = f"{where}: longer than {MAX_LINE_BYTES} bytes. Shorten or remove the line."
-        return RawRecord(where=where, line=number, problem=problem)
+        problem = f"longer than {MAX_LINE_BYTES} bytes. Shorten or remove the line."
+        return rejected(where, number, problem)
     try:
         return RawRecord(where=where, line=number, value=json.loads(line))
     except UnicodeDecodeError as error:
-        problem = f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        problem = f"not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
     except (ValueError, RecursionError) as error:
         # most often a line that a full disk cut in half
-        problem = f"{where}: not valid JSON ({error}). Correct the line."
-    return RawRecord(where=where, line=number, problem=problem)
+        problem = f"not valid JSON ({error}). Correct the line."
+    return rejected(where, number, problem)

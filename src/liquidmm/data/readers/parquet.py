@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.chunks import FileRange, RawRecord, index_range, rejected, unreadable
 from liquidmm.data.readers.files import File, open_raw, permanent_reason
 
 _MAX_RANGES = 32  # of one row group; each decodes the group from its start
@@ -48,22 +48,15 @@ def cut(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
     row = start = 0
     for size in footer.groups:
         if row > start and row + size > start + records:
-            yield row_range(name, start, row)
+            yield index_range(name, start, row)
             start = row
         row += size
         step = max(records, -(-size // _MAX_RANGES))
         while row - start > step:
-            yield row_range(name, start, start + step)
+            yield index_range(name, start, start + step)
             start += step
     if row > start:
-        yield row_range(name, start, row)
-
-
-def row_range(name: str, start: int, stop: int, split: str = "") -> FileRange:
-    """Return the range of rows from `start` to before `stop`."""
-    return FileRange(
-        file=name, split=split, start=start, stop=stop, first=start, count=stop - start
-    )
+        yield index_range(name, start, row)
 
 
 def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
@@ -76,12 +69,9 @@ def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
             names = [name for name in file.schema_arrow.names if name in columns]
             yield from _records(file, names, rows)
     except _ERRORS as error:
+        reason = permanent_reason(rows.file, error)
         where = f"{rows.file}[{rows.start}]"
-        problem = (
-            f"{where}: not readable as Parquet ({permanent_reason(rows.file, error)}). The rest of "
-            "the file is lost; download it again."
-        )
-        yield RawRecord(where=where, line=rows.start, problem=problem, rest_lost=True)
+        yield unreadable(where, rows.start, f"not readable as Parquet ({reason})")
 
 
 def batch_rows(rows: int, size: int) -> int:
@@ -125,8 +115,8 @@ def _record(row: pa.RecordBatch | pa.Table, where: str, index: int) -> RawRecord
     try:
         return RawRecord(where=where, line=index, value=row.to_pylist()[0])
     except UnicodeDecodeError as error:
-        problem = f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
-        return RawRecord(where=where, line=index, problem=problem)
+        problem = f"not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
+        return rejected(where, index, problem)
 
 
 def _footer(file: File) -> Footer | None:
@@ -154,12 +144,11 @@ def _records(file: pq.ParquetFile, names: list[str], rows: FileRange) -> Iterato
                     yield record
                     row += 1
         except _ERRORS as error:
-            where = f"{rows.file}[{row}]"
             problem = (
-                f"{where}: not readable as Parquet ({permanent_reason(rows.file, error)}). Rows "
-                f"{row} to {stop - 1} are lost; download the file again."
+                f"not readable as Parquet ({permanent_reason(rows.file, error)}). Rows {row} to "
+                f"{stop - 1} are lost; download the file again."
             )
-            yield RawRecord(where=where, line=row, problem=problem, rest_lost=True)
+            yield rejected(f"{rows.file}[{row}]", row, problem, rest_lost=True)
         first = after
 
 

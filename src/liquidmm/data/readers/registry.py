@@ -24,6 +24,7 @@ from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import (
     File,
+    describe_error,
     find_files,
     list_names,
     open_raw,
@@ -154,29 +155,44 @@ def check_fields(form: str, ranges: Sequence[FileRange], schema: RecordSchema) -
         schema.check_fields(found, ", ".join(schema.config.paths))
 
 
-def hash_files(config: SourceConfig) -> str:
+def digest(config: SourceConfig) -> str:
     """Return a hash that changes when the files of a source do, as 16 hex digits.
 
+    Sources of up to 256 MiB are hashed by content, so that a copy has the same digest; larger ones
+    and folders of images by names, sizes and times. Images that a file names and the configuration
+    are not included.
+
     Raises:
-        OSError: A file cannot be read.
+        DataError: A file does not exist or cannot be read.
     """
     form, files = files_of(config)
     total = hashlib.sha256()
     by_content = sum(file.size for file in files) <= _HASHED_BYTES
-    for file in files:
-        if form == "huggingface" and not Path(file.name).is_dir():
-            total.update(hugging_face.fingerprints(file.name, config).encode())
-        elif file.is_folder:
-            for line in folder.versions(file.name):
-                total.update(line.encode(errors="surrogateescape"))
-        elif by_content:
-            with open_raw(file.name) as stream:
-                while block := stream.read(_BLOCK):
-                    total.update(block)
-        else:
-            line = f"{file.name}\0{file.size}\0{file.version}\n"
-            total.update(line.encode(errors="surrogateescape"))
+    try:
+        for file in files:
+            for block in _hashed(file, config, form, by_content=by_content):
+                total.update(block)
+    except OSError as error:
+        raise DataError(
+            f"{', '.join(config.paths)}: cannot be read ({describe_error(error)}). Check the files."
+        ) from error
     return total.hexdigest()[:16]
+
+
+def _hashed(file: File, config: SourceConfig, form: str, *, by_content: bool) -> Iterator[bytes]:
+    """Yield what the digest of a file or folder is made from."""
+    if form == "huggingface" and not Path(file.name).is_dir():
+        yield hugging_face.fingerprints(file.name, config).encode()
+    elif file.is_folder:
+        for line in folder.versions(file.name):
+            yield line.encode(errors="surrogateescape")
+    elif by_content:
+        with open_raw(file.name) as stream:
+            while block := stream.read(_BLOCK):
+                yield block
+    else:
+        line = f"{file.name}\0{file.size}\0{file.version}\n"
+        yield line.encode(errors="surrogateescape")
 
 
 def _detect_file(file: File, form: str) -> tuple[str, list[File]]:

@@ -10,7 +10,13 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord, cut_uncompressed
+from liquidmm.data.readers.chunks import (
+    FileRange,
+    RawRecord,
+    cut_uncompressed,
+    rejected,
+    unreadable,
+)
 from liquidmm.data.readers.files import File, open_file, permanent_reason, stem, suffix
 
 _MAX_LINE_BYTES = 2**28
@@ -32,12 +38,8 @@ def read(rows: FileRange) -> Iterator[RawRecord]:
             found = _rows(stream, rows.file)
             _, line, names = next(found, (0, 1, []))
             if isinstance(names, csv.Error) or not names or len(set(names)) < len(names):
-                where = f"{rows.file}:{line}"
-                problem = (
-                    f"{where}: expected a header row with distinct column names. Write one as the "
-                    "first row."
-                )
-                yield RawRecord(where=where, line=line, problem=problem, rest_lost=True)
+                problem = "expected a header row with distinct column names. Add it to the file."
+                yield rejected(f"{rows.file}:{line}", line, problem, rest_lost=True)
                 return
             if rows.start:
                 stream.seek(rows.start)
@@ -47,12 +49,8 @@ def read(rows: FileRange) -> Iterator[RawRecord]:
                     return
                 yield _record(names, cells, f"{rows.file}:{line}", line)
     except OSError as error:
-        where = f"{rows.file}:{line}"
-        problem = (
-            f"{where}: cannot be read ({permanent_reason(rows.file, error)}). The rest of the "
-            "file is lost; repair it or download it again."
-        )
-        yield RawRecord(where=where, line=line, problem=problem, rest_lost=True)
+        reason = permanent_reason(rows.file, error)
+        yield unreadable(f"{rows.file}:{line}", line, f"cannot be read ({reason})")
 
 
 def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[FileRange]:
@@ -111,10 +109,9 @@ class _Lines:
 
 def _record(names: list[str], cells: list[str] | csv.Error, where: str, line: int) -> RawRecord:
     if isinstance(cells, csv.Error):
-        problem = f"{where}: not valid CSV ({cells}). Correct the row."
-        return RawRecord(where=where, line=line, problem=problem)
+        return rejected(where, line, f"not valid CSV ({cells}). Correct the row.")
     if len(cells) != len(names):
-        problem = f"{where}: expected {len(names)} cells, got {len(cells)}. Correct the row."
-        return RawRecord(where=where, line=line, problem=problem)
+        problem = f"expected {len(names)} cells, got {len(cells)}. Correct the row."
+        return rejected(where, line, problem)
     value = {name: cell or None for name, cell in zip(names, cells, strict=True)}
     return RawRecord(where=where, line=line, value=value)

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from liquidmm.data.readers.chunks import FileRange, RawRecord
+from liquidmm.data.readers.chunks import FileRange, RawRecord, rejected, unreadable
 from liquidmm.data.readers.files import open_file, permanent_reason
 from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
@@ -38,15 +38,11 @@ def read(file: FileRange, named: Collection[str]) -> Iterator[RawRecord]:
                 try:
                     yield RawRecord(where=where, line=index, value=_value(key, members, named))
                 except DataError as error:
-                    yield RawRecord(where=where, line=index, problem=f"{where}: {error}")
+                    yield rejected(where, index, str(error))
                 index += 1
     except (tarfile.TarError, OSError) as error:
-        where = f"{file.file}[{index}]"
-        problem = (
-            f"{where}: not readable as tar ({permanent_reason(file.file, error)}). The rest of the "
-            "file is lost; download it again."
-        )
-        yield RawRecord(where=where, line=index, problem=problem, rest_lost=True)
+        reason = permanent_reason(file.file, error)
+        yield unreadable(f"{file.file}[{index}]", index, f"not readable as tar ({reason})")
 
 
 class _Header(tarfile.TarInfo):
@@ -139,7 +135,7 @@ def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
         for field in fields:
             if f".{field}" in UNSUPPORTED_SUFFIXES:
                 raise DataError(f"unsupported image format '{field}'. Convert it to PNG or JPEG.")
-        raise DataError(f"no image (members: {', '.join(fields)}). Remove the sample.")
+        raise DataError(f"no image (members: {', '.join(fields)}). Drop the sample.")
     return image
 
 

@@ -33,7 +33,7 @@ class ImageDataConfig:
     splits: tuple[str, ...] = ()
     """Values of ``split`` to train on; empty means all but ``eval_splits``."""
     eval_splits: tuple[str, ...] = ()
-    """Values of ``split`` to evaluate on; empty holds out ``eval_fraction`` instead."""
+    """Values of ``split`` to evaluate on; if empty, ``eval_fraction`` applies."""
     eval_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
     """Fraction of the training images held out when ``eval_splits`` is empty."""
     eval_samples: Annotated[int, Ge(0)] = 256
