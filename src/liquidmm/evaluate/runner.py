@@ -19,7 +19,7 @@ from liquidmm.errors import CheckpointError, ConfigError, DataError, suggest
 from liquidmm.evaluate.journal import Journal
 from liquidmm.evaluate.report import Report
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.liquid import DEFAULT_MODEL, load
 from liquidmm.generate.sampling import SamplingConfig
 
 T = TypeVar("T")
@@ -238,8 +238,8 @@ def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
 
 
 def _loader(config: EvaluateConfig) -> Callable[[Path, str | None], Model]:
-    engine = EngineConfig(weights=config.quantize or config.dtype)
-    return lambda folder, device: load(folder, device, engine=engine)
+    engine = EngineConfig(quantize=config.quantize)
+    return lambda folder, device: load(folder, device, config.dtype or "auto", engine=engine)
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:
