@@ -40,7 +40,7 @@ class ModelSpec:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class RequestHandle:
-    """A submitted request and its events that nobody has read yet."""
+    """A submitted request and its unread events."""
 
     request: TokenRequest
     """The request."""
