@@ -3,8 +3,8 @@
 They are written with the public interface of transformers only. Training is `transformers.Trainer`
 on batches padded to their longest sequence, with all logits and the model's own loss. Generation is
 a loop that computes the whole head over a concatenated cache and sorts the whole vocabulary in
-every step, or `generate` with a static cache. Encoding is one image at a time in float32. With
-greedy sampling all ways to generate give the same codes.
+every step, or `generate` with a static cache; with greedy sampling both give the same codes as our
+engine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import cycle
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -42,8 +40,6 @@ from _workloads import GenerationTask, TrainingTask
 from liquidmm.data.examples import IGNORE_INDEX, TokenIds
 from liquidmm.data.packing import PADDING_TASK, PackedSequence
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.image_tokenizer.images import center_crop, open_image, to_tensor
-from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 
 _MAX_STEPS = 1 << 30
 """Steps of the Trainer; the pacer ends it earlier."""
@@ -313,47 +309,3 @@ class _GuidedPairs(LogitsProcessor):
         self._on_step(codes)
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(1, (codes + self._image.start).repeat(2)[:, None], 0.0)
-
-
-def encode_reference(
-    files: Sequence[Path], size: int, open_tokenizer: Callable[[], VQGANTokenizer], pacer: Pacer
-) -> None:
-    """Encode one image per step, in a square of ``size`` pixels; counts images."""
-    tokenizer = open_tokenizer()
-    encode = stock_encoder(tokenizer) or tokenizer.model.encode
-    with torch.no_grad():
-        for file in cycle(files):
-            if not pacer.wait():
-                return
-            image = center_crop(open_image(file), size, size)
-            encode(to_tensor(image)[None].to(pacer.device)).flatten().tolist()
-            pacer.count(images=1)
-
-
-def stock_encoder(tokenizer: VQGANTokenizer) -> Callable[[Tensor], Tensor] | None:
-    """Return transformers' own encoder with the tokenizer's weights, on its device.
-
-    None if transformers cannot build this shape: it always normalizes in 32 groups.
-    """
-    from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
-    from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
-
-    config = tokenizer.model.config
-    if config.norm_groups != 32 or config.base_channels % 32:
-        return None
-    shape = ChameleonVQVAEConfig(
-        embed_dim=config.code_dim,
-        num_embeddings=config.codebook_size,
-        resolution=config.resolution,
-        in_channels=config.in_channels,
-        base_channels=config.base_channels,
-        channel_multiplier=list(config.channel_multipliers),
-        num_res_blocks=config.num_res_blocks,
-        latent_channels=config.latent_channels,
-        attn_resolutions=list(config.attention_resolutions) or None,
-    )
-    model: Any = ChameleonVQVAE(shape)
-    state = tokenizer.model.state_dict()
-    model.load_state_dict({name: state[name] for name in model.state_dict()})
-    model.to(tokenizer.device).eval()
-    return lambda pixels: model.encode(pixels).image_tokens

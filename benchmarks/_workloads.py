@@ -41,7 +41,7 @@ _CAPTIONS = (
     "a small house with a yellow roof and a tree, twemoji style",
     "an octopus, fluent 3d style",
     "a star",
-    "a dog beside a bicycle, openmoji style",
+    "a dog next to a bicycle, openmoji style",
     "a cup of coffee, fluent flat style",
     "the moon above a mountain",
 )

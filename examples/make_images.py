@@ -56,9 +56,9 @@ def paint(shape: str, color: str) -> Image.Image:
 
 def main(out: Path) -> None:
     """Write the images and their captions."""
-    shapes = "circle ring square cross triangle diamond hexagon star sun".split() + ["half moon"]
+    shapes = ("circle", "ring", "square", "cross", "triangle", "diamond", "hexagon", "star", "sun")
     out.mkdir(parents=True, exist_ok=True)
-    for shape in shapes:
+    for shape in (*shapes, "half moon"):
         for color, value in COLORS.items():
             name = f"{color}-{shape.replace(' ', '-')}"
             paint(shape, value).save(out / f"{name}.png")

@@ -24,7 +24,7 @@ FILES = (
     "scripts/*.py",
     "src/**/*.py",
 )
-DATA = ("src/liquidmm/icons/", "src/liquidmm/prompts.py")
+DATA = ("src/liquidmm/icons/", "src/liquidmm/prompts.py", "src/liquidmm/data/examples.py")
 """Files whose string literals are training data; only their docstrings are checked."""
 GENERATED = ("docs/chats.md",)
 """Pages that quote what a model wrote."""

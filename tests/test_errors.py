@@ -20,7 +20,7 @@ from liquidmm.errors import (
         ("zzz", [], ""),
     ],
 )
-def test_suggest(name, choices, expected):
+def test_suggest_close_name_or_all_choices(name, choices, expected):
     assert suggest(name, iter(choices)) == expected
 
 
@@ -33,7 +33,7 @@ def test_suggest(name, choices, expected):
         (MissingExtraError, ImportError),
     ],
 )
-def test_kinds_are_liquid_errors_and_standard_ones(kind, standard):
+def test_errors_are_liquid_errors_and_standard_ones(kind, standard):
     error = kind("here: what. Do that.")
     assert isinstance(error, LiquidError)
     assert isinstance(error, standard)

@@ -24,7 +24,7 @@ def loaded_after(statement):
         "import liquidmm.config, liquidmm.errors, liquidmm.prompts, liquidmm.runtime",
     ],
 )
-def test_light_parts_import_nothing_heavy(statement):
+def test_light_modules_import_nothing_heavy(statement):
     assert loaded_after(statement) == set()
 
 
@@ -33,17 +33,17 @@ def test_data_imports_no_torch():
     assert loaded_after(f"import {modules}") <= {"numpy", "pyarrow"}
 
 
-def test_the_command_line_imports_only_click():
+def test_command_line_imports_only_click():
     assert loaded_after("import liquidmm.cli") == {"click"}
 
 
-def test_public_names_are_there():
+def test_public_names_exist():
     assert set(liquidmm.__all__) <= set(dir(liquidmm))
     for name in liquidmm.__all__:
         assert getattr(liquidmm, name) is not None
     assert liquidmm.load is liquidmm.load
 
 
-def test_unknown_name():
+def test_unknown_public_name_rejected():
     with pytest.raises(AttributeError, match="module 'liquidmm' has no attribute 'lode'"):
         liquidmm.lode  # noqa: B018

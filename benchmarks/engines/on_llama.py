@@ -1,10 +1,10 @@
-"""llama.cpp beside transformers: the ids of text, of guided pictures and of every family.
+"""llama.cpp against transformers: tokens of text, of guided images and of every model family.
 
     LLAMA_PYTHON benchmarks/engines/on_llama.py OUT
 
-Reads what reference.py wrote and writes OUT/llama.json. Needs the package llama-cpp-python and
-numpy, nothing of ours: a picture is two sequences whose scores are joined by hand, as anybody would
-who only has the GGUF file; the ids of the codes stand in it.
+Reads the output of reference.py and writes OUT/llama.json. Needs llama-cpp-python and numpy, and
+nothing of this package: an image is two sequences whose scores are combined here, as anyone could
+who only has the GGUF file, which contains the token ids of the codes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import llama_cpp
 import numpy as np
 from llama_cpp import Llama
 
-F32 = 0  # ggml's number of float32, for an exact key-value cache
+F32 = 0  # ggml's code of float32, for an exact key-value cache
 
 
 def load(path: Path, *, exact: bool = True) -> Llama:
-    """Open a file; ``exact`` keeps the cache in float32."""
+    """Load a file; ``exact`` keeps the cache in float32."""
     kind = {"type_k": F32, "type_v": F32} if exact else {}
     return Llama(
         str(path), n_ctx=256, n_batch=256, logits_all=True, n_threads=2, verbose=False, **kind
@@ -31,12 +31,12 @@ def load(path: Path, *, exact: bool = True) -> Llama:
 
 
 def scores(model: Llama, ids: list[int]) -> Any:
-    """Take ids in and return the scores of the next one, (V,)."""
+    """Append tokens and return the scores of the next one, (V,)."""
     model.eval(ids)
     return model.scores[model.n_tokens - 1]
 
 
-def write(
+def generate_text(
     model: Llama, prompt: list[int], steps: int, forbidden: list[int], stop: list[int]
 ) -> Any:
     """Continue greedily."""
@@ -52,8 +52,10 @@ def write(
     return ids
 
 
-def draw(pair: tuple[Llama, Llama], prompts: tuple[list[int], list[int]], found: Any) -> list[int]:
-    """Draw greedily with guidance: two contexts, one id."""
+def generate_image(
+    pair: tuple[Llama, Llama], prompts: tuple[list[int], list[int]], found: Any
+) -> list[int]:
+    """Generate the tokens of a guided image greedily: two contexts, one token."""
     layout, scale = found["layout"], found["guidance"]
     first, last = layout["image_offset"], layout["image_offset"] + layout["codebook_size"]
     ids: list[int] = []
@@ -70,7 +72,7 @@ def draw(pair: tuple[Llama, Llama], prompts: tuple[list[int], list[int]], found:
 
 
 def agreement(runs: list[tuple[list[int], list[int]]]) -> dict[str, int]:
-    """Count equal ids, up to the first that differs, and all."""
+    """Count the tokens before the first difference, and all."""
     equal = 0
     for got, expected in runs:
         same = [a == b for a, b in zip(got, expected, strict=False)] + [False]
@@ -85,61 +87,72 @@ def agreement(runs: list[tuple[list[int], list[int]]]) -> dict[str, int]:
 
 
 def tokenize(model: Llama, found: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-    """Tokenize without looking for special tokens; return what came and what should."""
+    """Tokenize without special tokens; return the actual and the expected ids."""
     return [
         (model.tokenize(case["text"].encode(), add_bos=False, special=False), case["ids"])
         for case in found["tokenized"]
     ]
 
 
-def of_the_default_model(path: Path, found: dict[str, Any], *, exact: bool) -> dict[str, Any]:
-    """Compare text and pictures."""
+def compare_default_model(path: Path, found: dict[str, Any], *, exact: bool) -> dict[str, Any]:
+    """Compare text, images and the tokenizer."""
     layout = found["layout"]
-    markers = [layout[name] for name in ("boi", "eoi", "unconditional")]
+    specials = [layout[name] for name in ("boi", "eoi", "unconditional")]
     model, other = load(path, exact=exact), load(path, exact=exact)
     result: dict[str, Any] = {}
     for mode, runs in found["text"].items():
         result[mode] = agreement(
             [
-                (write(model, run["prompt"], found["text_ids"], markers, found["stop"]), run["ids"])
+                (
+                    generate_text(model, run["prompt"], found["text_ids"], specials, found["stop"]),
+                    run["ids"],
+                )
                 for run in runs
             ]
         )
     start = time.perf_counter()
-    drawn = [
-        draw((model, other), (prompt, found["unconditional"]), found)
+    images = [
+        generate_image((model, other), (prompt, found["unconditional"]), found)
         for prompt in found["prompt_ids"]
     ]
-    result["seconds_a_picture"] = (time.perf_counter() - start) / len(drawn)
-    result["picture"] = agreement(list(zip(drawn, found["greedy"], strict=True)))
+    result["seconds_per_image"] = (time.perf_counter() - start) / len(images)
+    result["image"] = agreement(list(zip(images, found["greedy"], strict=True)))
     tokenized = tokenize(model, found)
     result["tokenizer"] = agreement(tokenized)
     named = [layout["boi"], layout["eoi"], layout["image_offset"], layout["image_offset"] + 7]
     result["codes_as_text"] = model.detokenize(named).decode()
-    result["forged_markers"] = sum(
-        token in markers or token >= layout["text_size"] for ids, _ in tokenized for token in ids
+    result["special_tokens_in_text"] = sum(
+        token in specials or token >= layout["text_size"] for ids, _ in tokenized for token in ids
     )
     return result
+
+
+def compare_family(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """Compare the scores and the tokenizer of a tiny model."""
+    model = load(folder / "gguf" / "model.gguf")
+    model.eval(case["ids"])
+    got, expected = np.array(model.scores[: model.n_tokens]), np.array(case["scores"])
+    return {
+        "ids": len(expected),
+        "equal_ids": int((got.argmax(-1) == expected.argmax(-1)).sum()),
+        "largest_difference": float(np.abs(got - expected).max() / expected.std()),
+        "tokenizer": agreement(tokenize(model, case)),
+        "splits_as": model.metadata["tokenizer.ggml.pre"],
+    }
 
 
 def main(out: Path) -> None:
     """Compare everything."""
     found = json.loads((out / "reference.json").read_text("utf-8"))
     result: dict[str, Any] = {"version": llama_cpp.__version__}
-    result["float32"] = of_the_default_model(out / "gguf-float32" / "model.gguf", found, exact=True)
-    result["q8_0"] = of_the_default_model(out / "gguf-q8_0" / "model.gguf", found, exact=False)
-    result["families"] = {}
-    for family, case in found["families"].items():
-        model = load(out / "families" / family / "gguf" / "model.gguf")
-        model.eval(case["ids"])
-        got, expected = np.array(model.scores[: model.n_tokens]), np.array(case["scores"])
-        result["families"][family] = {
-            "ids": len(expected),
-            "equal_ids": int((got.argmax(-1) == expected.argmax(-1)).sum()),
-            "largest_difference": float(np.abs(got - expected).max() / expected.std()),
-            "tokenizer": agreement(tokenize(model, case)),
-            "splits_as": model.metadata["tokenizer.ggml.pre"],
-        }
+    result["float32"] = compare_default_model(
+        out / "gguf-float32" / "model.gguf", found, exact=True
+    )
+    result["q8_0"] = compare_default_model(out / "gguf-q8_0" / "model.gguf", found, exact=False)
+    result["families"] = {
+        family: compare_family(out / "families" / family, case)
+        for family, case in found["families"].items()
+    }
     (out / "llama.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 

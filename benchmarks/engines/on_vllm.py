@@ -1,10 +1,10 @@
-"""vLLM beside transformers and this package: pictures by pairs of requests, and text.
+"""vLLM against transformers and this package: images as pairs of requests, and text.
 
-    VLLM_PYTHON benchmarks/engines/on_vllm.py OUT
+    VLLM_PYTHON benchmarks/engines/on_vllm.py OUT [PART...]
 
-Reads what reference.py wrote and writes OUT/vllm.json. Needs vLLM and this package in one
-environment. Runs an engine in this process (a small cache and a small step, so that pairs must wait
-for room), one without our scheduler, and a server.
+Reads the output of reference.py and writes OUT/vllm.json. Needs vLLM and this package in one
+environment. Runs an engine in this process (with a small cache and small steps, so that pairs must
+wait), one without our scheduler, and a server.
 """
 
 from __future__ import annotations
@@ -47,50 +47,50 @@ class Comparison:
     """One backend, compared with the reference."""
 
     def __init__(self, folder: Path, found: dict[str, Any], backend: Backend) -> None:
-        """Read the folder that the backend serves."""
+        """Load the client for the folder that the backend serves."""
         self.found = found
         self.backend = backend
         self.client = VLLMClient.load(folder, backend)
         self.layout = Vocabulary.from_dict(found["layout"])
-        self.grid = torch.tensor(found["picture"])
+        self.grid = torch.tensor(found["image"])
 
     def greedy(self) -> dict[str, int]:
-        """Guided pictures beside transformers."""
+        """Compare guided images with transformers."""
         config = SamplingConfig(greedy=True, guidance=self.found["guidance"])
-        drawn = self.client.generate_codes(self.found["prompts"], sampling=config)
+        codes = self.client.generate_codes(self.found["prompts"], sampling=config)
         first = self.layout.image_offset
         expected = [torch.tensor(ids) - first for ids in self.found["greedy"]]
-        return agreement(drawn, expected)
+        return agreement(codes, expected)
 
     def sampled(self, name: str) -> dict[str, int]:
-        """Sampled pictures beside those that this package draws by itself."""
+        """Compare sampled images with those of this package."""
         case = self.found["sampled"][name]
-        drawn = self.client.generate_codes(
+        codes = self.client.generate_codes(
             self.found["prompts"],
             seeds=self.found["seeds"],
             sampling=SamplingConfig(**case["config"]),
         )
-        return agreement(drawn, [torch.tensor(codes) for codes in case["codes"]])
+        return agreement(codes, [torch.tensor(codes) for codes in case["codes"]])
 
     def many(self) -> dict[str, Any]:
-        """More pictures at once than fit into a step or into the cache."""
+        """Compare more images at once than fit into a step or into the cache."""
         case = self.found["sampled"]["guidance 3"]
         count = len(self.found["prompts"])
         start = time.perf_counter()
-        drawn = self.client.generate_codes(
+        codes = self.client.generate_codes(
             [self.found["prompts"][index % count] for index in range(MANY)],
             seeds=[self.found["seeds"][index % count] for index in range(MANY)],
             sampling=SamplingConfig(**case["config"]),
         )
         seconds = time.perf_counter() - start
         expected = [torch.tensor(case["codes"][index % count]) for index in range(MANY)]
-        return {**agreement(drawn, expected), "seconds": round(seconds, 1)}
+        return {**agreement(codes, expected), "seconds": round(seconds, 1)}
 
     def text(self) -> dict[str, int]:
-        """Captions, answers and chat beside transformers."""
+        """Compare captions, answers and chat with transformers."""
         from transformers import AutoTokenizer
 
-        from liquidmm.generate.words import words
+        from liquidmm.generate.detokenize import detokenize
 
         client, found = self.client, self.found
         written = [client.describe(self.grid, max_tokens=found["text_ids"])]
@@ -104,12 +104,12 @@ class Comparison:
         ]
         tokenizer = AutoTokenizer.from_pretrained(found["folder"])
         runs = [run for mode in ("describe", "ask", "chat") for run in found["text"][mode]]
-        expected = [words(tokenizer, run["ids"]).strip() for run in runs]
+        expected = [detokenize(tokenizer, run["ids"]).strip() for run in runs]
         same = sum(got == text for got, text in zip(written, expected, strict=True))
         return {"texts": len(expected), "equal_texts": same}
 
-    def halves(self, **changes: Any) -> list[CompletionRequest]:
-        """Make the two requests of a picture by hand."""
+    def pair(self, **changes: Any) -> list[CompletionRequest]:
+        """Build the two requests of an image."""
         extra = {PAIR: str(time.time_ns()), SEED: 1, GUIDANCE: 3.0, CODES: self.grid.numel()}
         extra |= changes
         prompts = {
@@ -127,24 +127,33 @@ class Comparison:
             for role, ids in prompts.items()
         ]
 
-    def lone(self, half: int) -> str:
-        """Send one half only."""
-        (answer,) = self.backend.complete([self.halves()[half]])
-        ids = list(answer.ids)
+    def single(self, index: int) -> str:
+        """Send one request of a pair only."""
+        (completion,) = self.backend.complete([self.pair()[index]])
+        ids = list(completion.ids)
         return "stopped, no code" if ids == [self.layout.unconditional] else f"ids {ids}"
 
-    def refused(self) -> str:
-        """Send a half with a bad argument."""
+    def rejected(self) -> str:
+        """Send a request with an invalid argument."""
         try:
-            self.backend.complete(self.halves(**{CODES: -1})[:1])
+            self.backend.complete(self.pair(**{CODES: -1})[:1])
         except LiquidError as error:
             return str(error)
-        return "taken"
+        return "accepted"
+
+    def results(self) -> dict[str, Any]:
+        """Return all comparisons but those with many requests."""
+        return {
+            "sampled": {name: self.sampled(name) for name in self.found["sampled"]},
+            "single": [self.single(0), self.single(1)],
+            "rejected": self.rejected(),
+            "after": self.greedy(),
+        }
 
 
-def agreement(drawn: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> dict[str, int]:
+def agreement(codes: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> dict[str, int]:
     """Count equal codes."""
-    pairs = [(a.flatten(), b.flatten()) for a, b in zip(drawn, expected, strict=True)]
+    pairs = [(a.flatten(), b.flatten()) for a, b in zip(codes, expected, strict=True)]
     return {
         "ids": sum(len(b) for _, b in pairs),
         "equal_ids": sum(int((a == b).sum()) for a, b in pairs),
@@ -152,32 +161,29 @@ def agreement(drawn: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -
 
 
 def with_scheduler(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Compare an engine in this process, with little room."""
+    """Compare an engine in this process, with little capacity."""
     llm = vllm.LLM(str(folder), enforce_eager=True, scheduler_cls=SCHEDULER, **ENGINE, **SMALL)
     case = Comparison(folder, found, InProcess(llm))
     result = {
         "runner": "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1",
         "greedy": case.greedy(),
-        "sampled": {name: case.sampled(name) for name in found["sampled"]},
         "many": case.many(),
         "text": case.text(),
-        "lone": [case.lone(0), case.lone(1)],
-        "refused": case.refused(),
-        "after": case.greedy(),
+        **case.results(),
     }
     stop(llm)
     return result
 
 
 def without_scheduler(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Draw with vLLM's own scheduler: pictures may be stopped, never wrong."""
+    """Use vLLM's own scheduler: images may be stopped, but never wrong."""
     llm = vllm.LLM(str(folder), enforce_eager=True, **ENGINE)
     case = Comparison(folder, found, InProcess(llm))
     config = SamplingConfig(greedy=True, guidance=found["guidance"])
-    result = {"pictures": 0, "stopped": 0, "wrong": 0}
+    result = {"images": 0, "stopped": 0, "wrong": 0}
     for _ in range(4):
         for prompt, ids in zip(found["prompts"], found["greedy"], strict=True):
-            result["pictures"] += 1
+            result["images"] += 1
             try:
                 codes = case.client.generate_codes([prompt], sampling=config)[0]
             except LiquidError:
@@ -194,9 +200,24 @@ def over_http(folder: Path, found: dict[str, Any], log: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(  # noqa: S603
+            server_command(folder, port), stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            backend = Server(f"http://127.0.0.1:{port}")
+            wait(backend, process)
+            return compare_server(Comparison(folder, found, backend), folder, backend.url)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+
+
+def server_command(folder: Path, port: int) -> list[str]:
+    """Return what `vllm serve` runs; that command itself needs a distribution named vllm."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items()]
-    # What `vllm serve` starts; that command itself needs a distribution that is called vllm.
-    command = [
+    return [
         sys.executable,
         "-m",
         "vllm.entrypoints.openai.api_server",
@@ -207,48 +228,39 @@ def over_http(folder: Path, found: dict[str, Any], log: Path) -> dict[str, Any]:
         f"--port={port}",
         *options,
     ]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
-        try:
-            backend = Server(f"http://127.0.0.1:{port}")
-            wait(backend, process)
-            case = Comparison(folder, found, backend)
-            with ThreadPoolExecutor() as pool:  # text and pictures at once
-                running = pool.submit(case.text), pool.submit(case.many), pool.submit(case.greedy)
-                text, many, greedy = (task.result() for task in running)
-            return {
-                "greedy": greedy,
-                "sampled": {name: case.sampled(name) for name in found["sampled"]},
-                "many": many,
-                "text": text,
-                "lone": [case.lone(0), case.lone(1)],
-                "refused": case.refused(),
-                "stock_chat": stock_chat(folder, found, backend.url),
-                "abandoned": abandon(case.halves()[:1], backend.url),
-                "after": case.greedy(),
-            }
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(60)
+
+
+def compare_server(case: Comparison, folder: Path, url: str) -> dict[str, Any]:
+    """Compare text and images at once, then everything else."""
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(case.text), pool.submit(case.many), pool.submit(case.greedy)
+        text, many, greedy = (task.result() for task in running)
+    return {
+        "greedy": greedy,
+        "many": many,
+        "text": text,
+        "stock_chat": stock_chat(folder, case.found, url),
+        "abandoned": abandon(case.pair()[:1], url),
+        **case.results(),
+    }
 
 
 def wait(backend: Server, process: subprocess.Popen[bytes]) -> None:
     """Wait until a server answers."""
     for _ in range(600):
         if process.poll() is not None:
-            raise SystemExit("the server ended; read its log")
+            raise SystemExit("the server ended; see its log")
         try:
             backend.models()
         except LiquidError:
             time.sleep(1)
         else:
             return
-    raise SystemExit("the server gave no answer in ten minutes")
+    raise SystemExit("the server did not answer within ten minutes")
 
 
 def stock_chat(folder: Path, found: dict[str, Any], url: str) -> dict[str, int]:
-    """Chat in words through vLLM's own chat API, which applies the folder's template."""
+    """Compare text chat through vLLM's own API, which applies the folder's template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -271,31 +283,31 @@ def stock_chat(folder: Path, found: dict[str, Any], url: str) -> dict[str, int]:
     return {"texts": len(found["texts"]), "equal_texts": same}
 
 
-def abandon(half: Sequence[CompletionRequest], url: str) -> str:
-    """Send one half and go away while it waits for the other."""
+def abandon(request: Sequence[CompletionRequest], url: str) -> str:
+    """Send one request of a pair and disconnect while it waits for the other."""
     try:
-        Server(url, timeout=1).complete(half)
+        Server(url, timeout=1).complete(request)
     except LiquidError as error:
         return "timed out" if "timed out" in str(error) else str(error)
     return "answered"
 
 
 def newer_runner() -> dict[str, Any]:
-    """Ask the V2 model runner's loader for the plugins; running it needs Triton."""
+    """Return the plugins that the loader of the V2 model runner finds; running it needs Triton."""
     from vllm.v1.worker.gpu.sample.logits_processor import loader
 
     found = [kind.__name__ for kind in loader._load_v2_logitsprocs_plugins()]
-    return {"takes": found}
+    return {"plugins": found}
 
 
 def stop(llm: Any) -> None:
-    """End an engine."""
+    """Shut an engine down."""
     llm.llm_engine.engine_core.shutdown()
     gc.collect()
 
 
 def main(out: Path, parts: Sequence[str]) -> None:
-    """Compare everything, or only some parts."""
+    """Compare all parts, or the given ones."""
     found = json.loads((out / "reference.json").read_text("utf-8"))
     folder, file = out / "vllm", out / "vllm.json"
     found["folder"] = str(folder)

@@ -1,10 +1,10 @@
-"""What the engines are compared with: ids by transformers alone, and the files they load.
+"""The reference for other engines: tokens by transformers alone, and the exported files.
 
     python benchmarks/engines/reference.py OUT
 
-Writes OUT/reference.json, OUT/vllm and OUT/gguf-* of the model that comes with the package, and
-OUT/families/*, tiny models with random weights of every family that GGUF export knows, each with
-the scores that transformers gives, all in float32.
+Writes OUT/reference.json, OUT/vllm and OUT/gguf-* for the included model, and OUT/families/*: tiny
+random models of every family that GGUF export supports, with the scores of transformers, all in
+float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers.tokenization_utils_base import generate_merges
 import liquidmm
 from liquidmm.export.export import export_checkpoint
 from liquidmm.export.gguf_model import FAMILIES
+from liquidmm.generate.detokenize import stop_tokens
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.prompts import CHATML_TEMPLATE
@@ -49,18 +49,18 @@ SAMPLINGS = {
 
 @torch.inference_mode()
 def guided(model: Any, prompt: list[int], other: list[int], layout: Any, steps: int) -> list[int]:
-    """Draw greedily with guidance, the whole sequence anew in every step."""
-    drawn: list[int] = []
+    """Generate a guided image greedily, computing the whole sequence in every step."""
+    tokens: list[int] = []
     for _ in range(steps):
-        rows = [model(torch.tensor([ids + drawn])).logits[0, -1] for ids in (prompt, other)]
+        rows = [model(torch.tensor([ids + tokens])).logits[0, -1] for ids in (prompt, other)]
         with_prompt, without = (row[layout.image_slice] for row in rows)
         scores = without + GUIDANCE * (with_prompt - without)
-        drawn.append(layout.image_offset + int(scores.argmax()))
-    return drawn
+        tokens.append(layout.image_offset + int(scores.argmax()))
+    return tokens
 
 
 def greedy(model: Any, prompt: list[int], layout: Any, stop: set[int]) -> list[int]:
-    """Write text greedily by transformers' `generate`; the markers may not come."""
+    """Generate text greedily with transformers' `generate`, without special tokens."""
     out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -73,19 +73,48 @@ def greedy(model: Any, prompt: list[int], layout: Any, stop: set[int]) -> list[i
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-def of_the_default_model(out: Path) -> dict[str, Any]:
-    """Draw and write with the model that comes with the package."""
+def default_model(out: Path) -> dict[str, Any]:
+    """Export the included model, and generate images and text with it."""
+    for name, dtype in (("vllm", "float32"), ("gguf", "float32"), ("gguf", "q8_0")):
+        export_checkpoint(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
     checkpoint = Checkpoint.load(MODEL, device="cpu", dtype="float32")
-    liquid = liquidmm.Liquid.from_checkpoint(checkpoint)
-    model, layout = checkpoint.model, checkpoint.vocabulary
+    liquid = liquidmm.Liquid(checkpoint)
     sequences = checkpoint.processor.sequences
-    stop = stop_ids(model, sequences)
-    grid = liquid.encode(liquid.draw("a kangaroo, twemoji style"))
-    other = sequences.unconditional_prompt()
-    drawings = [
-        guided(model, sequences.text_to_image_prompt(prompt), other, layout, grid.numel())
-        for prompt in PROMPTS
-    ]
+    grid = liquid.encode(liquid.generate_image("a kangaroo, twemoji style"))
+    prompts = [sequences.text_to_image_prompt(prompt) for prompt in PROMPTS]
+    other, seeds = sequences.unconditional_prompt(), list(range(10, 10 + len(PROMPTS)))
+    return {
+        "layout": checkpoint.vocabulary.to_dict(),
+        "prompts": PROMPTS,
+        "prompt_ids": prompts,
+        "unconditional": other,
+        "guidance": GUIDANCE,
+        "greedy": [
+            guided(checkpoint.model, prompt, other, checkpoint.vocabulary, grid.numel())
+            for prompt in prompts
+        ],
+        "seeds": seeds,
+        "sampled": {name: sampled(liquid, seeds, config) for name, config in SAMPLINGS.items()},
+        "image": grid.tolist(),
+        **texts(checkpoint, grid),
+        "tokenized": [{"text": text, "ids": sequences.encode(text)} for text in strange_texts()],
+    }
+
+
+def sampled(liquid: Any, seeds: list[int], config: SamplingConfig) -> dict[str, Any]:
+    """Return the codes of sampled images, and the settings."""
+    names = ("guidance", "temperature", "top_k", "top_p")
+    images = liquid.generate_codes(PROMPTS, seeds=seeds, sampling=config)
+    return {
+        "config": {name: getattr(config, name) for name in names},
+        "codes": [codes.flatten().tolist() for codes in images],
+    }
+
+
+def texts(checkpoint: Checkpoint, grid: torch.Tensor) -> dict[str, Any]:
+    """Return a caption, answers and chats."""
+    model, sequences = checkpoint.model, checkpoint.processor.sequences
+    stop = stop_tokens(model, sequences)
     chats = [[{"role": "user", "content": text}] for text in TEXTS]
     asked = [[{"role": "user", "content": "<image>" + text}] for text in QUESTIONS]
     prompts = {
@@ -93,48 +122,23 @@ def of_the_default_model(out: Path) -> dict[str, Any]:
         "ask": [sequences.chat(turns, [grid], add_generation_prompt=True)[0] for turns in asked],
         "chat": [sequences.chat(turns, [], add_generation_prompt=True)[0] for turns in chats],
     }
-    for name, dtype in (("vllm", "float32"), ("gguf", "float32"), ("gguf", "q8_0")):
-        export_checkpoint(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
     return {
-        "layout": layout.to_dict(),
-        "prompts": PROMPTS,
-        "prompt_ids": [sequences.text_to_image_prompt(prompt) for prompt in PROMPTS],
-        "unconditional": other,
-        "guidance": GUIDANCE,
-        "greedy": drawings,
-        "seeds": list(range(10, 10 + len(PROMPTS))),
-        "sampled": {
-            name: {
-                "config": {
-                    key: getattr(config, key)
-                    for key in ("guidance", "temperature", "top_k", "top_p")
-                },
-                "codes": [
-                    codes.flatten().tolist()
-                    for codes in liquid.generate_codes(
-                        PROMPTS, seeds=range(10, 10 + len(PROMPTS)), sampling=config
-                    )
-                ],
-            }
-            for name, config in SAMPLINGS.items()
-        },
-        "picture": grid.tolist(),
         "questions": QUESTIONS,
         "texts": TEXTS,
         "text_ids": TEXT_IDS,
         "stop": sorted(stop),
         "text": {
             mode: [
-                {"prompt": ids, "ids": greedy(model, ids, layout, stop)} for ids in prompts[mode]
+                {"prompt": ids, "ids": greedy(model, ids, checkpoint.vocabulary, stop)}
+                for ids in prompts[mode]
             ]
             for mode in prompts
         },
-        "tokenized": [{"text": text, "ids": sequences.encode(text)} for text in strange_texts()],
     }
 
 
 def strange_texts() -> list[str]:
-    """Texts that tokenizers stumble over, and a long plain one."""
+    """Return texts that are hard for tokenizers, and a long plain one."""
     texts = [
         "a red apple 123, it's  two\n\n x",
         "<|im_start|>user\nhi<|im_end|><boi><|image_3|>",
@@ -169,7 +173,7 @@ def byte_level(splits: list[Any], *, whole_words: bool = False) -> Any:
 
 
 def sentencepiece(kind: Any) -> Any:
-    """Train a sentencepiece tokenizer: all ways to make a piece are merges, in its order."""
+    """Train a SentencePiece tokenizer: all ways to form a piece are merges, in its order."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Replace(" ", "▁")
     pieces = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -184,7 +188,7 @@ def sentencepiece(kind: Any) -> Any:
 
 
 def tokenizer_of(family: str) -> Any:
-    """Give each family a tokenizer of another kind."""
+    """Return a tokenizer of another kind for each family."""
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if family == "qwen3":
         tokenizer = byte_level([plain])
@@ -203,7 +207,7 @@ def tokenizer_of(family: str) -> Any:
 
 
 def tiny(family: str, folder: Path) -> Path:
-    """Make a tiny checkpoint of a family with random weights."""
+    """Create a tiny checkpoint of a family with random weights."""
     tokenizer = tokenizer_of(family)
     config_class: Any = transformers.CONFIG_MAPPING[family]
     shape: dict[str, Any] = {
@@ -237,7 +241,7 @@ def tiny(family: str, folder: Path) -> Path:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = transformers.AutoModelForCausalLM.from_config(config_class(**shape))
-        with torch.no_grad():  # norms and biases start at one constant, which would hide mistakes
+        with torch.no_grad():  # norms and biases start constant, which would hide errors
             for weight in model.parameters():
                 if weight.ndim == 1:
                     weight.add_(torch.randn(weight.shape) * 0.1)
@@ -248,14 +252,14 @@ def tiny(family: str, folder: Path) -> Path:
 
 
 @torch.inference_mode()
-def of_a_family(family: str, folder: Path) -> dict[str, Any]:
-    """Give the scores after each of some random ids, text and codes alike, with a tiny model."""
+def tiny_family(family: str, folder: Path) -> dict[str, Any]:
+    """Return the scores of a tiny model after random tokens, both text and codes."""
     export_checkpoint(tiny(family, folder), folder / "gguf", "gguf", "float32")
     checkpoint = Checkpoint.load(folder / "checkpoint", device="cpu", dtype="float32")
     random = torch.Generator().manual_seed(1)
     ids = torch.randint(0, checkpoint.vocabulary.size, (200,), generator=random)
     scores: Any = checkpoint.model(ids[None]).logits[0]
-    # Text that begins with a blank is the known difference where a tokenizer puts one before text.
+    # Text that begins with a space is the known difference if the tokenizer adds one.
     texts = [text for text in strange_texts() if family != "mistral" or text[0] != " "]
     encode = checkpoint.processor.sequences.encode
     return {
@@ -268,9 +272,9 @@ def of_a_family(family: str, folder: Path) -> dict[str, Any]:
 def main(out: Path) -> None:
     """Write everything."""
     out.mkdir(parents=True, exist_ok=True)
-    found = of_the_default_model(out)
+    found = default_model(out)
     found["families"] = {
-        family: of_a_family(family, out / "families" / family) for family in FAMILIES
+        family: tiny_family(family, out / "families" / family) for family in FAMILIES
     }
     found["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     (out / "reference.json").write_text(json.dumps(found), encoding="utf-8")

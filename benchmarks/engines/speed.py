@@ -1,10 +1,10 @@
-"""Text by our engine beside llama.cpp: the same weights, one sequence, greedy, by turns.
+"""Text generation of our engine and llama.cpp: the same weights, one sequence, greedy.
 
     LLAMA_PYTHON=... python benchmarks/engines/speed.py OUT CHECKPOINT
 
-Exports the checkpoint into OUT (float32 and q8_0, where they aren't there yet) and prints ids a
-second, medians over the rounds. The sides are our float32 and int8, and llama.cpp with each file;
-each waits while another one is measured, and all compute with two threads.
+Exports the checkpoint to OUT (float32 and q8_0, unless they exist) and prints tokens per second,
+the median over interleaved rounds. The candidates are our float32 and int8, and llama.cpp with each
+file. All of them use two threads.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from liquidmm.model.processor import LiquidProcessor
 
 THREADS = 2
 ROUNDS = 7
-IDS = 64
+TOKENS = 64
 PROMPT = tuple(range(100, 132))
 GREEDY_SAMPLING = SamplingConfig(greedy=True)
 
 
 def our_seconds(engine: Engine) -> float:
-    """Time all ids but the first, whose time is that of the prompt."""
+    """Time all tokens but the first, which includes the prompt."""
     request = TextRequest(
         prompt=PROMPT,
-        max_tokens=IDS + 1,
+        max_tokens=TOKENS + 1,
         sampling=GREEDY_SAMPLING,
-        picture_sampling=GREEDY_SAMPLING,
+        image_sampling=GREEDY_SAMPLING,
     )
-    times = [time.perf_counter() for step in engine.stream(request) if isinstance(step, TextStep)]
-    assert len(times) == IDS + 1
+    events = engine.run([request])
+    times = [time.perf_counter() for _, event in events if isinstance(event, TextStep)]
+    assert len(times) == TOKENS + 1
     return times[-1] - times[0]
 
 
 class Llama:
-    """llama.cpp in a process of its own, which is told when to go."""
+    """llama.cpp in its own process."""
 
     def __init__(self, file: Path) -> None:
         worker = Path(__file__).with_name("speed_llama.py")
@@ -58,15 +59,15 @@ class Llama:
         )
 
     def seconds(self) -> float:
-        """Let it write."""
+        """Time one generation."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(" ".join(map(str, (IDS, *PROMPT))) + "\n")
+        self._process.stdin.write(" ".join(map(str, (TOKENS, *PROMPT))) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.terminate()
         self._process.wait()
 
@@ -86,25 +87,25 @@ def main(out: Path, checkpoint: Path) -> None:
             processor.vocabulary,
             unconditional=processor.sequences.unconditional_prompt(),
             stop=[],
-            config=EngineConfig(rows=2, weights=weights),
+            config=EngineConfig(slots=2, quantize="int8" if weights == "int8" else None),
         )
         for weights in ("float32", "int8")
     }
     llamas = {dtype: Llama(folder / "model.gguf") for dtype, folder in files.items()}
-    sides: dict[str, Callable[[], float]] = {}
+    candidates: dict[str, Callable[[], float]] = {}
     for weights, engine in engines.items():
-        sides[f"ours, {weights}"] = partial(our_seconds, engine)
+        candidates[f"ours, {weights}"] = partial(our_seconds, engine)
     for dtype, llama in llamas.items():
-        sides[f"llama.cpp, {dtype}"] = llama.seconds
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+        candidates[f"llama.cpp, {dtype}"] = llama.seconds
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(ROUNDS + 1):
-        for name, side in sides.items():
-            seconds[name].append(side())
+        for name, candidate in candidates.items():
+            seconds[name].append(candidate())
     for llama in llamas.values():
         llama.close()
     for name, found in seconds.items():
-        speed = IDS / statistics.median(found[1:])
-        sys.stdout.write(f"{name:20} {speed:8.1f} ids/s\n")
+        speed = TOKENS / statistics.median(found[1:])
+        sys.stdout.write(f"{name:20} {speed:8.1f} tokens/s\n")
 
 
 if __name__ == "__main__":

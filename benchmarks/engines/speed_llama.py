@@ -1,4 +1,4 @@
-"""llama.cpp's side of speed.py: reads how many ids to write and the prompt, prints the seconds.
+"""llama.cpp in speed.py: reads the number of tokens to generate and the prompt, prints the seconds.
 
 LLAMA_PYTHON benchmarks/engines/speed_llama.py FILE THREADS
 """
@@ -13,7 +13,7 @@ from llama_cpp import Llama
 
 
 def main(file: str, threads: int) -> None:
-    """Write greedily whenever a line comes."""
+    """Generate greedily for each line of stdin."""
     model = Llama(file, n_ctx=256, n_threads=threads, n_threads_batch=threads, verbose=False)
     for line in sys.stdin:
         count, *prompt = map(int, line.split())

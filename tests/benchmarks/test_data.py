@@ -6,6 +6,14 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from _encoding import (
+    EncodingSizes,
+    encoder_flops,
+    extrapolate,
+    measure_encoding,
+    stock_encoder,
+    write_images,
+)
 from _loading import (
     LoadingSizes,
     image_records,
@@ -13,12 +21,11 @@ from _loading import (
     text_records,
     write_synthetic,
 )
-from _reference import stock_encoder
 from _results import Result
-from data import EncodingSizes, encoder_flops, extrapolate, main, measure_encoding, write_images
+from data import main
 from liquidmm.data.shards import read_shards, verify
 from liquidmm.errors import LiquidError
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 

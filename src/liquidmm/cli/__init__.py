@@ -1,9 +1,9 @@
 """The command `liquid`: one file per subcommand, each imported only when it is needed.
 
-Contract: this is the only place that turns errors into exit codes. A `LiquidError` becomes one line
-on stderr and exit 1, wrong usage exits with 2, Ctrl-C with 130; a bug keeps its traceback. stdout
-carries results, stderr progress. `liquid --help` imports no subcommand: the one-line help stands in
-the table below, and a test keeps it equal to the command's own.
+Errors become exit codes only here: a `LiquidError` is one line on stderr and exit 1, wrong usage
+exits with 2, Ctrl-C with 130, and a bug keeps its traceback. stdout is the result, stderr the
+progress. `liquid --help` imports no subcommand; a test keeps the one-line help in the table below
+equal to that of the command.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from liquidmm.errors import LiquidError, suggest
 # Name -> where the click command is ("module:attribute") and its one-line help, in the order shown.
 COMMANDS: dict[str, tuple[str, str]] = {
     # use a model
-    "generate": ("liquidmm.cli.generate:command", "Draw a picture from words."),
-    "describe": ("liquidmm.cli.describe:command", "Say in words what a picture shows."),
-    "ask": ("liquidmm.cli.ask:command", "Answer a question about a picture."),
+    "generate": ("liquidmm.cli.generate:command", "Generate images from a prompt."),
+    "describe": ("liquidmm.cli.describe:command", "Describe an image."),
+    "ask": ("liquidmm.cli.ask:command", "Answer a question about an image."),
     "chat": (
         "liquidmm.cli.chat:command",
-        "Chat with words and pictures; type /help for what it understands.",
+        "Chat with text and images; type /help for the commands.",
     ),
     # make one
     "expand": (
@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.verify:command",
         "Check the shards of a folder against their checksums.",
     ),
-    "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
+    "train": ("liquidmm.cli.train:command", "Train a model from a TOML config."),
     "export": (
         "liquidmm.cli.export:command",
         "Export a checkpoint to vLLM or llama.cpp.",
@@ -111,9 +111,9 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="liquid")
 def main() -> None:
-    """Draw pictures, read pictures and chat with one language model.
+    """Generate images, describe images and chat with one language model.
 
-    Every command works with the model that comes with this package unless it is given another.
+    Every command uses the default model that ships with this package unless you name another.
     """
-    # transformers' advice is for programmers; what a user must know is said by the commands.
+    # The advice of transformers is for programmers; the commands report what a user must know.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -6,7 +6,7 @@ which turn the token ids of any engine into images. They differ in the language 
 
 * vllm: a stock transformers folder with safetensors. `generation_config.json` lists the tokens that
   end a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
-  chat template gets the one that matches its turn markers.
+  chat template gets the one that matches its turn tokens.
 * gguf: one file, `model.gguf` (`gguf_file`), for llama.cpp and engines based on it.
 """
 
@@ -21,8 +21,8 @@ import torch
 from liquidmm.errors import CheckpointError, ConfigError, suggest
 from liquidmm.export.gguf_file import TYPES, write_gguf
 from liquidmm.files import atomic_folder
-from liquidmm.generate.jobs import DEFAULT_CHAT_SAMPLING
-from liquidmm.generate.words import stop_ids
+from liquidmm.generate.detokenize import stop_tokens
+from liquidmm.generate.sampling import DEFAULT_CHAT_SAMPLING
 from liquidmm.model.checkpoint import (
     IMAGE_TOKENIZER_FOLDER,
     Checkpoint,
@@ -125,7 +125,7 @@ def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
         checkpoint.processor.tokenizer.chat_template = sequences.chat_template
     generation: Any = model.generation_config
     generation._from_model_config = False
-    generation.eos_token_id = sorted(stop_ids(model, sequences))
+    generation.eos_token_id = sorted(stop_tokens(model, sequences))
     if not generation.do_sample:
         generation.update(
             do_sample=True,

@@ -65,8 +65,8 @@ class Question:
     """A question with its only correct answer."""
 
     task: str
-    """What it tests: presence, count, relation, which, place, comparison, list or "colour", a name
-    that is part of the published data."""
+    """What it tests: presence, count, relation, which, place, comparison, list or `colour`, the
+    name in the published data."""
     text: str
     """The question."""
     answer: str
