@@ -79,3 +79,17 @@ def test_gpu_without_cuda_is_one_line(gpu, tmp_path):
     assert done.stderr.count("\n") == 1
     assert "no CUDA device" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_stand_in_has_every_name_in_use():
+    source = SCRIPT.parents[1] / "src" / "liquidmm"
+    found = {
+        name.strip()
+        for file in source.rglob("*.py")
+        for names in re.findall(
+            r"^from annotated_types import (.+)$", file.read_text("utf-8"), re.M
+        )
+        for name in names.split(",")
+    }
+    stand_in = (SCRIPT.parent / "stand_ins" / "annotated_types.py").read_text(encoding="utf-8")
+    assert found <= set(re.findall(r"^class (\w+)", stand_in, re.MULTILINE))
