@@ -47,6 +47,7 @@ def test_candidates_generate_same_codes(task):
     assert len({len(prompt) for prompt in task.prompts()[0]}) > 1
 
 
+@pytest.mark.slow  # starts processes
 def test_score_codes_float32_agrees_with_itself(task):
     counts = run_once(partial(score_codes, task, EngineConfig()), "cpu").counts
     assert counts["agreement"] == 1
