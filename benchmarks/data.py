@@ -15,7 +15,7 @@ import click
 from _encoding import MODELS, PRECISIONS, EncodingSizes, measure_encoding
 from _loading import LoadingSizes, measure_loading
 from _results import SECONDS, Integers, Names, Result, machine, script
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.runtime import resolve_device
 
 PARTS = ("encoding", "loading")

@@ -32,8 +32,8 @@ from _reference import generate_reference, generate_static
 from _results import SECONDS, Integers, Names, Result, machine, progress, script
 from _workloads import SHAPES, GenerationTask, Shape, llama
 from liquidmm.generate.engine import Engine, EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL
-from liquidmm.generate.requests import ImageRequest, Request, TextRequest
+from liquidmm.generate.liquid import DEFAULT_MODEL
+from liquidmm.generate.requests import ImageRequest, TextRequest, TokenRequest
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.runtime import resolve_device
 
@@ -59,11 +59,11 @@ class _Settings:
 
     def engines(self, batch_size: int) -> dict[str, EngineConfig]:
         """Return the engine of our two candidates: the default one and the fastest one."""
-        rows = 2 * batch_size
-        weights: Any = None if self.on_gpu else self.best
+        slots = 2 * batch_size
+        quantize: Any = None if self.on_gpu or self.best != "int8" else "int8"
         return {
-            "ours": EngineConfig(rows=rows),
-            "best": EngineConfig(rows=rows, weights=weights, graphs=self.on_gpu),
+            "ours": EngineConfig(slots=slots),
+            "best": EngineConfig(slots=slots, quantize=quantize, cuda_graphs=self.on_gpu),
         }
 
 
@@ -103,7 +103,7 @@ def main(
     result.settings |= {
         "codes_of_an_image": codes,
         "seconds": settings.seconds,
-        "best": {"weights": best.weights, "graphs": best.graphs},
+        "best": {"quantize": best.quantize, "cuda_graphs": best.cuda_graphs},
     }
     for model in models if "speed" in only else ():
         source = checkpoint if model == "default" else SHAPES[model]
@@ -201,7 +201,7 @@ def generate_ours(task: GenerationTask, config: EngineConfig, pacer: Pacer) -> N
             seed, before = seed + task.batch_size, 0
             handles = [engine.submit(request) for request in image_requests(task, seed)]
         engine.step()
-        codes = sum(handle.drawn for handle in handles)
+        codes = sum(handle.sampled for handle in handles)
         pacer.count(codes=codes - before, steps=1)
         before = codes
 
@@ -232,7 +232,7 @@ def score_codes(task: GenerationTask, config: EngineConfig, pacer: Pacer) -> Non
     """Generate greedy codes and score them with the stock float32 model."""
     while pacer.wait():
         engine = engine_of(task, task.language_model(), config)
-        generated = engine.pictures(image_requests(task, 0))
+        generated = engine.generate_codes(image_requests(task, 0))
         del engine
         model, (prompts, unconditional) = task.language_model(torch.float32), task.prompts()
         agreement, gap = [], []
@@ -280,7 +280,7 @@ def measure_memory(result: Result, device: str, requests: int) -> None:
     task = GenerationTask(source=shape, batch_size=8, codes=16, device=device)
     steps = max(2, requests // BATCH_REQUESTS)
     try:
-        with Worker(partial(answer_requests, task, EngineConfig(rows=16)), device) as worker:
+        with Worker(partial(answer_requests, task, EngineConfig(slots=16)), device) as worker:
             resident = [worker.run().counts["resident"] for _ in range(steps)]
     except CandidateError as error:
         result.skip("memory_growth", str(error))
@@ -300,13 +300,13 @@ def answer_requests(task: GenerationTask, config: EngineConfig, pacer: Pacer) ->
     engine = engine_of(task, task.language_model(), config)
     requests = _mixed_requests(task)
     while pacer.wait():
-        for _ in engine.answers([next(requests) for _ in range(BATCH_REQUESTS)]):
+        for _ in engine.run([next(requests) for _ in range(BATCH_REQUESTS)]):
             pass
         gc.collect()
         pacer.count(resident=resident_memory() or 0)
 
 
-def _mixed_requests(task: GenerationTask) -> Iterator[Request]:
+def _mixed_requests(task: GenerationTask) -> Iterator[TokenRequest]:
     """Yield images, guided or not, and texts with and without images, endlessly."""
     prompts, _ = task.prompts()
     unguided = SamplingConfig(guidance=1.0, top_k=0, top_p=1.0)
@@ -322,7 +322,7 @@ def _mixed_requests(task: GenerationTask) -> Iterator[Request]:
                 prompt=prompt[: 1 + number % len(prompt)],
                 max_tokens=1 + number * 7 % 40,
                 sampling=unguided,
-                picture_sampling=task.sampling,
+                image_sampling=task.sampling,
                 seed=number,
                 grid=grid if number % 4 else None,
             )

@@ -26,7 +26,7 @@ from _reference import padded_efficiency, train_padded
 from _results import SECONDS, Names, Result, machine, progress, script
 from _workloads import SHAPES, Shape, TrainingTask
 from liquidmm.config import load_run
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.runtime import resolve_device
 from liquidmm.train.config import LoopConfig, TrainConfig
 from liquidmm.train.flops import flops_per_token, mfu, peak_flops

@@ -34,7 +34,7 @@ cat >"$out/chat-input.txt" <<'END'
 Hello! Who are you?
 /image examples/video-camera.png
 What does this picture show?
-/draw a kangaroo, twemoji style
+/generate a kangaroo, twemoji style
 END
 sed 's/^/> /' "$out/chat-input.txt"
 "$liquid" chat --out "$out" <"$out/chat-input.txt" | tee "$out/chat-answers.txt"

@@ -1,9 +1,9 @@
-"""Print ten conversations with a checkpoint as Markdown, as `liquid chat --seed 0` holds them.
+"""Print ten conversations with a checkpoint as Markdown, as in `liquid chat --seed 0`.
 
     python scripts/transcripts.py [CHECKPOINT] > docs/chats.md
 
-Each conversation is a list of lines; `image:PATH` attaches a picture to the next line. Nothing is
-chosen or drawn again. Drawn pictures go to docs/chats/.
+Each conversation is a list of lines; `image:PATH` attaches an image to the next line. Nothing is
+selected or repeated. Generated images go to docs/chats/.
 """
 
 import sys
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from liquidmm import load
 from liquidmm.files import atomic_file
-from liquidmm.generate.conversation import Conversation
-from liquidmm.generate.reply import Picture
+from liquidmm.generate.chat import Conversation
+from liquidmm.generate.outputs import ImagePiece, TextPiece
 
 CONVERSATIONS = (
     ("Hello!", "Who are you?", "What can you do?"),
@@ -34,13 +34,13 @@ CONVERSATIONS = (
 
 HEADER = """# Ten conversations
 
-With the default model, printed by `python scripts/transcripts.py > docs/chats.md`; seed 0, nothing
-chosen or repeated. The last one asks for what a model of this size does not know.
+The default model with seed 0, printed by `python scripts/transcripts.py > docs/chats.md`. Nothing
+was selected or repeated. The last one asks for facts that a model of this size does not know.
 """
 
 
 def main() -> None:
-    """Hold the conversations and print them."""
+    """Run the conversations and print them."""
     liquid = load(sys.argv[1] if len(sys.argv) > 1 else None)
     folder = Path("docs/chats")
     out = sys.stdout.write
@@ -56,12 +56,12 @@ def main() -> None:
                 continue
             out(f"\n**You:** {line}\n\n**Liquid:** ")
             for piece in conversation.say(line):
-                if isinstance(piece, Picture):
+                if isinstance(piece, ImagePiece):
                     path = folder / f"{number}.png"
                     with atomic_file(path) as temporary:
                         piece.image.save(temporary)
-                    out(f"![drawn]({path.relative_to('docs')})")
-                else:
+                    out(f"![generated]({path.relative_to('docs')})")
+                elif isinstance(piece, TextPiece):
                     out(piece.text)
             out("\n")
 

@@ -1,5 +1,6 @@
-"""The model that ships: it loads without network, is small, and does each thing once."""
+"""The built-in model: it loads without network, is small and does each task once."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from liquidmm.generate.backends.cpu.ffi import find_library
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.liquid import DEFAULT_MODEL, load
+from liquidmm.generate.outputs import ImageRows, ImageStep
 from liquidmm.generate.requests import ImageRequest
 from liquidmm.generate.sampling import SamplingConfig
 
@@ -20,17 +23,26 @@ def liquid():
     return load(device="cpu")
 
 
-def test_the_same_seed_draws_the_same_picture(liquid):
+def test_same_seed_generates_same_image(liquid):
     once, again, other = liquid.generate_images(["a red apple, noto style"] * 3, seeds=[1, 1, 2])
     assert once.size == (64, 64)
     assert once.tobytes() == again.tobytes()
     assert once.tobytes() != other.tobytes()
-    assert once.tobytes() == liquid.draw("a red apple, noto style", seed=1).tobytes()
+    assert once.tobytes() == liquid.generate_image("a red apple, noto style", seed=1).tobytes()
+
+
+@pytest.mark.skipif(isinstance(find_library(), str), reason="needs the C backend")
+def test_image_codes_are_these(liquid):
+    """The same seed gives the same image in every version, bit for bit."""
+    codes = liquid.generate_codes(["a red apple, noto style", "an octopus"], seeds=[0, 1])
+    assert liquid.engine.backend_kind == "cpu"
+    hashes = [hashlib.sha256(grid.numpy().tobytes()).hexdigest()[:16] for grid in codes]
+    assert hashes == ["79fd35e03f65d300", "4c1a9ae73f50a8d3"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_seed_draws_the_same_in_a_batch_of_64_and_streamed(guidance):
-    liquid = load(device="cpu", engine=EngineConfig(rows=128))
+def test_seed_result_same_in_batch_of_64_and_streamed(guidance):
+    liquid = load(device="cpu", engine=EngineConfig(slots=128))
     sampling = SamplingConfig(guidance=guidance, temperature=1.0, top_k=1024, top_p=0.96)
     sequences = liquid.checkpoint.processor.sequences
     prompts = [
@@ -39,25 +51,26 @@ def test_a_seed_draws_the_same_in_a_batch_of_64_and_streamed(guidance):
     ]
     requests = [
         ImageRequest(
-            prompt=prompts[seed % 3], grid=(3, 4), sampling=sampling, seed=seed, preview_rows=1
+            prompt=prompts[seed % 3], grid=(3, 4), sampling=sampling, seed=seed, preview_every=1
         )
         for seed in range(64)
     ]
-    many = liquid.engine.pictures(requests)
+    many = liquid.engine.generate_codes(requests)
     for seed in (0, 31, 63):
-        *rows, picture, _ = liquid.engine.stream(requests[seed])
-        assert torch.equal(picture.codes, many[seed])
-        assert [len(step.codes) for step in rows] == [1, 2]
+        events = [event for _, event in liquid.engine.run([requests[seed]])]
+        [image] = [event for event in events if isinstance(event, ImageStep)]
+        assert torch.equal(image.codes, many[seed])
+        assert [len(event.codes) for event in events if isinstance(event, ImageRows)] == [1, 2]
 
 
-def test_it_reads_and_talks(liquid):
-    picture = ROOT / "examples" / "octopus.png"
-    assert liquid.describe(picture).strip()
-    assert liquid.ask(picture, "What is this?").strip()
+def test_describe_ask_and_chat(liquid):
+    image = ROOT / "examples" / "octopus.png"
+    assert liquid.describe(image).strip()
+    assert liquid.ask(image, "What is this?").strip()
     assert liquid.chat([{"role": "user", "content": "Hello!"}]).text.strip()
 
 
-def test_plain_transformers_loads_it(liquid):
+def test_transformers_loads_it(liquid):
     model = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     vocabulary = liquid.checkpoint.vocabulary
@@ -71,6 +84,6 @@ def test_files_stay_small():
     assert sum(file.stat().st_size for file in files) < 90e6
 
 
-def test_its_sampling_is_its_own():
+def test_saved_sampling_has_known_fields():
     settings = json.loads((DEFAULT_MODEL / "processor_config.json").read_text(encoding="utf-8"))
     assert set(settings["sampling"]) <= {"guidance", "temperature", "top_k", "top_p", "greedy"}

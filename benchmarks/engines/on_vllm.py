@@ -90,7 +90,7 @@ class Comparison:
         """Compare captions, answers and chat with transformers."""
         from transformers import AutoTokenizer
 
-        from liquidmm.generate.words import words
+        from liquidmm.generate.detokenize import detokenize
 
         client, found = self.client, self.found
         written = [client.describe(self.grid, max_tokens=found["text_ids"])]
@@ -104,7 +104,7 @@ class Comparison:
         ]
         tokenizer = AutoTokenizer.from_pretrained(found["folder"])
         runs = [run for mode in ("describe", "ask", "chat") for run in found["text"][mode]]
-        expected = [words(tokenizer, run["ids"]).strip() for run in runs]
+        expected = [detokenize(tokenizer, run["ids"]).strip() for run in runs]
         same = sum(got == text for got, text in zip(written, expected, strict=True))
         return {"texts": len(expected), "equal_texts": same}
 

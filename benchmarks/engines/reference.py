@@ -22,8 +22,8 @@ from transformers.tokenization_utils_base import generate_merges
 import liquidmm
 from liquidmm.export.export import export_checkpoint
 from liquidmm.export.gguf_model import FAMILIES
+from liquidmm.generate.detokenize import stop_tokens
 from liquidmm.generate.sampling import SamplingConfig
-from liquidmm.generate.words import stop_ids
 from liquidmm.model.checkpoint import Checkpoint, quiet
 from liquidmm.model.expand import ExpandConfig, expand
 from liquidmm.prompts import CHATML_TEMPLATE
@@ -78,9 +78,9 @@ def default_model(out: Path) -> dict[str, Any]:
     for name, dtype in (("vllm", "float32"), ("gguf", "float32"), ("gguf", "q8_0")):
         export_checkpoint(MODEL, out / (name if name == "vllm" else f"{name}-{dtype}"), name, dtype)
     checkpoint = Checkpoint.load(MODEL, device="cpu", dtype="float32")
-    liquid = liquidmm.Liquid.from_checkpoint(checkpoint)
+    liquid = liquidmm.Liquid(checkpoint)
     sequences = checkpoint.processor.sequences
-    grid = liquid.encode(liquid.draw("a kangaroo, twemoji style"))
+    grid = liquid.encode(liquid.generate_image("a kangaroo, twemoji style"))
     prompts = [sequences.text_to_image_prompt(prompt) for prompt in PROMPTS]
     other, seeds = sequences.unconditional_prompt(), list(range(10, 10 + len(PROMPTS)))
     return {
@@ -114,7 +114,7 @@ def sampled(liquid: Any, seeds: list[int], config: SamplingConfig) -> dict[str, 
 def texts(checkpoint: Checkpoint, grid: torch.Tensor) -> dict[str, Any]:
     """Return a caption, answers and chats."""
     model, sequences = checkpoint.model, checkpoint.processor.sequences
-    stop = stop_ids(model, sequences)
+    stop = stop_tokens(model, sequences)
     chats = [[{"role": "user", "content": text}] for text in TEXTS]
     asked = [[{"role": "user", "content": "<image>" + text}] for text in QUESTIONS]
     prompts = {

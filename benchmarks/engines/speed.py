@@ -40,9 +40,10 @@ def our_seconds(engine: Engine) -> float:
         prompt=PROMPT,
         max_tokens=TOKENS + 1,
         sampling=GREEDY_SAMPLING,
-        picture_sampling=GREEDY_SAMPLING,
+        image_sampling=GREEDY_SAMPLING,
     )
-    times = [time.perf_counter() for step in engine.stream(request) if isinstance(step, TextStep)]
+    events = engine.run([request])
+    times = [time.perf_counter() for _, event in events if isinstance(event, TextStep)]
     assert len(times) == TOKENS + 1
     return times[-1] - times[0]
 
@@ -86,7 +87,7 @@ def main(out: Path, checkpoint: Path) -> None:
             processor.vocabulary,
             unconditional=processor.sequences.unconditional_prompt(),
             stop=[],
-            config=EngineConfig(rows=2, weights=weights),
+            config=EngineConfig(slots=2, quantize="int8" if weights == "int8" else None),
         )
         for weights in ("float32", "int8")
     }

@@ -1,7 +1,7 @@
-"""Liquid: one language model that reads and writes text and images as one stream of ids.
+"""Liquid: one language model that reads and writes text and images as one sequence of tokens.
 
-Contract: the names below are the public interface. They are loaded on first use, so that
-`import liquidmm` costs milliseconds and imports neither torch nor transformers.
+The names below are the public interface. They are imported on first use, so that `import liquidmm`
+takes milliseconds and imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from liquidmm.errors import LiquidError
     from liquidmm.generate.engine import EngineConfig
-    from liquidmm.generate.jobs import Job
-    from liquidmm.generate.liquid import Liquid
-    from liquidmm.generate.load import load
+    from liquidmm.generate.liquid import Liquid, load
+    from liquidmm.generate.requests import GenerationRequest
     from liquidmm.generate.sampling import SamplingConfig
     from liquidmm.model.expand import expand
     from liquidmm.model.processor import LiquidProcessor
@@ -24,7 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EngineConfig",
-    "Job",
+    "GenerationRequest",
     "Liquid",
     "LiquidError",
     "LiquidProcessor",
@@ -37,14 +36,14 @@ __all__ = [
 
 _HOMES = {
     "EngineConfig": "liquidmm.generate.engine",
-    "Job": "liquidmm.generate.jobs",
+    "GenerationRequest": "liquidmm.generate.requests",
     "Liquid": "liquidmm.generate.liquid",
     "LiquidError": "liquidmm.errors",
     "LiquidProcessor": "liquidmm.model.processor",
     "SamplingConfig": "liquidmm.generate.sampling",
     "Vocabulary": "liquidmm.vocabulary",
     "expand": "liquidmm.model.expand",
-    "load": "liquidmm.generate.load",
+    "load": "liquidmm.generate.liquid",
 }
 
 

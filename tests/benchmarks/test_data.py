@@ -25,7 +25,7 @@ from _results import Result
 from data import main
 from liquidmm.data.shards import read_shards, verify
 from liquidmm.errors import LiquidError
-from liquidmm.generate.load import DEFAULT_MODEL
+from liquidmm.generate.liquid import DEFAULT_MODEL
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 

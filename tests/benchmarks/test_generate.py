@@ -41,7 +41,7 @@ def test_candidates_generate_same_codes(task):
     reference = torch.stack(list(reference_loop(model, task)), dim=1)
     steps = []
     static_generate(model, task, steps.append)
-    ours = engine_of(task, model, EngineConfig()).pictures(image_requests(task, 0))
+    ours = engine_of(task, model, EngineConfig()).generate_codes(image_requests(task, 0))
     assert reference.tolist() == torch.stack(steps, dim=1).tolist()
     assert reference.tolist() == torch.cat(ours).tolist()
     assert len({len(prompt) for prompt in task.prompts()[0]}) > 1
@@ -80,7 +80,7 @@ def test_generate_script_json_has_every_figure(run_script, checkpoint_folder):
     found = run_script(
         "generate",
         *("--checkpoint", checkpoint_folder, "--models", "default", "--batches", 1),
-        *("--seconds", 0.4, "--codes", 6, "--requests", 100, "--best", "bfloat16"),
+        *("--seconds", 0.4, "--codes", 6, "--requests", 100, "--best", "int8"),
         *("--device", "cpu"),
     )
     for name in (
@@ -102,4 +102,4 @@ def test_generate_script_json_has_every_figure(run_script, checkpoint_folder):
     assert found["figures"]["default_best_score_gap"]["value"] < 0.1
     assert abs(found["figures"]["memory_growth"]["value"]) < 20
     assert found["missing"] == {}
-    assert found["settings"]["best"] == {"weights": "bfloat16", "graphs": False}
+    assert found["settings"]["best"] == {"quantize": "int8", "cuda_graphs": False}

@@ -10,13 +10,13 @@ from liquidmm.generate.liquid import Liquid
 from liquidmm.model.checkpoint import Checkpoint
 
 
-def test_describe_prints_what_python_says(
+def test_describe_prints_python_caption(
     checkpoint_folder: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     Image.new("RGBA", (30, 20), (0, 255, 0, 128)).save(tmp_path / "green.png")
     arguments = [str(tmp_path / "green.png"), "--checkpoint", str(checkpoint_folder)]
     result = CliRunner().invoke(main, ["describe", *arguments, "--device", "cpu"])
     assert result.exit_code == 0
-    caption = Liquid.from_checkpoint(checkpoint).describe(tmp_path / "green.png")
+    caption = Liquid(checkpoint).describe(tmp_path / "green.png")
     assert result.stdout == caption + "\n"
     assert result.stderr == ""

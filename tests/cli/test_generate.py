@@ -21,7 +21,7 @@ def run(checkpoint_folder: Path):
     return invoke
 
 
-def test_one_picture_is_written_and_its_path_printed(run, tmp_path: Path) -> None:
+def test_image_is_written_and_path_printed(run, tmp_path: Path) -> None:
     out = tmp_path / "new" / "apple.png"
     result = run("a red apple", "-o", out)
     assert result.exit_code == 0
@@ -31,7 +31,7 @@ def test_one_picture_is_written_and_its_path_printed(run, tmp_path: Path) -> Non
     assert [path.name for path in out.parent.iterdir()] == ["apple.png"]
 
 
-def test_the_same_seed_gives_the_same_file_and_replaces_it(run, tmp_path: Path) -> None:
+def test_same_seed_gives_same_file_and_replaces_it(run, tmp_path: Path) -> None:
     out, other = tmp_path / "a.png", tmp_path / "b.png"
     arguments = ["a red apple", "--temperature", 3, "--top-k", 0, "--top-p", 1]
     assert run(*arguments, "-o", out, "--seed", 5).exit_code == 0
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_file_and_replaces_it(run, tmp_path: Path) 
     assert other.read_bytes() != first
 
 
-def test_n_pictures_are_numbered_and_take_the_next_seeds(run, tmp_path: Path) -> None:
+def test_n_images_are_numbered_with_next_seeds(run, tmp_path: Path) -> None:
     result = run("an apple", "-n", 3, "-o", tmp_path / "x.png", "--seed", 7)
     paths = [tmp_path / f"x-{number}.png" for number in (1, 2, 3)]
     assert result.stdout.splitlines() == [str(path) for path in paths]
@@ -52,18 +52,18 @@ def test_n_pictures_are_numbered_and_take_the_next_seeds(run, tmp_path: Path) ->
     assert single.read_bytes() == paths[1].read_bytes()
 
 
-def test_a_grid_is_one_file(run, tmp_path: Path) -> None:
+def test_grid_is_one_file(run, tmp_path: Path) -> None:
     result = run("an apple", "-n", 4, "--grid", "-o", tmp_path / "x.webp", "--guidance", 1)
     assert result.stdout == f"{tmp_path / 'x.webp'}\n"
     with Image.open(tmp_path / "x.webp") as image:
         assert image.width == image.height > 32
 
 
-def test_a_trained_size_is_taken_and_a_malformed_one_is_wrong_usage(run, tmp_path: Path) -> None:
+def test_size_trained_accepted_malformed_rejected(run, tmp_path: Path) -> None:
     assert run("an apple", "--size", "16x16", "-o", tmp_path / "x.png").exit_code == 0
     result = run("an apple", "--size", "large", "-o", tmp_path / "y.png")
     assert result.exit_code == 2
-    assert "'large' is no size. Write width x height, as 512x512." in result.stderr
+    assert "512x512, got 'large'" in result.stderr
 
 
 def test_help_and_parsing_import_no_torch() -> None:
@@ -75,64 +75,68 @@ def test_help_and_parsing_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_picture_may_be_about_pictures_and_be_previewed(run, tmp_path: Path) -> None:
+def test_input_images_and_previews(run, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
     plain, about = tmp_path / "plain.png", tmp_path / "about.png"
     assert run("an apple", "-o", plain, "--temperature", 2).exit_code == 0
     images = ["--image", tmp_path / "red.png", "--image", tmp_path / "red.png"]
-    result = run("an apple", "-o", about, "--temperature", 2, "--preview", 1, *images)
+    result = run("an apple", "-o", about, "--temperature", 2, "--preview-every", 1, *images)
     assert result.stdout == f"{about}\n"
     assert about.read_bytes() != plain.read_bytes()
     shown = tmp_path / "shown.png"
-    assert run("an apple", "-o", shown, "--temperature", 2, "--preview", 1).exit_code == 0
+    assert run("an apple", "-o", shown, "--temperature", 2, "--preview-every", 1).exit_code == 0
     assert shown.read_bytes() == plain.read_bytes()
 
 
-def test_a_file_of_jobs_is_done_and_what_is_wrong_is_told(run, tmp_path: Path) -> None:
+def test_batch_file_answers_valid_and_reports_invalid(run, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
     lines = [
         {"prompt": "an apple", "n": 2, "seed": 7},
         {"mode": "caption", "images": [str(tmp_path / "red.png")], "max_tokens": 5},
-        {"mode": "picutre", "prompt": "a"},
+        {"mode": "imgae", "prompt": "a"},
         {"prompt": "an apple", "guidence": 2},
         {"mode": "text", "prompt": "Hello", "max_tokens": 3},
     ]
-    file = tmp_path / "jobs.jsonl"
+    file = tmp_path / "batch.jsonl"
     file.write_text("\n".join([*map(json.dumps, lines), "", "no json"]))
-    result = run("--jobs", file, "-o", tmp_path / "out")
+    result = run("--batch-file", file, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    told = [json.loads(line) for line in result.stdout.splitlines()]
-    errors = {row["job"]: row["error"] for row in told if "error" in row}
+    printed = [json.loads(line) for line in result.stdout.splitlines()]
+    errors = {row["request"]: row["error"] for row in printed if "error" in row}
     assert set(errors) == {3, 4, 7}
-    assert "mode: 'picutre' is unknown. Did you mean 'picture'?" in errors[3]
-    assert "jobs.jsonl:4: guidence: is an unknown key. Did you mean 'guidance'?" in errors[4]
-    assert "jobs.jsonl:7: is no JSON" in errors[7]
-    rows = {(row["job"], row["sample"]): row for row in told if "error" not in row}
+    assert "mode: 'imgae' is unknown. Did you mean 'image'?" in errors[3]
+    assert "batch.jsonl:4: guidence: unknown key. Did you mean 'guidance'?" in errors[4]
+    assert "batch.jsonl:7: is not valid JSON" in errors[7]
+    rows = {(row["request"], row["sample"]): row for row in printed if "error" not in row}
     assert set(rows) == {(1, 1), (1, 2), (2, 1), (5, 1)}
     second = tmp_path / "second.png"
     assert run("an apple", "--seed", 8, "-o", second).exit_code == 0
     assert Path(rows[1, 2]["images"][0]).read_bytes() == second.read_bytes()
     assert rows[2, 1]["images"] == []
     file.write_text(json.dumps(lines[0]))
-    result = run("--jobs", file, "-o", tmp_path / "again")
+    result = run("--batch-file", file, "-o", tmp_path / "again")
     assert result.exit_code == 0
     assert len(list((tmp_path / "again").iterdir())) == 2
 
 
-def test_jobs_stand_alone(run, tmp_path: Path) -> None:
-    file = tmp_path / "jobs.jsonl"
-    for arguments, words in (
-        (["an apple", "--jobs", file], "jobs: 'prompt' stands beside it"),
-        (["--jobs", file, "--seed", 3], "jobs: 'seed' stands beside it"),
-        (["--jobs", file], "jobs.jsonl: can't be read"),
+def test_invalid_combinations_of_options(run, tmp_path: Path) -> None:
+    file = tmp_path / "batch.jsonl"
+    for arguments, message in (
+        (["an apple", "--batch-file", file], "PROMPT: cannot be combined with --batch-file"),
+        (["--batch-file", file, "--seed", 3], "--seed: cannot be combined with --batch-file"),
+        (["--batch-file", file], "batch.jsonl: cannot be read"),
         (["--image", file], "prompt: is empty"),
-        (["a", "--preview", -1], "preview: must be at least 1"),
-        (["a", "--preview", 1, "-n", 2], "preview: shows one picture, and n is 2"),
-        (["a", "--weights", "int3"], "weights: 'int3' is unknown"),
-        (["a", "--top-k", 17], "sampling.top_k: 17 is above the 16 codes"),
+        (["a", "--preview-every", -1], "preview_every: expected a number of at least 0, got -1"),
+        (
+            ["a", "--preview-every", 1, "-n", 2],
+            "--preview-every: works with one image, but -n is",
+        ),
+        (["a", "--quantize", "int3"], "quantize: 'int3' is unknown"),
+        (["a", "--dtype", "int3"], "dtype: unknown dtype 'int3'"),
+        (["a", "--top-k", 17], "top_k: expected an integer from 0 (off) to 16"),
     ):
         result = run(*arguments, "-o", tmp_path / "x.png")
         assert result.exit_code == 1
-        assert words in result.stderr, result.stderr
+        assert message in result.stderr, result.stderr
     file.write_text("\n")
-    assert "holds no job" in run("--jobs", file).stderr
+    assert "contains no requests" in run("--batch-file", file).stderr

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from liquidmm.cli import main
-from liquidmm.generate import load as loading
+from liquidmm.generate import liquid as loading
 from liquidmm.icons import build as building
 
 
@@ -90,7 +90,7 @@ def test_replay_drops_truncated_answers(monkeypatch, tmp_path):
     seen: list[Any] = []
 
     class Model:
-        def run(self, requests):
+        def generate(self, requests):
             seen.extend(requests)
             for request in requests:
                 finish = "length" if "dog" in request.prompt else "stop"

@@ -133,8 +133,3 @@ def test_config_out_of_range_rejected(options: dict[str, int]) -> None:
     (name, value), *_ = options.items()
     with pytest.raises(ConfigError, match=f"{name}.*{value}"):
         EvaluateConfig(**options)  # type: ignore[arg-type]
-
-
-def test_config_with_dtype_and_quantize_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"quantize.*int8.*bfloat16"):
-        EvaluateConfig(dtype="bfloat16", quantize="int8")

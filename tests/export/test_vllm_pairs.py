@@ -75,18 +75,18 @@ def test_guided_request_none_for_other_requests(settings, extra):
         ({GUIDANCE: None}, "liquid_guidance: is missing. Give all of liquid_pair, liquid_role"),
         ({PAIR: ""}, "liquid_pair: expected a name"),
         ({ROLE: "both"}, "liquid_role: expected conditional or unconditional, got 'both'"),
-        ({GUIDANCE: -1}, "sampling.guidance: -1 is out of range"),
+        ({GUIDANCE: -1}, "guidance: expected a number of at least 0, got -1"),
         ({GUIDANCE: "7"}, "liquid_guidance: expected a number, got '7'"),
-        ({GUIDANCE: math.inf}, "sampling.guidance: inf is out of range"),
+        ({GUIDANCE: math.inf}, "guidance: expected a number of at least 0, got inf"),
         ({CODES: 0}, "liquid_codes: expected at least 1, got 0"),
         ({CODES: 2.5}, "liquid_codes: expected an integer, got 2.5"),
         ({CODES: math.nan}, "liquid_codes: expected an integer, got nan"),
         ({CODES: True}, "liquid_codes: expected a number, got True"),
         ({SEED: None}, "liquid_seed: is missing"),
         ({SEED: 1.5}, "liquid_seed: expected an integer, got 1.5"),
-        ({SEED: -1}, "seed: must be from 0 to 2**63 - 1"),
+        ({SEED: -1}, "seed: expected an integer from 0 to 2**63 - 1, got -1"),
         ({"n": 2}, "n: expected 1 for a request of a pair, got 2"),
-        ({"top_p": 0.0}, "sampling.top_p: 0.0 is out of range"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0 and of at most 1, got 0.0"),
     ],
 )
 def test_guided_request_invalid_argument_raises(settings, changes, words):
@@ -202,9 +202,7 @@ def test_sampler_forgets_old_stopped_pairs(logits, vocabulary):
 def test_sampler_codes_equal_liquid(checkpoint, vocabulary, engine, sampling):
     """The rows move in each step, and a text request is among them."""
     sequences, seeds = checkpoint.processor.sequences, [3, 4, 5]
-    expected = liquidmm.Liquid.from_checkpoint(checkpoint).generate_codes(
-        PROMPTS, seeds=seeds, sampling=sampling
-    )
+    expected = liquidmm.Liquid(checkpoint).generate_codes(PROMPTS, seeds=seeds, sampling=sampling)
     text = CompletionRequest(
         prompt=tuple(sequences.text("a cup of tea")),
         max_tokens=20,

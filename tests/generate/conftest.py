@@ -1,4 +1,4 @@
-"""Tiny models of many families, with weights wild enough that ids differ."""
+"""Tiny models of many families, with random weights large enough that tokens vary."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import pytest
 import torch
 import transformers
 
-from liquidmm.generate.decoders.choice import Kind, make_decoder
-from liquidmm.generate.decoders.decoder import Decoder
-from liquidmm.generate.decoders.library import find_library
+from liquidmm.generate.backends import Backend, BackendKind, make_backend
+from liquidmm.generate.backends.cpu.ffi import find_library
 from liquidmm.vocabulary import Vocabulary
 
-NATIVE = not isinstance(find_library(), str)
-"""Whether the decoder in C was compiled; `test_native` tells where it should have been."""
+COMPILED = not isinstance(find_library(), str)
+"""Whether the C backend was compiled; `backends/test_cpu` fails if it should have been."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what needs the decoder in C on a machine that had no compiler."""
-    if "native" in item.nodeid and not NATIVE and shutil.which("cc") is None:
+    """Skip tests of the C backend on a machine without a compiler."""
+    if "cpu" in item.nodeid and not COMPILED and shutil.which("cc") is None:
         pytest.skip("needs a C compiler at installation")
 
 
@@ -62,12 +61,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> class and what its configuration adds."""
 
-BY_HAND = {name for name in FAMILIES if name.split()[0] in ("llama", "qwen2", "qwen3", "gemma")} | {
-    "mistral"
-}
-"""Those that are written by hand."""
+LLAMA_LIKE = {
+    name for name in FAMILIES if name.split()[0] in ("llama", "qwen2", "qwen3", "gemma")
+} | {"mistral"}
+"""Those that the "torch" backend runs."""
 ODD = {"llama odd heads"}
-"""Those of them that `native` can't run."""
+"""Those of them that the "cpu" backend cannot run."""
 
 
 def make_model(family: str, **changes: Any) -> Any:
@@ -113,32 +112,32 @@ def model(family: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def by_hand(family: str) -> bool:
-    """Whether the family is written by hand."""
-    return family in BY_HAND
+def llama_like(family: str) -> bool:
+    """Whether the family is Llama-like."""
+    return family in LLAMA_LIKE
 
 
 @pytest.fixture(scope="session")
-def kinds(family: str) -> list[Kind]:
-    """The decoders that run each family."""
-    if family not in BY_HAND:
-        return ["family"]
-    by_hand: list[Kind] = ["family", "packed"]
-    return [*by_hand, "native"] if NATIVE and family not in ODD else by_hand
+def kinds(family: str) -> list[BackendKind]:
+    """The backends that run each family."""
+    if family not in LLAMA_LIKE:
+        return ["transformers"]
+    kinds: list[BackendKind] = ["transformers", "torch"]
+    return [*kinds, "cpu"] if COMPILED and family not in ODD else kinds
 
 
 @pytest.fixture
-def decoders(model: Any, kinds: list[Kind]) -> list[Decoder]:
-    """The decoders of each family, with room for four rows."""
-    found = [make_decoder(model, None, kind) for kind in kinds]
-    for decoder in found:
-        decoder.reserve(4, CONTEXT)
+def backends(model: Any, kinds: list[BackendKind]) -> list[Backend]:
+    """The backends of each family, with four slots."""
+    found = [make_backend(model, kind) for kind in kinds]
+    for backend in found:
+        backend.reserve(4, CONTEXT)
     return found
 
 
 @pytest.fixture(scope="session")
 def llama() -> Any:
-    """A Llama with grouped heads and a head of its own."""
+    """A Llama with grouped-query attention and an untied head."""
     return make_model("llama")
 
 
@@ -150,7 +149,7 @@ def make() -> Callable[..., Any]:
 
 @pytest.fixture
 def vocabulary() -> Vocabulary:
-    """Where text and codes of these models lie."""
+    """The vocabulary of these models."""
     return VOCABULARY
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from liquidmm.errors import CheckpointError, ConfigError
-from liquidmm.generate.noise import exponential
+from liquidmm.generate.rng import exponential
 from liquidmm.generate.sampling import (
     Sampler,
     SamplingConfig,
-    check_good,
+    check_valid,
     guide,
     reference_sampling,
 )
@@ -30,17 +30,17 @@ def spread(logits: torch.Tensor, *configs: SamplingConfig) -> list[list[float]]:
     return torch.zeros(logits.shape).scatter_(1, columns, probabilities).tolist()
 
 
-def draws(logits: torch.Tensor, config: SamplingConfig, count: int) -> list[int]:
-    """Columns that ``count`` seeds draw from one row."""
+def samples(logits: torch.Tensor, config: SamplingConfig, count: int) -> list[int]:
+    """Columns that ``count`` seeds sample from one row."""
     noise = exponential(
         torch.arange(count), torch.zeros(count, dtype=torch.long), torch.arange(logits.shape[-1])
     )
-    columns, good = Sampler([config] * count, "cpu").draw(logits.expand(count, -1), noise)
-    assert good.all()
+    columns, valid = Sampler([config] * count, "cpu").sample(logits.expand(count, -1), noise)
+    assert valid.all()
     return columns.tolist()
 
 
-def test_defaults_are_the_release() -> None:
+def test_defaults_equal_reference() -> None:
     config = SamplingConfig()
     assert (config.guidance, config.temperature, config.top_k, config.top_p) == (
         7.0,
@@ -65,12 +65,12 @@ def test_defaults_are_the_release() -> None:
         ("top_p", math.nan),
     ],
 )
-def test_values_out_of_range_are_named(field: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"^sampling\.{field}: {value} is out of range"):
+def test_value_out_of_range_raises(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}: expected .*got {value}"):
         SamplingConfig(**{field: value})
 
 
-def test_guidance_by_hand() -> None:
+def test_guide_formula() -> None:
     conditional, unconditional = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 3.0]])
     assert guide(conditional, unconditional, 7.0).tolist() == [[4.0, -4.0]]
     assert guide(conditional, unconditional, 0.0).tolist() == [[0.5, 3.0]]
@@ -78,7 +78,7 @@ def test_guidance_by_hand() -> None:
     assert both.tolist() == [[4.0, -4.0], [0.5, 3.0]]
 
 
-def test_a_row_guided_by_itself_is_itself() -> None:
+def test_guide_equal_rows_is_identity() -> None:
     torch.manual_seed(0)
     row = torch.randn(1, 500)
     assert torch.equal(guide(row, row, 7.0), row)
@@ -90,15 +90,15 @@ def test_guidance_is_computed_in_float32() -> None:
     )
 
 
-def test_the_release_keeps_the_likelier_half_of_any_codebook() -> None:
+def test_reference_sampling_keeps_half_of_codebook() -> None:
     assert reference_sampling(8192) == SamplingConfig()
     assert reference_sampling(16).top_k == 8
 
 
-def test_a_top_k_above_the_codebook_is_an_error() -> None:
+def test_top_k_above_codebook_raises() -> None:
     SamplingConfig(top_k=16).check_vocabulary(16, "codes")
     SamplingConfig(top_k=17, greedy=True).check_vocabulary(16, "codes")
-    with pytest.raises(ConfigError, match=r"^sampling\.top_k: 17 is above the 16 codes\..*0 to 16"):
+    with pytest.raises(ConfigError, match=r"^top_k: .*0 \(off\) to 16, the number of codes.*17"):
         SamplingConfig(top_k=17).check_vocabulary(16, "codes")
 
 
@@ -106,7 +106,7 @@ def test_plain_distribution_is_softmax() -> None:
     assert spread(logits_of(0.1, 0.2, 0.7), PLAIN)[0] == pytest.approx([0.1, 0.2, 0.7])
 
 
-def test_temperature_by_hand() -> None:
+def test_temperature_half_squares_odds() -> None:
     # Temperature 0.5 squares the odds: 1 : 4 : 49.
     config = SamplingConfig(temperature=0.5, top_k=0, top_p=1.0)
     assert spread(logits_of(0.1, 0.2, 0.7), config)[0] == pytest.approx([1 / 54, 4 / 54, 49 / 54])
@@ -118,7 +118,7 @@ def test_top_k_of_all_changes_nothing(k: int) -> None:
     assert spread(logits_of(0.1, 0.2, 0.7), config)[0] == pytest.approx([0.1, 0.2, 0.7])
 
 
-def test_top_k_by_hand() -> None:
+def test_top_k_keeps_likeliest() -> None:
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=1.0)
     assert spread(logits_of(0.1, 0.3, 0.6), config)[0] == pytest.approx([0.0, 1 / 3, 2 / 3])
 
@@ -133,26 +133,26 @@ def test_top_k_by_hand() -> None:
         (0.99, [0.15, 0.3, 0.5, 0.05]),
     ],
 )
-def test_top_p_keeps_the_smallest_group_that_reaches_p(p: float, expected: list[float]) -> None:
+def test_top_p_keeps_smallest_group(p: float, expected: list[float]) -> None:
     config = SamplingConfig(temperature=1.0, top_k=0, top_p=p)
     found = spread(logits_of(0.15, 0.3, 0.5, 0.05), config)[0]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_equally_likely_columns_are_kept_together() -> None:
+def test_top_p_keeps_ties_together() -> None:
     config = SamplingConfig(temperature=1.0, top_k=0, top_p=0.55)
     logits = logits_of(0.1, 0.2, 0.4, 0.2, 0.1)
     assert spread(logits, config)[0] == pytest.approx([0, 0.25, 0.5, 0.25, 0])
-    assert set(draws(logits, config, 200)) == {1, 2, 3}
+    assert set(samples(logits, config, 200)) == {1, 2, 3}
 
 
-def test_top_p_counts_what_top_k_left() -> None:
+def test_top_p_applies_after_top_k() -> None:
     # After top-k the odds are 0.4 : 0.6 of 0.5, so 0.6 is reached by the first alone.
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=0.6)
     assert spread(logits_of(0.3, 0.2, 0.125, 0.125), config)[0] == pytest.approx([1.0, 0, 0, 0])
 
 
-def test_rows_of_one_batch_have_settings_of_their_own() -> None:
+def test_rows_with_different_settings() -> None:
     torch.manual_seed(0)
     configs = [
         SamplingConfig(temperature=0.7, top_k=5, top_p=0.8),
@@ -168,31 +168,31 @@ def test_rows_of_one_batch_have_settings_of_their_own() -> None:
         assert [value > 0 for value in together[row]] == [value > 0 for value in alone]
     noise = exponential(torch.arange(4), torch.zeros(4, dtype=torch.long), torch.arange(50))
     greedy = [*configs[:3], SamplingConfig(greedy=True)]
-    drawn, _ = Sampler(greedy, "cpu").draw(logits, noise)
+    sampled, _ = Sampler(greedy, "cpu").sample(logits, noise)
     for row, config in enumerate(greedy):
-        one = Sampler([config], "cpu").draw(logits[row : row + 1], noise[row : row + 1])[0]
-        assert drawn[row] == one[0]
+        one = Sampler([config], "cpu").sample(logits[row : row + 1], noise[row : row + 1])[0]
+        assert sampled[row] == one[0]
 
 
 @pytest.mark.parametrize("top_k", [0, 3, 5])
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_columns_without_probability_are_never_drawn(top_k: int, top_p: float) -> None:
+def test_excluded_columns_never_sampled(top_k: int, top_p: float) -> None:
     logits = torch.tensor([[-math.inf, 0, -math.inf, 0, 0, -math.inf]])
     config = SamplingConfig(temperature=1.0, top_k=top_k, top_p=top_p)
-    assert set(draws(logits, config, 300)) == {1, 3, 4}
+    assert set(samples(logits, config, 300)) == {1, 3, 4}
 
 
 @pytest.mark.parametrize("bad", [-math.inf, math.nan])
 @pytest.mark.parametrize("greedy", [True, False])
-def test_a_row_without_choice_is_an_error(bad: float, greedy: bool) -> None:
+def test_row_without_valid_column_raises(bad: float, greedy: bool) -> None:
     logits = torch.zeros(2, 3)
     logits[1] = bad
     sampler = Sampler([SamplingConfig(greedy=greedy)] * 2, "cpu")
-    _, good = sampler.draw(logits, torch.ones(2, 3))
-    assert good.tolist() == [True, False]
-    with pytest.raises(CheckpointError, match="its scores are no numbers"):
-        check_good(good)
-    check_good(good[:1])
+    _, valid = sampler.sample(logits, torch.ones(2, 3))
+    assert valid.tolist() == [True, False]
+    with pytest.raises(CheckpointError, match="logits contain NaN"):
+        check_valid(valid)
+    check_valid(valid[:1])
 
 
 @pytest.mark.parametrize(
@@ -207,35 +207,35 @@ def test_a_row_without_choice_is_an_error(bad: float, greedy: bool) -> None:
 def test_frequencies_follow_the_distribution(config: SamplingConfig) -> None:
     logits = logits_of(0.05, 0.3, 0.1, 0.2, 0.25, 0.1)
     count = 40_000
-    counts = torch.tensor(draws(logits, config, count)).bincount(minlength=6) / count
+    counts = torch.tensor(samples(logits, config, count)).bincount(minlength=6) / count
     expected = torch.tensor(spread(logits, config)[0])
     # Total variation; its mean is about sqrt(5 / (2 pi n)) = 0.0045 here.
     assert (counts - expected).abs().sum() / 2 < 0.01
     assert counts[expected == 0].sum() == 0
 
 
-def test_greedy_takes_the_likeliest_and_no_randomness() -> None:
+def test_greedy_needs_no_noise() -> None:
     sampler = Sampler([SamplingConfig(greedy=True)], "cpu")
-    assert sampler.draw(logits_of(0.1, 0.6, 0.3), None)[0].tolist() == [1]
+    assert sampler.sample(logits_of(0.1, 0.6, 0.3), None)[0].tolist() == [1]
 
 
-def test_a_row_draws_the_same_in_any_place() -> None:
+def test_row_sample_same_in_any_place() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 50)
     noise = exponential(torch.arange(4), torch.arange(4), torch.arange(50))
     config = SamplingConfig(top_k=20, top_p=0.9)
     order = [2, 0, 3, 1]
     alone = [
-        int(Sampler([config], "cpu").draw(logits[row : row + 1], noise[row : row + 1])[0])
+        int(Sampler([config], "cpu").sample(logits[row : row + 1], noise[row : row + 1])[0])
         for row in order
     ]
-    together = Sampler([config] * 4, "cpu").draw(logits[order], noise[order])[0]
+    together = Sampler([config] * 4, "cpu").sample(logits[order], noise[order])[0]
     assert together.tolist() == alone
 
 
 @pytest.mark.parametrize("top_k", [0, 30, 200])
 @pytest.mark.parametrize("top_p", [0.02, 0.5, 0.95])
-def test_the_race_without_sorting_draws_what_the_sorted_one_does(top_k: int, top_p: float) -> None:
+def test_race_equals_sorted_sampling(top_k: int, top_p: float) -> None:
     torch.manual_seed(0)
     rows, size = 300, 100
     logits = 3 * torch.randn(rows, size)
@@ -246,14 +246,14 @@ def test_the_race_without_sorting_draws_what_the_sorted_one_does(top_k: int, top
     probabilities, columns = sampler.distribution(logits)
     assert columns is not None
     places = (probabilities / noise.gather(1, columns)).argmax(dim=1, keepdim=True)
-    assert torch.equal(sampler.draw(logits, noise)[0], columns.gather(1, places)[:, 0])
+    assert torch.equal(sampler.sample(logits, noise)[0], columns.gather(1, places)[:, 0])
 
 
-def test_a_rounding_error_changes_no_draw() -> None:
+def test_rounding_error_changes_no_sample() -> None:
     # Neighbours in rank change places; the random numbers stay with their columns.
     torch.manual_seed(0)
     logits = torch.randn(64, 4096) / 10
     noise = exponential(torch.arange(64), torch.zeros(64, dtype=torch.long), torch.arange(4096))
     sampler = Sampler([SamplingConfig(top_k=2048, top_p=0.95)] * 64, "cpu")
     rounded = logits + 1e-6 * torch.randn(64, 4096)
-    assert torch.equal(sampler.draw(logits, noise)[0], sampler.draw(rounded, noise)[0])
+    assert torch.equal(sampler.sample(logits, noise)[0], sampler.sample(rounded, noise)[0])

@@ -114,7 +114,7 @@ def test_sample_hook_gets_the_whole_model(longer, launch):
         "from pathlib import Path\n"
         "from liquidmm.generate.liquid import Liquid\n"
         "def on_sample(checkpoint, step):\n"
-        "    picture = Liquid.from_checkpoint(checkpoint).draw('a red apple')\n"
+        "    picture = Liquid(checkpoint).generate_image('a red apple')\n"
         "    picture.save(Path(PLAN['out']) / f'{step}.png')"
     )
     assert launch(plan, 2, patch=patch) == [0, 0]

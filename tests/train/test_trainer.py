@@ -249,7 +249,7 @@ def test_compiled_blocks_give_the_same_losses(plan, tmp_path):
     sizes = []
 
     def on_sample(checkpoint, step):
-        sizes.append(Liquid.from_checkpoint(checkpoint).draw("a red apple").size)
+        sizes.append(Liquid(checkpoint).generate_image("a red apple").size)
 
     losses = []
     for compiled in (False, True):

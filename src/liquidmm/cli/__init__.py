@@ -20,12 +20,12 @@ from liquidmm.errors import LiquidError, suggest
 # Name -> where the click command is ("module:attribute") and its one-line help, in the order shown.
 COMMANDS: dict[str, tuple[str, str]] = {
     # use a model
-    "generate": ("liquidmm.cli.generate:command", "Draw a picture from words."),
-    "describe": ("liquidmm.cli.describe:command", "Say in words what a picture shows."),
-    "ask": ("liquidmm.cli.ask:command", "Answer a question about a picture."),
+    "generate": ("liquidmm.cli.generate:command", "Generate images from a prompt."),
+    "describe": ("liquidmm.cli.describe:command", "Describe an image."),
+    "ask": ("liquidmm.cli.ask:command", "Answer a question about an image."),
     "chat": (
         "liquidmm.cli.chat:command",
-        "Chat with words and pictures; type /help for what it understands.",
+        "Chat with text and images; type /help for the commands.",
     ),
     # make one
     "expand": (

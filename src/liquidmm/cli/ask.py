@@ -1,7 +1,4 @@
-"""`liquid ask`: a question about a picture, or several.
-
-Contract: prints the answer and nothing else on stdout.
-"""
+"""`liquid ask`: print the answer to a question about one image or several to stdout."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from liquidmm.cli.options import load_model, model_options
 from liquidmm.errors import DataError
 
 if TYPE_CHECKING:
-    from liquidmm.generate.pictures import ImageLike
+    from liquidmm.generate.images import ImageLike
 
 
 @click.command("ask")
@@ -22,13 +19,13 @@ if TYPE_CHECKING:
 @click.argument("question")
 @model_options
 def command(images: tuple[Path, ...], question: str, **model: Any) -> None:
-    """Answer a question about a picture.
+    """Answer a question about an image.
 
-    It may be about several pictures where the model was trained on that.
+    Several images are possible if the model was trained on such questions.
     """
     from liquidmm.image_tokenizer.images import open_image
 
     if not question.strip():
-        raise DataError("question: is empty. Ask something about the picture.")
-    pictures: list[ImageLike] = [open_image(image) for image in images]
-    click.echo(load_model(**model).ask(pictures, question))
+        raise DataError("question: is empty. Ask something about the image.")
+    opened: list[ImageLike] = [open_image(image) for image in images]
+    click.echo(load_model(**model).ask(opened, question))

@@ -1,34 +1,31 @@
-"""`liquid chat`: a conversation with words and pictures.
+"""`liquid chat`: a conversation with text and images.
 
-Contract: answers and the paths of drawn pictures go to stdout, everything else to stderr. At a
-terminal a mistake is told and the conversation goes on; lines from a pipe stop at the first one,
-with exit code 1. A drawn picture never replaces a file.
+Answers and the paths of generated images go to stdout, everything else to stderr. At a terminal an
+error is shown and the conversation continues; input from a pipe stops at the first error with exit
+code 1. A generated image never replaces a file.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from liquidmm.cli.options import load_model, model_options, save_picture
+from liquidmm.cli.options import load_model, model_options, save_image
 from liquidmm.errors import DataError, LiquidError, suggest
 
 if TYPE_CHECKING:
-    from liquidmm.generate.conversation import Conversation
+    from liquidmm.generate.chat import Conversation
 
 HELP = """\
-/image PATH   show a picture with your next message
-/draw PROMPT  draw a picture and save it
-/reset        begin anew
-/help         this text
-/exit         leave (also the end of the input)"""
-
-SMALL, TINY = 1_000_000_000, 100_000_000
-"""Parameters below which a model's answers need a warning."""
+/image PATH       attach an image to your next message
+/generate PROMPT  generate an image and save it
+/reset            start a new conversation
+/help             show this text
+/exit             leave (also at the end of the input)"""
 
 
 @click.command("chat")
@@ -37,42 +34,53 @@ SMALL, TINY = 1_000_000_000, 100_000_000
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="FOLDER",
-    help="Where drawn pictures are saved; by default here.",
+    help="Folder for generated images.  [default: the current folder]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Repeat a conversation.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Maximum length of an answer.",
+)
 @model_options
-def command(out: Path, seed: int, **model: Any) -> None:
-    """Chat with words and pictures; type /help for what it understands."""
-    from liquidmm.generate.conversation import Conversation
+def command(out: Path, seed: int, max_tokens: int, **model: Any) -> None:
+    """Chat with text and images; type /help for the commands."""
+    from liquidmm.generate.chat import Conversation
 
     liquid = load_model(**model)
-    interactive = _interactive()
-    note = _limits(liquid.parameters)
+    interactive = sys.stdin.isatty()
+    note = size_note(liquid.parameters)
     if note:
         click.echo(note, err=True)
     if interactive:
         click.echo(HELP, err=True)
-    chat = Chat(Conversation(liquid, seed=seed), out)
-    for line in _lines(interactive):
-        try:
-            if not chat.take(line):
-                return
-        except LiquidError as error:
-            if not interactive:
-                raise
-            click.echo(f"error: {error}", err=True)
+    chat = Chat(Conversation(liquid, seed=seed, max_tokens=max_tokens), out)
+    chat.run(_prompted_lines() if interactive else sys.stdin, stop_at_error=not interactive)
 
 
 class Chat:
-    """What a line does."""
+    """Handles the lines of a conversation."""
 
     def __init__(self, conversation: Conversation, out: Path) -> None:
         self._conversation = conversation
         self._out = out
-        self._forgotten = 0
+        self._dropped = 0
 
-    def take(self, line: str) -> bool:
-        """Do what one line says; False ends the chat."""
+    def run(self, lines: Iterable[str], *, stop_at_error: bool) -> None:
+        """Handle lines until one ends the chat."""
+        for line in lines:
+            try:
+                if not self.handle(line):
+                    return
+            except LiquidError as error:
+                if stop_at_error:
+                    raise
+                click.echo(f"error: {error}", err=True)
+
+    def handle(self, line: str) -> bool:
+        """Handle one line; return False to end the chat."""
         text = line.strip()
         if not text.startswith("/"):
             if text:
@@ -82,8 +90,8 @@ class Chat:
         if name == "/exit":
             return False
         actions = {
-            "/image": self._image,
-            "/draw": self._draw,
+            "/image": self._attach,
+            "/generate": self._generate,
             "/reset": self._reset,
             "/help": self._help,
         }
@@ -93,29 +101,29 @@ class Chat:
         return True
 
     def _say(self, text: str) -> None:
-        from liquidmm.generate.reply import Picture
+        from liquidmm.generate.outputs import ImagePiece, TextPiece
 
         for piece in self._conversation.say(text):
-            if isinstance(piece, Picture):
+            if isinstance(piece, ImagePiece):
                 click.echo()
                 self._save(piece.image)
-            else:
+            elif isinstance(piece, TextPiece):
                 click.echo(piece.text, nl=False)
                 sys.stdout.flush()
         click.echo()
-        forgotten = self._conversation.forgotten - self._forgotten
-        if forgotten:
-            self._forgotten += forgotten
-            click.echo(f"(the context is full: {forgotten} oldest messages forgotten)", err=True)
+        dropped = self._conversation.dropped - self._dropped
+        if dropped:
+            self._dropped += dropped
+            click.echo(f"(context full: dropped the {dropped} oldest messages)", err=True)
 
-    def _draw(self, prompt: str) -> None:
-        self._save(self._conversation.draw(prompt).image)
+    def _generate(self, prompt: str) -> None:
+        self._save(self._conversation.generate_image(prompt).image)
 
-    def _image(self, path: str) -> None:
+    def _attach(self, path: str) -> None:
         if not path:
-            raise DataError("chat: /image needs the path of a picture, as /image cat.png.")
+            raise DataError("chat: /image needs the path of an image, such as /image cat.png.")
         self._conversation.attach(Path(path.strip("\"'")).expanduser())
-        click.echo("(the picture goes with your next message)", err=True)
+        click.echo("(attached to your next message)", err=True)
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
@@ -126,20 +134,13 @@ class Chat:
 
     def _save(self, image: Any) -> None:
         number = 1
-        while (path := self._out / f"picture-{number}.png").exists():
+        while (path := self._out / f"image-{number}.png").exists():
             number += 1
-        save_picture(image, path)
+        save_image(image, path)
         click.echo(path)
 
 
-def _interactive() -> bool:
-    return sys.stdin.isatty()
-
-
-def _lines(interactive: bool) -> Iterator[str]:
-    if not interactive:
-        yield from sys.stdin
-        return
+def _prompted_lines() -> Iterator[str]:
     while True:
         try:
             yield input("> ")
@@ -147,14 +148,14 @@ def _lines(interactive: bool) -> Iterator[str]:
             return
 
 
-def _limits(parameters: int) -> str:
-    """Say plainly what to expect of a small model; "" for a large one."""
+def size_note(parameters: int) -> str:
+    """Return what to expect of a small model, or "" for a large one."""
     size = f"{parameters / 1e6:.0f}M"
-    if parameters < TINY:
+    if parameters < 100_000_000:
         return (
-            f"This model has {size} parameters. It draws and names what it was trained on; its "
-            "words are few and often wrong. A larger one: --checkpoint FOLDER."
+            f"This model has {size} parameters. It generates and names what it was trained on, but "
+            "its text is often wrong. Use --checkpoint FOLDER for a larger one."
         )
-    if parameters < SMALL:
+    if parameters < 1_000_000_000:
         return f"This model has {size} parameters: its answers are short and often wrong."
     return ""

@@ -22,9 +22,10 @@ import click
 from annotated_types import Ge, Gt, Le, Lt
 
 RUN_FILES = {
-    "liquid train": "liquidmm.train.config:TrainRun",
-    "liquid encode": "liquidmm.encode.config:EncodeRun",
-    "liquid train-tokenizer": "liquidmm.image_tokenizer.training.config:TokenizerRun",
+    "liquid train": "liquidmm.train.config:TrainConfig",
+    "liquid encode": "liquidmm.encode.config:EncodeConfig",
+    "liquid train-tokenizer": "liquidmm.image_tokenizer.training.config:TrainTokenizerConfig",
+    "liquid init": "liquidmm.cli.init:InitRunConfig",
 }
 """Command -> the dataclass of its run file, as "module:name"."""
 

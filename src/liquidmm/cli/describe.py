@@ -1,7 +1,4 @@
-"""`liquid describe`: what a picture shows.
-
-Contract: prints the caption and nothing else on stdout.
-"""
+"""`liquid describe`: print a caption of an image to stdout."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ from liquidmm.cli.options import load_model, model_options
 @click.argument("image", type=click.Path(path_type=Path))
 @model_options
 def command(image: Path, **model: Any) -> None:
-    """Say in words what a picture shows."""
+    """Describe an image."""
     from liquidmm.image_tokenizer.images import open_image
 
-    picture = open_image(image)
-    click.echo(load_model(**model).describe(picture))
+    opened = open_image(image)
+    click.echo(load_model(**model).describe(opened))

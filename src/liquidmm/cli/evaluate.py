@@ -63,12 +63,12 @@ def tasks() -> dict[str, Task]:
 @click.option("--device", help="cpu, cuda or mps.  [default: the fastest one]")
 @click.option(
     "--dtype",
-    type=click.Choice(("float32", "bfloat16")),
-    help="Precision of the weights during generation.  [default: as loaded]",
+    type=click.Choice(("auto", "float32", "bfloat16", "float16")),
+    default="auto",
+    show_default=True,
+    help="dtype of the weights.",
 )
-@click.option(
-    "--quantize", type=click.Choice(("int8",)), help="Quantize the weights, on a CPU only."
-)
+@click.option("--quantize", type=click.Choice(("int8",)), help="Quantize the weights (CPU only).")
 @click.option("-o", "--out", type=_FOLDER, help="Keep answers, images and the result here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -> None:

@@ -120,8 +120,8 @@ def replay(
     CHECKPOINT is the model before training. With its own answers in the mixture it forgets less of
     its language.
     """
-    from liquidmm.generate.jobs import Job
-    from liquidmm.generate.load import load
+    from liquidmm.generate.liquid import load
+    from liquidmm.generate.requests import GenerationRequest
     from liquidmm.icons.build import ReplayConfig, build_replay
 
     config = ReplayConfig(source=source or checkpoint.resolve().name, **options)
@@ -129,11 +129,11 @@ def replay(
 
     def answer(prompts: Sequence[str]) -> list[str]:
         requests = [
-            Job(mode="text", prompt=prompt, max_tokens=max_tokens, seed=config.seed)
+            GenerationRequest(mode="text", prompt=prompt, max_tokens=max_tokens, seed=config.seed)
             for prompt in prompts
         ]
         answers = []
-        for (reply,) in model.run(requests):
+        for (reply,) in model.generate(requests):
             if reply.error is not None:
                 raise reply.error
             # A truncated answer would teach the model to stop in the middle of a sentence.

@@ -65,15 +65,15 @@ def command(
 
 
 def _write_sheet(folder: Path, path: Path, count: int, tokenizer: Path | None) -> None:
-    from liquidmm.cli.options import check_picture_path, save_picture
+    from liquidmm.cli.options import check_image_path, save_image
     from liquidmm.data.shards import read_shards
     from liquidmm.errors import DataError
-    from liquidmm.generate.load import DEFAULT_MODEL
+    from liquidmm.generate.liquid import DEFAULT_MODEL
     from liquidmm.image_tokenizer.images import contact_sheet
     from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
     from liquidmm.model.checkpoint import IMAGE_TOKENIZER_FOLDER
 
-    check_picture_path(path)
+    check_image_path(path)
     source = tokenizer or DEFAULT_MODEL
     inside = source / IMAGE_TOKENIZER_FOLDER
     loaded = load_image_tokenizer(inside if inside.is_dir() else source)
@@ -89,7 +89,7 @@ def _write_sheet(folder: Path, path: Path, count: int, tokenizer: Path | None) -
         raise DataError(f"{folder}: contains no images. Remove --sheet.")
     decoded = [_decode(sample, loaded) for sample in samples]
     captions = [sample.captions[0] if sample.captions else sample.key for sample in samples]
-    save_picture(contact_sheet(decoded, _COLUMNS, captions), path)
+    save_image(contact_sheet(decoded, _COLUMNS, captions), path)
     click.echo(f"{path}: {len(samples)} images decoded from their codes", err=True)
 
 

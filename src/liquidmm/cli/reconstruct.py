@@ -29,7 +29,7 @@ def command(
     Writes both images next to each other and prints the PSNR and the path. The image is scaled and
     cropped to a square first. The default tokenizer is that of the built-in model.
     """
-    from liquidmm.cli.options import check_picture_path, save_picture
+    from liquidmm.cli.options import check_image_path, save_image
     from liquidmm.image_tokenizer.images import (
         center_crop,
         contact_sheet,
@@ -40,7 +40,7 @@ def command(
     )
     from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 
-    check_picture_path(out)
+    check_image_path(out)
     original = open_image(image)
     loaded = load_image_tokenizer(_folder(tokenizer, checkpoint))
     resolution = resolution or loaded.resolution
@@ -52,7 +52,7 @@ def command(
         )
     pixels = to_tensor(center_crop(original, resolution, resolution))
     made = loaded.decode(loaded.encode(pixels.unsqueeze(0)))[0]
-    save_picture(contact_sheet([to_image(pixels), to_image(made)], columns=2), out)
+    save_image(contact_sheet([to_image(pixels), to_image(made)], columns=2), out)
     click.echo(f"{psnr(pixels, made):.2f} dB  {out}")
 
 
@@ -62,7 +62,7 @@ def _folder(tokenizer: Path | None, checkpoint: Path | None) -> Path:
     if tokenizer is not None:
         return tokenizer
     if checkpoint is None:
-        from liquidmm.generate.load import DEFAULT_MODEL
+        from liquidmm.generate.liquid import DEFAULT_MODEL
 
         checkpoint = DEFAULT_MODEL
     return checkpoint / "image_tokenizer"

@@ -107,7 +107,7 @@ def _sampler(config: TrainConfig) -> OnSample:
     def on_sample(checkpoint: Checkpoint, step: int) -> None:
         path = config.out / "samples" / f"step-{step:08d}.png"
         try:
-            liquid = Liquid.from_checkpoint(checkpoint)
+            liquid = Liquid(checkpoint)
             pairs: list[tuple[str, str]] = []
             if prompts:
                 sampling = liquid.sampling

@@ -19,7 +19,7 @@ from liquidmm.errors import CheckpointError, ConfigError, DataError, suggest
 from liquidmm.evaluate.journal import Journal
 from liquidmm.evaluate.report import Report
 from liquidmm.generate.engine import EngineConfig
-from liquidmm.generate.load import DEFAULT_MODEL, load
+from liquidmm.generate.liquid import DEFAULT_MODEL, load
 from liquidmm.generate.sampling import SamplingConfig
 
 T = TypeVar("T")
@@ -72,19 +72,14 @@ class EvaluateConfig:
     """Number of images processed together."""
     device: str | None = None
     """Device name; None uses the fastest one."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of the weights during generation; None keeps the one they are loaded in."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights; "auto" uses a fast one for the device."""
     quantize: Literal["int8"] | None = None
-    """Quantization of the weights during generation, on a CPU."""
+    """Quantization of the weights during generation (CPU only)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_ranges(self)
-        if self.dtype is not None and self.quantize is not None:
-            raise ConfigError(
-                f"quantize: {self.quantize} cannot be combined with dtype {self.dtype}. Use one of "
-                "them."
-            )
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -231,15 +226,15 @@ def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
         "sampling": config.sampling or None,
         "baseline": None if config.baseline is None else str(config.baseline),
         "resolution": config.resolution,
-        "dtype": config.dtype,
+        "dtype": None if config.dtype == "auto" else config.dtype,
         "quantize": config.quantize,
     }
     return settings | {name: value for name, value in optional.items() if value is not None}
 
 
 def _loader(config: EvaluateConfig) -> Callable[[Path, str | None], Model]:
-    engine = EngineConfig(weights=config.quantize or config.dtype)
-    return lambda folder, device: load(folder, device, engine=engine)
+    engine = EngineConfig(quantize=config.quantize)
+    return lambda folder, device: load(folder, device, config.dtype, engine=engine)
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:

@@ -21,8 +21,8 @@ import torch
 from liquidmm.errors import CheckpointError, ConfigError, suggest
 from liquidmm.export.gguf_file import TYPES, write_gguf
 from liquidmm.files import atomic_folder
-from liquidmm.generate.jobs import DEFAULT_CHAT_SAMPLING
-from liquidmm.generate.words import stop_ids
+from liquidmm.generate.detokenize import stop_tokens
+from liquidmm.generate.sampling import DEFAULT_CHAT_SAMPLING
 from liquidmm.model.checkpoint import (
     IMAGE_TOKENIZER_FOLDER,
     Checkpoint,
@@ -125,7 +125,7 @@ def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
         checkpoint.processor.tokenizer.chat_template = sequences.chat_template
     generation: Any = model.generation_config
     generation._from_model_config = False
-    generation.eos_token_id = sorted(stop_ids(model, sequences))
+    generation.eos_token_id = sorted(stop_tokens(model, sequences))
     if not generation.do_sample:
         generation.update(
             do_sample=True,

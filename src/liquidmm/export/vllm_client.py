@@ -19,10 +19,20 @@ from torch import Tensor
 from liquidmm.errors import LiquidError
 from liquidmm.export.vllm_backends import Backend, Completion, CompletionRequest
 from liquidmm.export.vllm_pairs import CODES, GUIDANCE, PAIR, ROLE, ROLES, SEED
-from liquidmm.generate.jobs import GREEDY_SAMPLING, RequestBuilder, one_seed_each
-from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.sampling import SamplingConfig, saved_sampling
-from liquidmm.generate.words import stop_ids, words
+from liquidmm.generate.detokenize import detokenize, stop_tokens
+from liquidmm.generate.images import ImageCodec, ImageLike
+from liquidmm.generate.requests import (
+    GenerationRequest,
+    ImageRequest,
+    RequestBuilder,
+    TextRequest,
+    TokenRequest,
+    caption_request,
+    chat_request,
+    image_requests,
+    question_request,
+)
+from liquidmm.generate.sampling import GREEDY_SAMPLING, SamplingConfig, saved_sampling
 from liquidmm.model.checkpoint import Checkpoint, empty_language_model, load_parts, local_folder
 from liquidmm.runtime import resolve_device
 from liquidmm.sequences import Turn
@@ -43,9 +53,9 @@ class VLLMClient:
         self._vocabulary = checkpoint.vocabulary
         self._sequences = processor.sequences
         self._tokenizer = processor.tokenizer
-        self._pictures = Pictures(checkpoint)
-        self._reader = RequestBuilder(self._sequences, self._pictures, self.sampling)
-        self._stop = tuple(sorted(stop_ids(checkpoint.model, self._sequences)))
+        self._images = ImageCodec(checkpoint)
+        self._builder = RequestBuilder(self._sequences, self._images, self.sampling)
+        self._stop = tuple(sorted(stop_tokens(checkpoint.model, self._sequences)))
 
     @classmethod
     def load(
@@ -82,7 +92,7 @@ class VLLMClient:
             LiquidError: vLLM cannot be reached, rejected a request, or separated a pair.
         """
         codes = self.generate_codes([prompt], size=size, seeds=[seed], sampling=sampling)
-        return self._pictures.decode(codes[0])
+        return self._images.decode(codes[0])
 
     def generate_codes(
         self,
@@ -97,18 +107,15 @@ class VLLMClient:
         Returns:
             Codes, (h, w), int64, in order.
         """
-        size = self._pictures.size(size)
-        grid = self._pictures.grid(size)
-        sampling = sampling or self.sampling
-        sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
-        requests = [
-            self._pair(self._reader.picture_prompt(prompt, size), grid, seed, sampling)
-            for prompt, seed in zip(prompts, one_seed_each(prompts, seeds), strict=True)
-        ]
-        completions = iter(self._backend.complete([one for pair in requests for one in pair]))
+        requests = image_requests(prompts, size=size, seeds=seeds, sampling=sampling)
+        images = [one for one in self._build(requests) if isinstance(one, ImageRequest)]
+        for image in images:
+            image.sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
+        pairs = [self._pair(image) for image in images]
+        completions = iter(self._backend.complete([one for pair in pairs for one in pair]))
         return [
-            read_codes([next(completions) for _ in pair], self._vocabulary, grid)
-            for pair in requests
+            read_codes([next(completions) for _ in pair], self._vocabulary, image.grid)
+            for image, pair in zip(images, pairs, strict=True)
         ]
 
     def describe(self, image: ImageLike, *, max_tokens: int = 64) -> str:
@@ -117,8 +124,7 @@ class VLLMClient:
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
         """Describe several images at once."""
-        prompts = [self._reader.caption_prompt(image) for image in images]
-        return self._write(prompts, max_tokens, GREEDY_SAMPLING, 0)
+        return self._texts([caption_request(image, max_tokens) for image in images])
 
     def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
         """Answer a question about an image, as `Liquid.ask`.
@@ -126,8 +132,7 @@ class VLLMClient:
         Raises:
             DataError: The question is empty.
         """
-        prompt = self._reader.question_prompt([image], question)
-        return self._write([prompt], max_tokens, GREEDY_SAMPLING, 0)[0]
+        return self._texts([question_request(image, question, max_tokens)])[0]
 
     def chat(
         self,
@@ -147,33 +152,39 @@ class VLLMClient:
             seed: Seed of vLLM's own sampler.
             sampling: How text is sampled.
         """
-        prompt = self._reader.chat_prompt(messages, images)
-        return self._write([prompt], max_tokens, sampling, seed)[0]
+        request = chat_request(
+            messages, images, mode="text", max_tokens=max_tokens, seed=seed, sampling=sampling
+        )
+        return self._texts([request])[0]
 
-    def _write(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: SamplingConfig, seed: int
-    ) -> list[str]:
+    def _build(self, requests: Sequence[GenerationRequest]) -> list[TokenRequest]:
+        return [built for request in requests for built in self._builder.build(request)]
+
+    def _texts(self, requests: Sequence[GenerationRequest]) -> list[str]:
         vocabulary = self._vocabulary
-        requests = [
+        completion_requests = [
             CompletionRequest(
-                prompt=tuple(prompt),
-                max_tokens=max_tokens,
-                sampling=sampling,
-                seed=seed,
+                prompt=request.prompt,
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+                seed=request.seed,
                 stop=self._stop,
                 forbidden=(vocabulary.boi, vocabulary.eoi, vocabulary.unconditional),
             )
-            for prompt in prompts
+            for request in self._build(requests)
+            if isinstance(request, TextRequest)
         ]
-        completions = self._backend.complete(requests)
-        return [words(self._tokenizer, completion.ids).strip() for completion in completions]
+        completions = self._backend.complete(completion_requests)
+        return [detokenize(self._tokenizer, completion.ids).strip() for completion in completions]
 
-    def _pair(
-        self, prompt: Sequence[int], grid: tuple[int, int], seed: int, sampling: SamplingConfig
-    ) -> list[CompletionRequest]:
-        """Return the requests of one image."""
-        codes, name = grid[0] * grid[1], uuid.uuid4().hex
-        prompts = [prompt]
+    def _pair(self, request: ImageRequest) -> list[CompletionRequest]:
+        """Return the completion requests of one image."""
+        codes, name, sampling = (
+            request.grid[0] * request.grid[1],
+            uuid.uuid4().hex,
+            request.sampling,
+        )
+        prompts: list[Sequence[int]] = [request.prompt]
         if sampling.guidance != 1:
             prompts.append(self._sequences.unconditional_prompt())
         return [
@@ -185,7 +196,7 @@ class VLLMClient:
                 extra={
                     PAIR: name,
                     ROLE: role,
-                    SEED: seed,
+                    SEED: request.seed,
                     GUIDANCE: sampling.guidance,
                     CODES: codes,
                 },

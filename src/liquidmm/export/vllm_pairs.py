@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from liquidmm.errors import ConfigError
-from liquidmm.generate.noise import check_seed, exponential
+from liquidmm.generate.rng import check_seed, exponential
 from liquidmm.generate.sampling import Sampler, SamplingConfig, guide
 from liquidmm.vocabulary import Vocabulary
 
@@ -197,14 +197,14 @@ class PairSampler:
             scale = torch.tensor([[one.guidance] for one in settings], device=logits.device)
             scores = guide(scores, logits[rows[1]][:, codes], scale)
         sampler = Sampler(settings, logits.device)
-        columns, good = sampler.draw(scores, _noise(firsts, sampler, scores))
+        columns, valid = sampler.sample(scores, _noise(firsts, sampler, scores))
         only = torch.full((len(pairs), logits.shape[1]), -torch.inf, device=logits.device)
         only[:, codes].scatter_(1, columns[:, None], 0.0)
         for part in rows:
             logits[part] = only.to(logits.dtype)
         return {
             active.request.pair: "the model's scores are not finite."
-            for active, fine in zip(firsts, good.tolist(), strict=True)
+            for active, fine in zip(firsts, valid.tolist(), strict=True)
             if not fine
         }
 

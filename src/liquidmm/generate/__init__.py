@@ -1,7 +1,7 @@
-"""Generation: from a prompt to pictures, text or both.
+"""Inference: the `Liquid` API and the engine behind it.
 
-Contract, from what users hold down to single numbers: `load` opens a `liquid`; `jobs` says in words
-what to do, `writer` puts answers into words and pictures. `engine` answers requests of ids with a
-`scheduler`, which keeps a `batch` of lanes running; a `plan` is one pass of it. A `decoder` is the
-language model over a cache, `sampling` turns its scores into ids.
+`liquid` turns a `GenerationRequest` into tokens (`requests`), runs it on the `engine` and turns the
+events back into text and images (`detokenize`). The engine's `scheduler` decides which requests
+run, the `batch` keeps them in the KV cache of a backend (`backends`), and a `step` samples one
+token for each.
 """

@@ -1,9 +1,9 @@
-"""The running batch: lanes come and go while the others run.
+"""The running batch: sequences join and leave while others run.
 
-Contract: the rows of the lanes lie side by side at the beginning of the cache; where a lane leaves,
-the last rows move into the hole. A prompt that another lane began with, and the unconditional
-prompt, are copied instead of read again. What was drawn is on the host after `collect`, and must be
-there before a lane is added, changed or removed.
+The slots of the sequences are contiguous at the beginning of the cache; when a sequence leaves, the
+last slots move into the gap. A prompt that another sequence started with, and the unconditional
+prompt, are copied instead of computed again. Sampled tokens are on the host after `collect`, which
+must be called before a sequence is added, changed or removed.
 """
 
 from __future__ import annotations
@@ -13,220 +13,181 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from liquidmm.generate.decoders.decoder import Decoder
-from liquidmm.generate.graphs import Graphs
-from liquidmm.generate.plan import FIRST_ROW, Lane, Plan, rows_of_pass
-from liquidmm.generate.sampling import check_good
-from liquidmm.generate.speculate import Window
-from liquidmm.vocabulary import Vocabulary
+from liquidmm.generate.backends import Backend
+from liquidmm.generate.cuda_graphs import CudaGraphs
+from liquidmm.generate.requests import TextRequest
+from liquidmm.generate.sampling import check_valid
+from liquidmm.generate.state import ModelSpec, SequenceState
+from liquidmm.generate.step import FIRST_SLOT, DecodeStep, Sampled, padded_count
 
-_READ = 16
-"""A prompt is read in a round number of ids, unless the decoder is exact; what is read too much is
-written over."""
-_SPAN = 16
-"""Attended positions are rounded up to a multiple of this."""
+_ROUND_TO = 16
+"""Lengths are rounded up to a multiple of this: prompts, unless the backend is batch invariant
+(excess positions are overwritten later), attended lengths and reserved lengths."""
 
 
 class Batch:
-    """Lanes over one decoder."""
+    """The sequences on one backend. Their slots, lengths and next tokens are changed only here."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        vocabulary: Vocabulary,
-        unconditional: Sequence[int],
-        context: int,
-        graphs: Graphs | None = None,
-    ) -> None:
-        """Begin empty.
-
-        Args:
-            decoder: The language model and its cache.
-            vocabulary: Where text and codes lie.
-            unconditional: Prompt of the second row of a guided pair, up to and including boi.
-            context: Ids that a row can hold at most.
-            graphs: Records passes and replays them; None runs them as they are.
-        """
-        self._decoder = decoder
-        self._vocabulary = vocabulary
-        self._unconditional = tuple(unconditional)
-        self._context = context
+    def __init__(self, backend: Backend, spec: ModelSpec, graphs: CudaGraphs | None = None) -> None:
+        """Create an empty batch; ``graphs`` captures decoding steps, None runs them directly."""
+        self._backend = backend
+        self._spec = spec
         self._graphs = graphs
-        self._owners: list[tuple[Lane, int]] = []
+        self._owners: list[tuple[SequenceState, int]] = []
         self._prompts: dict[int, tuple[int, ...]] = {}
-        self._room = 0
-        self._held = (0, 0)
-        self._plan: Plan | None = None
-        self._drawn: list[list[tuple[Tensor, Tensor]]] = []
+        self._length = 0
+        self._reserved = (0, 0)
+        self._step: DecodeStep | None = None
+        self._uncollected: list[Sampled] = []
         self._has_unconditional = False
 
     @property
-    def rows(self) -> int:
-        """Rows that are taken."""
+    def num_slots(self) -> int:
+        """Slots in use."""
         return len(self._owners)
 
-    @property
-    def lanes(self) -> list[Lane]:
-        """All lanes, in the order of their rows."""
-        return [lane for lane, place in self._owners if place == 0]
-
-    def add(self, lane: Lane, prompt: Sequence[int], room: int, *, pair: bool) -> None:
-        """Give a lane rows behind the others and read its prompt.
-
-        Args:
-            lane: Without rows yet.
-            prompt: Its ids, at least one.
-            room: Ids that it will hold, about; more are made room for when they come.
-            pair: Whether it needs a second row, now or later.
-        """
-        self._change()
-        lane.rows = list(range(self.rows, self.rows + (2 if pair else 1)))
-        lane.lengths, lane.feed = [len(prompt) - 1, 0], [prompt[-1], 0]
-        self._owners += [(lane, place) for place in range(len(lane.rows))]
-        self._reserve(room)
-        begun = tuple(prompt[:-1])
-        same = next((row for row, other in self._prompts.items() if other == begun), None)
+    def add(self, sequence: SequenceState) -> None:
+        """Give a sequence the next slots and process its prompt."""
+        self._invalidate()
+        prompt = sequence.prompt
+        sequence.slots = list(range(self.num_slots, self.num_slots + sequence.num_slots))
+        sequence.lengths, sequence.next_tokens = [len(prompt) - 1, 0], [prompt[-1], 0]
+        self._owners += [(sequence, place) for place in range(sequence.num_slots)]
+        self._reserve(sequence.expected_length)
+        cached = tuple(prompt[:-1])
+        slot = sequence.slots[0]
+        same = next((other for other, held in self._prompts.items() if held == cached), None)
         if same is not None:
-            self._decoder.copy(FIRST_ROW + same, [FIRST_ROW + lane.rows[0]], len(begun))
+            self._backend.copy(FIRST_SLOT + same, [FIRST_SLOT + slot], len(cached))
         else:
-            self.append(lane, begun, at=0)
-        self._prompts[lane.rows[0]] = begun
-        if lane.guided:
-            self.pair_up(lane)
+            self._prefill(FIRST_SLOT + slot, cached, 0)
+        self._prompts[slot] = cached
+        if sequence.guided:
+            self._add_unconditional(sequence)
 
-    def append(self, lane: Lane, ids: Sequence[int], at: int) -> None:
-        """Let the conditional row of a lane read ids from position ``at`` on."""
-        self._read(FIRST_ROW + lane.rows[0], ids, at)
+    def open_image(self, sequence: SequenceState) -> None:
+        """Continue a text, which ended with boi, with the codes of an image."""
+        self._invalidate()
+        assert isinstance(sequence.request, TextRequest)
+        sequence.target, sequence.sampling = "codes", sequence.request.image_sampling
+        if sequence.num_slots == 2:
+            self._add_unconditional(sequence)
 
-    def pair_up(self, lane: Lane) -> None:
-        """Let the second row of a lane begin with the unconditional prompt."""
-        self._change()
-        begun = self._unconditional[:-1]
-        if not self._has_unconditional:
-            self._read(0, begun, 0)
-            self._has_unconditional = True
-        self._decoder.copy(0, [FIRST_ROW + lane.rows[1]], len(begun))
-        lane.lengths[1], lane.feed[1] = len(begun), self._unconditional[-1]
-        lane.guided = True
+    def close_image(self, sequence: SequenceState) -> None:
+        """Continue with text after the last code of an image and eoi."""
+        self._invalidate()
+        self._prefill(FIRST_SLOT + sequence.slots[0], sequence.next_tokens[:1], sequence.lengths[0])
+        sequence.lengths[0] += 1
+        sequence.lengths[1:] = [0] * len(sequence.lengths[1:])
+        sequence.next_tokens[0] = self._spec.vocabulary.eoi
+        sequence.target, sequence.sampling = "text", sequence.request.sampling
+        sequence.guided = False
 
-    def changed(self) -> None:
-        """Say that what a lane draws or is fed has been changed."""
-        self._change()
-
-    def remove(self, lane: Lane) -> None:
-        """Take a lane out; the last rows move into the hole."""
-        self._change()
-        for row in sorted(lane.rows, reverse=True):
-            self._prompts.pop(row, None)
+    def remove(self, sequence: SequenceState) -> None:
+        """Remove a sequence; the last slots move into the gap."""
+        self._invalidate()
+        for slot in sorted(sequence.slots, reverse=True):
+            self._prompts.pop(slot, None)
             mover, place = self._owners.pop()
-            last = self.rows
-            if row == last:
+            last = self.num_slots
+            if slot == last:
                 continue
-            self._decoder.copy(FIRST_ROW + last, [FIRST_ROW + row], mover.lengths[place])
-            self._owners[row] = (mover, place)
-            mover.rows[place] = row
+            self._backend.copy(FIRST_SLOT + last, [FIRST_SLOT + slot], mover.lengths[place])
+            self._owners[slot] = (mover, place)
+            mover.slots[place] = slot
             if last in self._prompts:
-                self._prompts[row] = self._prompts.pop(last)
-        lane.rows = []
+                self._prompts[slot] = self._prompts.pop(last)
+        sequence.slots = []
 
     def advance(self) -> None:
-        """Make one pass: every lane draws one id."""
-        if self._plan is None:
-            drawing = (row for lane in self.lanes for row in lane.rows[: lane.drawing])
-            rows = rows_of_pass(1 + max(drawing), self._decoder)
-            self._plan = Plan(self.lanes, rows, self._vocabulary, self._decoder)
+        """Sample one token for every sequence."""
+        sequences = [sequence for sequence, place in self._owners if place == 0]
+        for sequence in sequences:
+            if sequence.target == "text" and sequence.may_open_image != sequence.image_fits():
+                sequence.may_open_image = not sequence.may_open_image
+                self._invalidate()
+        if self._step is None:
+            self._step = DecodeStep(sequences, self._spec.vocabulary, self._backend)
             if self._graphs is not None:
-                self._plan = self._graphs.settle(self._plan)
-        longest = max(lane.lengths[place] for lane, place in self._owners) + 1
-        if longest > self._room:
-            self._reserve(min(2 * longest, self._context))
+                self._step = self._graphs.get_or_add(self._step)
+        longest = max(sequence.lengths[place] for sequence, place in self._owners) + 1
+        if longest > self._length:
+            self._reserve(min(2 * longest, self._spec.context))
         if self._graphs is None:
-            span = min(-(-longest // _SPAN) * _SPAN, self._room)
-            drawn = self._plan.run(self._decoder, span, ahead=True)
+            kv_length = min(_rounded(longest), self._length)
+            sampled = self._step.run(kv_length, noise_ahead=True)
         else:
-            drawn = self._graphs.run(self._plan, self._decoder, longest, self._held)
-        self._drawn.append(drawn)
-        for lane in self.lanes:
-            self._count(lane, 1)
+            sampled = self._graphs.run(self._step, longest, self._reserved)
+        self._uncollected.append(sampled)
+        for sequence in sequences:
+            sequence.steps += 1
+            for place in range(len(sequence.active_slots)):
+                sequence.lengths[place] += 1
 
-    def speculate(self, window: Window, codes: Sequence[int]) -> list[int]:
-        """Make a pass in which the only lane, which draws codes, may draw several.
-
-        Args:
-            window: Its drafts.
-            codes: Codes of its picture so far.
+    def collect(self) -> dict[SequenceState, list[int]]:
+        """Copy the tokens sampled since the last call to the host.
 
         Returns:
-            The columns drawn, at least one.
-        """
-        self._change()
-        [lane] = self.lanes
-        columns = window.run(self._decoder, lane, codes, self._room)
-        self._count(lane, len(columns))
-        self._fed(lane, columns[-1])
-        return columns
-
-    def collect(self) -> list[tuple[Lane, list[int]]]:
-        """Bring what was drawn since the last time to the host.
-
-        Returns:
-            Each lane that drew something and its columns, in order.
+            The sampled columns of each sequence in its range of tokens, in order.
 
         Raises:
-            CheckpointError: The model's scores hold NaN.
+            CheckpointError: The model's logits contain NaN.
         """
-        if not self._drawn:
-            return []
-        assert self._plan is not None
-        found = []
-        for place, group in enumerate(self._plan.groups):
-            steps = [drawn[place] for drawn in self._drawn]
-            columns = torch.stack([columns for columns, _ in steps], dim=1)
-            good = torch.stack([good for _, good in steps])
-            check_good(good)
-            found += list(zip(group.lanes, columns.tolist(), strict=True))
-        self._drawn = []
-        for lane, columns in found:
-            self._fed(lane, columns[-1])
+        if not self._uncollected:
+            return {}
+        assert self._step is not None
+        found: dict[SequenceState, list[int]] = {}
+        for index, group in enumerate(self._step.groups):
+            sampled = [step[index] for step in self._uncollected]
+            columns = torch.stack([columns for columns, _ in sampled], dim=1)
+            check_valid(torch.stack([valid for _, valid in sampled]))
+            found |= zip(group.sequences, columns.tolist(), strict=True)
+        self._uncollected = []
+        for sequence, sampled_columns in found.items():
+            offset = self._spec.vocabulary.image_offset if sequence.target == "codes" else 0
+            for place in range(len(sequence.active_slots)):
+                sequence.next_tokens[place] = offset + sampled_columns[-1]
         return found
 
     def clear(self) -> None:
-        """Drop all lanes and what they drew."""
-        self._owners, self._prompts, self._drawn, self._plan = [], {}, [], None
+        """Drop all sequences and their tokens."""
+        self._owners, self._prompts, self._uncollected, self._step = [], {}, [], None
 
-    def _fed(self, lane: Lane, column: int) -> None:
-        first = self._vocabulary.image_offset if lane.part == "codes" else 0
-        for place in range(lane.drawing):
-            lane.feed[place] = first + column
+    def _add_unconditional(self, sequence: SequenceState) -> None:
+        """Start the second slot of a sequence with the unconditional prompt."""
+        cached, last = self._spec.unconditional[:-1], self._spec.unconditional[-1]
+        if not self._has_unconditional:
+            self._prefill(0, cached, 0)
+            self._has_unconditional = True
+        self._backend.copy(0, [FIRST_SLOT + sequence.slots[1]], len(cached))
+        sequence.lengths[1], sequence.next_tokens[1] = len(cached), last
+        sequence.guided = True
 
-    @staticmethod
-    def _count(lane: Lane, draws: int) -> None:
-        lane.step += draws
-        for place in range(lane.drawing):
-            lane.lengths[place] += draws
+    def _reserve(self, length: int) -> None:
+        # Rounded up, so that requests of similar length do not move the cache each time.
+        self._length = max(self._length, min(_rounded(length), self._spec.context))
+        slots = FIRST_SLOT + padded_count(self.num_slots, self._backend)
+        self._reserved = (max(slots, self._reserved[0]), self._length)
+        self._backend.reserve(*self._reserved)
 
-    def _reserve(self, room: int) -> None:
-        # Rounded up, so that requests of nearly equal length don't each move the cache.
-        room = min(-(-room // _SPAN) * _SPAN, self._context)
-        self._room = max(self._room, room)
-        rows = FIRST_ROW + rows_of_pass(self.rows, self._decoder)
-        self._held = (max(rows, self._held[0]), self._room)
-        self._decoder.reserve(*self._held)
-
-    def _read(self, row: int, ids: Sequence[int], at: int) -> None:
-        if not ids:
+    def _prefill(self, slot: int, tokens: Sequence[int], start: int) -> None:
+        """Process tokens of one slot from position ``start``."""
+        if not tokens:
             return
-        count = len(ids)
-        if not self._decoder.exact:
-            count = min(-(-count // _READ) * _READ, self._context - at)
-        if at + count > self._room:
-            self._reserve(at + count)
-        device = self._decoder.device
-        tokens = torch.zeros(1, count, dtype=torch.long, device=device)
-        tokens[0, : len(ids)] = torch.tensor(list(ids), device=device)
-        start = torch.tensor([at], device=device)
-        self._decoder.forward(tokens, start, row, at + count)
+        count = len(tokens)
+        if not self._backend.batch_invariant:
+            count = min(_rounded(count), self._spec.context - start)
+        if start + count > self._length:
+            self._reserve(start + count)
+        device = self._backend.device
+        padded: Tensor = torch.zeros(1, count, dtype=torch.long, device=device)
+        padded[0, : len(tokens)] = torch.tensor(list(tokens), device=device)
+        self._backend.forward(padded, torch.tensor([start], device=device), slot, start + count)
 
-    def _change(self) -> None:
-        assert not self._drawn, "collect before a change"
-        self._plan = None
+    def _invalidate(self) -> None:
+        assert not self._uncollected, "collect before a change"
+        self._step = None
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _ROUND_TO) * _ROUND_TO

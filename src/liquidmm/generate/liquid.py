@@ -1,87 +1,106 @@
-"""What users hold: words and pictures in, words and pictures out.
+"""The Python API: a checkpoint that generates images, describes them, answers and chats.
 
-Contract: each method does one thing and always returns the same type. The
-same seed gives the same picture. Pictures are PIL images, RGB; wherever one is taken, a path or the
-codes that `encode` returned are as good. A picture that goes in is fitted to a trained size the way
-the checkpoint was trained; a size to draw must be a trained one. Pictures are drawn with the
-checkpoint's own sampling defaults, or the release's where it has none; `describe` and `ask` are
-greedy, `chat` samples. What these methods do in many variants, `run` does for any mix of `Job`.
+The same seed gives the same result. Generated images are PIL images, RGB; an input image may also
+be a path or the codes that `encode` returned. Images use the checkpoint's own sampling defaults, or
+those of the reference implementation; `describe` and `ask` are greedy, `chat` samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.generate.detokenize import Detokenizer, stop_tokens
 from liquidmm.generate.engine import Engine, EngineConfig, Progress
-from liquidmm.generate.jobs import (
-    DEFAULT_CHAT_SAMPLING,
-    GREEDY_SAMPLING,
-    Job,
-    RequestBuilder,
-    one_seed_each,
-)
-from liquidmm.generate.pictures import ImageLike, Pictures
-from liquidmm.generate.reply import Picture, Piece, Preview, Reply, TextPiece
+from liquidmm.generate.images import ImageCodec, ImageLike
+from liquidmm.generate.outputs import End, Piece, Reply
 from liquidmm.generate.requests import (
+    GenerationRequest,
     ImageRequest,
-    Request,
-    TextRequest,
+    RequestBuilder,
+    TokenRequest,
+    caption_request,
+    chat_request,
+    image_requests,
+    question_request,
 )
 from liquidmm.generate.sampling import SamplingConfig, saved_sampling
 from liquidmm.generate.score import Score, score
-from liquidmm.generate.words import stop_ids, words
-from liquidmm.generate.writer import Writer, replies, reply_of, stream
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.sequences import Turn
 
+DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
+"""The checkpoint that comes with the package."""
+
+
+def load(
+    folder: str | Path | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    image_tokenizer: Path | None = None,
+    engine: EngineConfig | None = None,
+) -> Liquid:
+    """Load a checkpoint.
+
+    Args:
+        folder: Checkpoint folder, or owner/name on the Hugging Face hub; None is the model that
+            comes with the package.
+        device: "cpu", "cuda" or "mps"; None is the fastest available.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the fastest that the device supports.
+        image_tokenizer: For a checkpoint without one, such as `Junfeng5/Liquid_V1_7B`: a folder
+            of this package or a `vqgan.ckpt`.
+        engine: How the model is run; None is the default.
+
+    Raises:
+        CheckpointError: The folder is not a checkpoint.
+        ConfigError: The model cannot be run that way.
+    """
+    source = DEFAULT_MODEL if folder is None else folder
+    return Liquid(Checkpoint.load(source, device, dtype, image_tokenizer), engine)
+
 
 class Liquid:
-    """One language model that draws, reads pictures and chats."""
+    """A language model that generates and reads images and text."""
 
     def __init__(self, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> None:
-        """See `from_checkpoint`."""
+        """Use a loaded checkpoint; its model is set to eval mode.
+
+        Args:
+            checkpoint: Its parts.
+            engine: How the model is run; None is the default.
+
+        Raises:
+            ConfigError: The model cannot be run that way.
+        """
         processor = checkpoint.processor
         checkpoint.model.eval()  # type: ignore[no-untyped-call]
         self.checkpoint = checkpoint
         self.sizes = processor.sizes
-        """Trained picture sizes, (width, height) in pixels, the default first; maybe none."""
+        """Trained image sizes, (width, height) in pixels, the default first; empty if none."""
         self.sampling = saved_sampling(processor.sampling, checkpoint.vocabulary.codebook_size)
-        """How pictures are drawn unless told otherwise."""
+        """Default sampling of images."""
         self._tokenizer = processor.tokenizer
         self._sequences = processor.sequences
-        self._pictures = Pictures(checkpoint)
-        self._reader = RequestBuilder(self._sequences, self._pictures, self.sampling)
+        self._images = ImageCodec(checkpoint)
+        self._builder = RequestBuilder(self._sequences, self._images, self.sampling)
         self.engine = Engine(
             checkpoint.model,
             checkpoint.vocabulary,
             unconditional=self._sequences.unconditional_prompt(),
-            stop=stop_ids(checkpoint.model, self._sequences),
+            stop=stop_tokens(checkpoint.model, self._sequences),
             config=engine,
         )
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> Liquid:
-        """Wrap a loaded checkpoint; its model is put into eval mode.
-
-        Args:
-            checkpoint: Its parts. The weights are read when the first request comes.
-            engine: How the model is run; None takes the defaults.
-
-        Raises:
-            ConfigError: The model can't be run that way.
-        """
-        return cls(checkpoint, engine)
-
     @property
     def parameters(self) -> int:
-        """Number of weights of the language model."""
+        """Number of parameters of the language model."""
         return sum(weight.numel() for weight in self.checkpoint.model.parameters())
 
-    def draw(
+    def generate_image(
         self,
         prompt: str,
         *,
@@ -89,20 +108,20 @@ class Liquid:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> Image.Image:
-        """Draw a picture.
+        """Generate an image.
 
         Args:
-            prompt: What it shall show.
-            size: Width and height in pixels, a trained size; None takes the first of `sizes`.
-            seed: The same seed gives the same picture.
-            sampling: None takes the checkpoint's defaults, `sampling`.
+            prompt: What the image shows.
+            size: Width and height in pixels, a trained size; None is the first of `sizes`.
+            seed: Random seed.
+            sampling: None is the checkpoint's default, `sampling`.
 
         Returns:
-            The picture, RGB.
+            The image, RGB.
 
         Raises:
-            DataError: The prompt is empty or too long for the context.
-            ConfigError: The size was not trained, or a setting doesn't fit the codebook.
+            DataError: The prompt is empty or too long.
+            ConfigError: The size was not trained, or a setting does not fit the codebook.
         """
         return self.generate_images([prompt], size=size, seeds=[seed], sampling=sampling)[0]
 
@@ -115,22 +134,22 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Draw several pictures at once; each is what `draw` gives for its prompt and seed.
+        """Generate several images at once, each as `generate_image` does.
 
         Args:
-            prompts: One for each picture.
-            size: As in `draw`, for all of them.
-            seeds: One for each picture; None takes 0, 1, 2, ...
-            sampling: As in `draw`.
-            progress: Told (codes drawn, codes to draw) after each step.
+            prompts: One for each image.
+            size: As in `generate_image`, for all of them.
+            seeds: One for each image; None is 0, 1, 2, ...
+            sampling: As in `generate_image`.
+            progress: Called with (image tokens generated, image tokens in all) after each step.
 
         Returns:
-            The pictures, RGB, in order.
+            The images, RGB, in order.
 
         Raises:
-            DataError: A prompt is empty or too long for the context.
-            ConfigError: The size was not trained, a setting doesn't fit the codebook, or seeds and
-                prompts differ in number.
+            DataError: A prompt is empty or too long.
+            ConfigError: The size was not trained, a setting does not fit the codebook, or seeds
+                and prompts differ in number.
         """
         codes = self.generate_codes(
             prompts, size=size, seeds=seeds, sampling=sampling, progress=progress
@@ -146,72 +165,46 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Draw the codes of several pictures; arguments and errors as in `generate_images`.
+        """Generate the codes of several images; arguments and errors as in `generate_images`.
 
         Returns:
             Codes, (h, w), int64, on the CPU, in order.
         """
-        size = self._pictures.size(size)
-        requests = [
-            ImageRequest(
-                prompt=self._reader.picture_prompt(prompt, size),
-                grid=self._pictures.grid(size),
-                sampling=sampling or self.sampling,
-                seed=seed,
-            )
-            for prompt, seed in zip(prompts, one_seed_each(prompts, seeds), strict=True)
-        ]
-        return self.engine.pictures(requests, progress=progress)
+        requests = image_requests(prompts, size=size, seeds=seeds, sampling=sampling)
+        built = [one for request in requests for one in self._builder.build(request)]
+        images = [one for one in built if isinstance(one, ImageRequest)]
+        return self.engine.generate_codes(images, progress)
 
     def describe(self, image: ImageLike, *, max_tokens: int = 64) -> str:
-        """Say in words what a picture shows.
-
-        Args:
-            image: The picture.
-            max_tokens: Length at most.
-
-        Returns:
-            The caption.
+        """Return a caption of an image.
 
         Raises:
-            DataError: The picture can't be read.
+            DataError: The image cannot be read.
         """
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
-        """Describe several pictures at once; as `describe` for each."""
-        return self._write([self._reader.caption_prompt(image) for image in images], max_tokens)
+        """Describe several images at once, each as `describe` does."""
+        return self._texts([caption_request(image, max_tokens) for image in images])
 
     def ask(
-        self, image: ImageLike | list[ImageLike], question: str, *, max_tokens: int = 128
+        self, image: ImageLike | Sequence[ImageLike], question: str, *, max_tokens: int = 128
     ) -> str:
-        """Answer a question about a picture.
-
-        Args:
-            image: The picture, or several in a list.
-            question: The question.
-            max_tokens: Length at most.
-
-        Returns:
-            The answer.
+        """Answer a question about an image, or about several in a list.
 
         Raises:
-            DataError: A picture can't be read, or the question is empty or too long.
+            DataError: An image cannot be read, or the question is empty or too long.
         """
         return self.ask_many([(image, question)], max_tokens=max_tokens)[0]
 
     def ask_many(
         self,
-        questions: Sequence[tuple[ImageLike | list[ImageLike], str]],
+        questions: Sequence[tuple[ImageLike | Sequence[ImageLike], str]],
         *,
         max_tokens: int = 128,
     ) -> list[str]:
-        """Answer several (picture, question) pairs at once; as `ask` for each."""
-        prompts = [
-            self._reader.question_prompt(image if isinstance(image, list) else [image], question)
-            for image, question in questions
-        ]
-        return self._write(prompts, max_tokens)
+        """Answer several (image, question) pairs at once, each as `ask` does."""
+        return self._texts([question_request(*pair, max_tokens) for pair in questions])
 
     def chat(
         self,
@@ -222,104 +215,98 @@ class Liquid:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> Reply:
-        """Answer a conversation; see `stream`.
-
-        Returns:
-            The answer with its pictures.
-        """
-        request = self._chat_request(messages, images, max_tokens, seed, sampling)
-        writer = self._writer(request)
-        return reply_of(list(stream(self.engine, request, writer)), writer)
-
-    def stream(
-        self,
-        messages: Sequence[Turn | Mapping[str, str]],
-        images: Sequence[ImageLike] = (),
-        *,
-        max_tokens: int = 512,
-        seed: int = 0,
-        sampling: SamplingConfig | None = None,
-    ) -> Iterator[TextPiece | Picture]:
-        """Answer a conversation piece by piece.
+        """Answer a conversation with text and images.
 
         Args:
             messages: Turns with `role` and `content`, mappings or objects; each `<image>` in a
-                content stands for the next picture.
-            images: The pictures, in order.
-            max_tokens: Length of the text at most.
-            seed: The same seed gives the same answer.
-            sampling: How text is drawn; None takes `DEFAULT_CHAT_SAMPLING`.
-
-        Yields:
-            Text as it comes, and a picture wherever the model opens one.
+                content stands for the next image.
+            images: The images, in order.
+            max_tokens: Maximum number of text tokens.
+            seed: Random seed.
+            sampling: How text is sampled; None is `DEFAULT_CHAT_SAMPLING`.
 
         Raises:
-            DataError: Nothing to answer, placeholders without pictures, or a conversation that is
-                too long for the context.
+            DataError: There are no messages, placeholders and images differ in number, or the
+                conversation is too long.
         """
-        request = self._chat_request(messages, images, max_tokens, seed, sampling)
-        for piece in stream(self.engine, request, self._writer(request)):
-            assert not isinstance(piece, Preview), "none was asked for"
-            yield piece
+        request = chat_request(
+            messages, images, max_tokens=max_tokens, seed=seed, sampling=sampling
+        )
+        return self._replies([request])[0]
 
-    def run(self, jobs: Sequence[Job]) -> list[list[Reply]]:
-        """Do any mix of jobs at once.
-
-        Args:
-            jobs: What to do.
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Reply]]:
+        """Answer any mix of requests at once.
 
         Returns:
-            For each job, in order, a reply for each of its samples. A job that is wrong has a
-            single reply, which holds the error; the others are done.
+            For each request, in order, one reply for each of its samples. An invalid request has a
+            single reply, which contains the error; the others are answered.
         """
-        found: list[dict[int, Reply]] = [{} for _ in jobs]
-        for place, sample, reply in self.run_as_done(jobs):
-            found[place][sample] = reply
+        found: list[dict[int, Reply]] = [{} for _ in requests]
+        for index, sample, reply in self.generate_as_completed(requests):
+            found[index][sample] = reply
         return [[reply for _, reply in sorted(samples.items())] for samples in found]
 
-    def run_as_done(
-        self, jobs: Sequence[Job], progress: Progress | None = None
+    def generate_as_completed(
+        self, requests: Sequence[GenerationRequest], progress: Progress | None = None
     ) -> Iterator[tuple[int, int, Reply]]:
-        """Do any mix of jobs at once, and give what is finished.
+        """Answer any mix of requests at once and yield each reply as soon as it is complete.
 
         Args:
-            jobs: What to do.
-            progress: Told (codes drawn, codes to draw) of pictures after each step.
+            requests: What to generate.
+            progress: Called with (image tokens generated, image tokens in all) after each step.
 
         Yields:
-            Place of a job, number of a sample, its reply. A job that is wrong has a single one,
-            which holds the error.
+            Index of a request, number of a sample, its reply. An invalid request has a single
+            reply, which contains the error.
         """
-        requests: list[tuple[int, int, Request]] = []
-        for place, job in enumerate(jobs):
+        places: list[tuple[int, int]] = []
+        built: list[TokenRequest] = []
+        failed: set[int] = set()
+        for index, request in enumerate(requests):
             try:
-                requests += [(place, n, request) for n, request in enumerate(self._requests(job))]
+                samples = self._builder.build(request)
             except LiquidError as error:
-                yield place, 0, Reply(text="", images=(), finish="error", error=error)
-        writers = [self._writer(request, jobs[place].stop) for place, _, request in requests]
-        plain = [request for *_, request in requests]
-        for index, reply in replies(self.engine, plain, writers, progress):
-            place, sample, _ = requests[index]
-            yield place, sample, reply
+                yield index, 0, _failed(error)
+                continue
+            places += [(index, sample) for sample in range(len(samples))]
+            built += samples
+        streams = [
+            self._detokenizer(request, requests[index].stop)
+            for request, (index, _) in zip(built, places, strict=True)
+        ]
+        for handle, event in self.engine.run(built, progress):
+            index, sample = places[handle.index]
+            if isinstance(event, End) and event.error is not None:
+                if index not in failed:
+                    failed.add(index)
+                    yield index, sample, _failed(event.error)
+                continue
+            stream = streams[handle.index]
+            stream.add(event)
+            if stream.finish is not None:
+                self.engine.cancel(handle)
+                yield index, sample, stream.reply
 
-    def stream_job(self, job: Job) -> Iterator[Piece]:
-        """Do one job with one answer, piece by piece.
-
-        Args:
-            job: What to do; its `n` must be 1.
+    def stream(self, request: GenerationRequest) -> Iterator[Piece]:
+        """Answer a request with one sample, piece by piece.
 
         Yields:
-            Text as it comes, previews of pictures (`Job.preview_rows`), and pictures.
+            Text as it is generated, previews of images (`GenerationRequest.preview_every`), and
+            images.
 
         Raises:
-            ConfigError: A field is out of range.
-            DataError: The prompt is missing or too long, or a picture can't be read.
+            ConfigError: A field is out of range, or `n` is not 1.
+            DataError: The prompt is missing or too long, or an image cannot be read.
         """
-        requests = self._requests(job)
-        if len(requests) > 1:
-            raise ConfigError(f"n: a stream has one answer ({job.n}). Give 1.")
-        request = requests[0]
-        yield from stream(self.engine, request, self._writer(request, job.stop))
+        built = self._builder.build(request)
+        if len(built) > 1:
+            raise ConfigError(f"n: expected 1 for a stream, got {request.n}.")
+        detokenizer = self._detokenizer(built[0], request.stop)
+        # Closing this generator closes the engine's, which cancels the request.
+        for _, event in self.engine.run(built):
+            yield from detokenizer.add(event)
+            if detokenizer.finish is not None:
+                return
 
     def score(
         self,
@@ -327,88 +314,59 @@ class Liquid:
         answers: Sequence[str],
         images: Sequence[ImageLike] = (),
     ) -> list[Score]:
-        """Say how likely the model finds given answers.
+        """Return the log-probabilities of given answers.
 
         Args:
-            prompt: A text that the answers go on with, or a conversation that they answer.
+            prompt: A text that the answers continue, or a conversation that they answer.
             answers: Texts; each is tokenized on its own.
-            images: Pictures of the conversation, in order.
-
-        Returns:
-            A score for each answer.
+            images: Images of the conversation, in order.
 
         Raises:
-            DataError: Prompt and answer don't fit the context, or an answer is empty.
+            DataError: Prompt and answer exceed the context, or an answer is empty.
         """
         if isinstance(prompt, str):
             if images:
-                raise DataError("images: stand in a conversation. Give messages as the prompt.")
-            ids: Sequence[int] = self._sequences.text_prompt(prompt)
+                raise DataError("images: expected a conversation as the prompt, got a text.")
+            tokens: Sequence[int] = self._sequences.text_prompt(prompt)
         else:
-            ids = self._reader.chat_prompt(prompt, images)
-        wanted = [self._sequences.encode(answer) for answer in answers]
-        return score(self.checkpoint.model, self.checkpoint.vocabulary.size, ids, wanted)
+            tokens = self._builder.chat_prompt(prompt, images)
+        encoded = [self._sequences.encode(answer) for answer in answers]
+        return score(self.checkpoint.model, self.checkpoint.vocabulary.size, tokens, encoded)
 
     def chat_prompt(
         self, messages: Sequence[Turn | Mapping[str, str]], images: Sequence[ImageLike] = ()
     ) -> list[int]:
-        """Return the ids of a conversation up to the start of the answer."""
-        return list(self._reader.chat_prompt(messages, images))
+        """Return the tokens of a conversation up to the start of the answer."""
+        return list(self._builder.chat_prompt(messages, images))
 
     def encode(self, image: ImageLike) -> Tensor:
-        """Turn a picture into codes.
-
-        Args:
-            image: The picture; codes are returned as they are.
-
-        Returns:
-            Codes, (h, w), int64, on the CPU.
+        """Return the codes of an image, (h, w), int64, on the CPU; codes are returned unchanged.
 
         Raises:
-            DataError: The picture can't be read.
-            CheckpointError: The checkpoint was not trained on pictures.
+            DataError: The image cannot be read.
+            CheckpointError: The checkpoint was not trained on images.
         """
-        return self._pictures.encode(image)
+        return self._images.encode(image)
 
     def decode(self, codes: Tensor) -> Image.Image:
-        """Turn codes, (h, w), into a picture, RGB."""
-        return self._pictures.decode(codes)
+        """Return the image of codes, (h, w), RGB."""
+        return self._images.decode(codes)
 
-    def _chat_request(
-        self,
-        messages: Sequence[Turn | Mapping[str, str]],
-        images: Sequence[ImageLike],
-        max_tokens: int,
-        seed: int,
-        sampling: SamplingConfig | None,
-    ) -> TextRequest:
-        return TextRequest(
-            prompt=self._reader.chat_prompt(messages, images),
-            max_tokens=max_tokens,
-            sampling=sampling or DEFAULT_CHAT_SAMPLING,
-            picture_sampling=self.sampling,
-            seed=seed,
-            grid=self._pictures.grid(self.sizes[0]) if self._pictures.possible else None,
-        )
+    def _detokenizer(self, request: TokenRequest, stop: Sequence[str]) -> Detokenizer:
+        return Detokenizer(self._tokenizer, self._images, request, stop)
 
-    def _writer(self, request: Request, stop: Sequence[str] = ()) -> Writer:
-        return Writer(self._tokenizer, self._pictures, request, stop)
+    def _replies(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
+        """Return one reply for each request, or raise the first error."""
+        found: dict[int, Reply] = {}
+        for index, _, reply in self.generate_as_completed(requests):
+            if reply.error is not None:
+                raise reply.error
+            found[index] = reply
+        return [found[index] for index in range(len(requests))]
 
-    def _requests(self, job: Job) -> list[Request]:
-        requests = self._reader.read(job)
-        for request in requests:
-            self.engine.check(request)
-        return requests
+    def _texts(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        return [reply.text for reply in self._replies(requests)]
 
-    def _write(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[str]:
-        requests = [
-            TextRequest(
-                prompt=prompt,
-                max_tokens=max_tokens,
-                sampling=GREEDY_SAMPLING,
-                picture_sampling=self.sampling,
-            )
-            for prompt in prompts
-        ]
-        texts = self.engine.texts(requests)
-        return [words(self._tokenizer, text.ids).strip() for text in texts]
+
+def _failed(error: LiquidError) -> Reply:
+    return Reply(text="", images=(), finish="error", error=error)

@@ -1,11 +1,9 @@
-"""From logits to one drawn id per row.
+"""Sampling: from logits to one token per sequence.
 
-Contract: guidance comes first (`guide`), then temperature, then top-k, then top-p over what top-k
-left, as in the published release; `Sampler.distribution` is what comes of it. An id whose logit is
--inf is never drawn. The rows of a batch may have settings of their own, and what a row draws
-depends on its logits, its settings and its own random numbers (`noise`), so neither on its
-neighbours nor on its place in the batch. An id's random number is bound to the id, not to its rank,
-so a rounding error changes a draw only where two ids come out equal anyway.
+Guidance is applied first (`guide`), then temperature, top-k and top-p, as in the reference
+implementation. A token with logit -inf is never sampled. The result for a row depends on its
+logits, its settings and its own random numbers (`rng`), not on the other rows. A random number
+belongs to a token, not to its rank, so a rounding error changes the result only if two tokens tie.
 """
 
 from __future__ import annotations
@@ -13,68 +11,71 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from liquidmm.config import from_dict
+from liquidmm.config import check_ranges, from_dict
 from liquidmm.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How the next id is chosen; the defaults are those of the published release for pictures."""
+    """How the next token is chosen; the defaults are those of the reference implementation."""
 
-    guidance: float = 7.0
-    """Scale s of classifier-free guidance, at least 0; 1 is plain sampling, 0 ignores the prompt.
-    Text is never guided."""
-    temperature: float = 0.99
-    """Divides the logits, above 0; below 1 is bolder, above 1 is wilder."""
-    top_k: int = 4096
-    """Only the k likeliest ids may be drawn; 0 is off."""
-    top_p: float = 0.96
-    """Only the likeliest ids that together reach this probability may be drawn, above 0 and at most
-    1; 1 is off."""
+    guidance: Annotated[float, Ge(0)] = 7.0
+    """Scale s of classifier-free guidance of images; 1 is plain sampling, 0 ignores the prompt."""
+    temperature: Annotated[float, Gt(0)] = 0.99
+    """Divides the logits; lower is more predictable, higher is more varied."""
+    top_k: Annotated[int, Ge(0)] = 4096
+    """Only the k likeliest tokens can be sampled; 0 is off."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.96
+    """Only the likeliest tokens that together reach this probability can be sampled; 1 is off."""
     greedy: bool = False
-    """Always take the likeliest id; temperature, top_k and top_p then have no effect."""
+    """Always choose the likeliest token; temperature, top_k and top_p then have no effect."""
 
     def __post_init__(self) -> None:
-        _check("guidance", self.guidance, self.guidance >= 0, "a number of at least 0")
-        _check("temperature", self.temperature, self.temperature > 0, "a number above 0")
-        _check("top_k", self.top_k, self.top_k >= 0, "an integer of at least 0 (0 is off)")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
+        check_ranges(self)
 
     def check_vocabulary(self, size: int, what: str) -> None:
-        """Refuse a top-k above the number of ids there are to draw from.
+        """Check top_k against the number of tokens there are to choose from.
 
         Args:
-            size: How many there are.
-            what: What they are called, such as "codes of the codebook".
+            size: Their number.
+            what: Their name, such as "codes of the codebook".
 
         Raises:
             ConfigError: top_k is larger.
         """
         if self.top_k > size and not self.greedy:
             raise ConfigError(
-                f"sampling.top_k: {self.top_k} is above the {size} {what}. "
-                f"Give an integer from 0 to {size} (0 is off)."
+                f"top_k: expected an integer from 0 (off) to {size}, the number of {what}, "
+                f"got {self.top_k}."
             )
 
 
-def reference_sampling(codebook_size: int) -> SamplingConfig:
-    """Return the release's settings for a codebook of another size.
+GREEDY_SAMPLING = SamplingConfig(greedy=True)
+"""Default for captions."""
 
-    The release draws from the likelier half: 4,096 of 8,192 codes.
+DEFAULT_CHAT_SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)
+"""Default for text and chat."""
+
+
+def reference_sampling(codebook_size: int) -> SamplingConfig:
+    """Return the settings of the reference implementation for a codebook of this size.
+
+    The reference samples from the likelier half: 4,096 of 8,192 codes.
     """
     return SamplingConfig(top_k=codebook_size // 2)
 
 
 def saved_sampling(saved: Mapping[str, Any] | None, codebook_size: int) -> SamplingConfig:
-    """Return how a checkpoint's pictures are drawn unless told otherwise.
+    """Return a checkpoint's defaults for images.
 
     Args:
-        saved: The settings in its `processor_config.json`; None takes those of the release.
+        saved: The settings in its `processor_config.json`; None takes those of the reference.
         codebook_size: Codes of its image tokenizer.
 
     Raises:
@@ -85,13 +86,8 @@ def saved_sampling(saved: Mapping[str, Any] | None, codebook_size: int) -> Sampl
     return from_dict(SamplingConfig, saved, "processor_config.json: sampling")
 
 
-def _check(name: str, value: float, good: bool, expected: str) -> None:
-    if not (good and math.isfinite(value)):
-        raise ConfigError(f"sampling.{name}: {value} is out of range. Give {expected}.")
-
-
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """Push the logits away from what the model would draw without the prompt.
+    """Apply classifier-free guidance.
 
     Args:
         conditional: Logits given the prompt, (B, V).
@@ -99,21 +95,20 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
         scale: Guidance s, at least 0; or one for each row, (B, 1), float32.
 
     Returns:
-        ``unconditional + s * (conditional - unconditional)``, (B, V), float32. Where both are the
-        same row, exactly that row.
+        ``unconditional + s * (conditional - unconditional)``, (B, V), float32. If both are equal,
+        exactly that row.
     """
     base = unconditional.float()
     return base + scale * (conditional.float() - base)
 
 
 def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
-    """Keep the leading group of each row that reaches probability p, rescaled to sum to 1.
+    """Keep the smallest leading group of each row that reaches p, rescaled to sum to 1.
 
-    It is the smallest one, but for columns as likely as its last: they stay with it, so that equal
-    columns are treated equally.
+    Columns as likely as the last one of the group are kept with it.
 
     Args:
-        probabilities: Descending, each row sums to 1, (B, k).
+        probabilities: In descending order, each row sums to 1, (B, k).
         p: Above 0; 1 keeps all; or one for each row, (B, 1).
 
     Returns:
@@ -126,34 +121,27 @@ def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
 
 
 class Sampler:
-    """The settings of several rows, as columns of numbers."""
+    """The settings of several rows as tensors; filters that no row uses are skipped."""
 
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str) -> None:
-        """Line them up; what no row asks for is not computed.
-
-        Args:
-            configs: Settings of each row.
-            device: Where the logits will be.
-        """
-
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=device)[:, None]
-
-        drawn = [config for config in configs if not config.greedy] or list(configs)
+        sampled = [config for config in configs if not config.greedy] or list(configs)
         self.all_greedy = all(config.greedy for config in configs)
         """Whether no row is random."""
-        self.temperature = column([config.temperature for config in configs])
+        self.temperature = _column([config.temperature for config in configs], device)
         self.greedy = None
         if any(config.greedy for config in configs) and not self.all_greedy:
-            self.greedy = column([config.greedy for config in configs])[:, 0]
-        # 0 is off: then all columns are kept.
-        self.widest = 0 if any(c.top_k == 0 for c in drawn) else max(c.top_k for c in drawn)
-        ranks = [config.top_k or 2**31 for config in configs]
-        self.top_k = column(ranks) if len({config.top_k for config in drawn}) > 1 else None
+            self.greedy = _column([config.greedy for config in configs], device)[:, 0]
+        # 0 is off: all columns are kept.
+        widths = {config.top_k for config in sampled}
+        self.widest = 0 if 0 in widths else max(widths)
+        self.top_k = None
+        if len(widths) > 1:
+            self.top_k = _column([config.top_k or 2**31 for config in configs], device)
         self.top_p = None
-        if any(config.top_p < 1 for config in drawn):
-            # A row that keeps all of them must not lose its tail to rounding.
-            self.top_p = column([c.top_p if c.top_p < 1 else math.inf for c in configs])
+        if any(config.top_p < 1 for config in sampled):
+            # A row that keeps all columns must not lose its tail to rounding.
+            limits = [config.top_p if config.top_p < 1 else math.inf for config in configs]
+            self.top_p = _column(limits, device)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -163,26 +151,26 @@ class Sampler:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What two samplers must have in common to do the same operations."""
+        """Equal for two samplers that do the same operations."""
         parts = (self.greedy, self.top_k, self.top_p)
         return (self.all_greedy, self.widest, *(part is None for part in parts))
 
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give the distribution that `draw` draws from, of rows that aren't greedy.
+        """Return the distribution that `sample` uses for rows that are not greedy.
 
         Args:
-            logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
+            logits: Guided logits, (B, V); -inf excludes a column.
 
         Returns:
             Probabilities, (B, k), float32, each row summing to 1; and the columns they belong to,
-            (B, k), or None where they are all columns in order.
+            (B, k), or None if they are all columns in order.
         """
         scores = logits.float() / self.temperature
         count = scores.shape[-1]
         k = min(self.widest or count, count)
         if self.top_p is None and self.top_k is None and k == count:
             return scores.softmax(dim=-1), None
-        # Ranks matter where rows keep different numbers of columns, or a probability's worth.
+        # The order matters only if rows keep different numbers of columns, or use top-p.
         ranked = self.top_p is not None or self.top_k is not None
         scores, columns = torch.topk(scores, k, dim=-1, sorted=ranked)
         if self.top_k is not None:
@@ -193,37 +181,38 @@ class Sampler:
             probabilities = keep_top_p(probabilities, self.top_p)
         return probabilities, columns
 
-    def draw(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Draw one column for each row.
+    def sample(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Choose one column for each row.
 
         Args:
-            logits: Guided scores, (B, V); -inf marks columns that may not be drawn.
-            noise: Standard exponential numbers of all columns, (B, V); None where all are greedy.
+            logits: Guided logits, (B, V); -inf excludes a column.
+            noise: Standard exponential numbers of all columns, (B, V); None if all are greedy.
 
         Returns:
-            Columns, (B,), int64, and whether they are good, (B,), bool: a row without a column that
-            may be drawn, or with NaN, is not.
+            Columns, (B,), int64, and whether they are valid, (B,), bool: a row with NaN or without
+            a possible column is not.
         """
         best, likeliest = logits.max(dim=-1)
         if self.all_greedy or noise is None:
             return likeliest, best > -torch.inf
         if self.top_p is not None and self.top_k is None and logits.device.type == "cpu":
-            value, drawn = self._race(logits, noise, self.top_p)
+            value, chosen = self._race(logits, noise, self.top_p)
         else:
             probabilities, columns = self.distribution(logits)
             if columns is not None:
                 noise = noise.gather(-1, columns)
             value, place = (probabilities / noise).max(dim=-1)
-            drawn = place if columns is None else columns.gather(-1, place[:, None])[:, 0]
+            chosen = place if columns is None else columns.gather(-1, place[:, None])[:, 0]
         if self.greedy is not None:
-            drawn = torch.where(self.greedy, likeliest, drawn)
-        return drawn, (best > -torch.inf) & (value > 0)
+            chosen = torch.where(self.greedy, likeliest, chosen)
+        return chosen, (best > -torch.inf) & (value > 0)
 
     def _race(self, logits: Tensor, noise: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw from `distribution` without sorting anything; for a host that need not wait.
+        """Sample from `distribution` without sorting, which is faster on a CPU.
 
-        The winner of all columns is the winner of those that are kept, if it is one of them. It is
-        if what is likelier doesn't reach top-p; if it isn't, nothing less likely is either.
+        The winner among all columns is the winner among those that top-p keeps, if top-p keeps it.
+        It does if the likelier columns do not reach top-p; otherwise the winner and all columns
+        that are less likely are removed.
         """
         scores = logits.float() / self.temperature
         if 0 < self.widest < scores.shape[-1]:
@@ -232,23 +221,27 @@ class Sampler:
         probabilities = scores.softmax(dim=-1)
         race = probabilities / noise
         while True:
-            value, drawn = race.max(dim=-1)
-            winner = probabilities.gather(-1, drawn[:, None])
+            value, chosen = race.max(dim=-1)
+            winner = probabilities.gather(-1, chosen[:, None])
             likelier = (probabilities * (probabilities > winner)).sum(dim=-1, keepdim=True)
             lost = likelier >= top_p
             if not bool(lost.any()):
-                return value, drawn
+                return value, chosen
             race = race.masked_fill(lost & (probabilities <= winner), 0.0)
 
 
-def check_good(good: Tensor) -> None:
-    """Refuse draws that `Sampler.draw` says aren't good.
+def check_valid(valid: Tensor) -> None:
+    """Check what `Sampler.sample` returned.
 
     Raises:
-        CheckpointError: One of them isn't.
+        CheckpointError: A row is not valid.
     """
-    if not bool(good.all()):
+    if not bool(valid.all()):
         raise CheckpointError(
-            "model: its scores are no numbers (NaN). "
-            "Its weights are broken, or their type is too narrow: choose float32."
+            "model: logits contain NaN. The weights may be corrupt, or the dtype too narrow; "
+            "try float32."
         )
+
+
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, device=device)[:, None]

@@ -1,7 +1,7 @@
-"""How likely a model finds given answers.
+"""Log-probabilities of given answers.
 
-Contract: probabilities are those of training, over the whole vocabulary, image codes included, by
-transformers' own forward. A prompt is read once for all of its answers.
+They are those of training: over the whole vocabulary, image codes included, by transformers' own
+forward. A prompt is processed once for all of its answers.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from liquidmm.errors import DataError
-from liquidmm.generate.decoders.decoder import context_of
-from liquidmm.generate.decoders.heads import FamilyHead
+from liquidmm.generate.backends import context_length
+from liquidmm.generate.backends.hf import OutputHead
 
 _AT_ONCE = 128
-"""Positions whose whole vocabulary is scored at a time."""
+"""Positions whose logits are computed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """How likely a model finds an answer."""
+    """How likely the model finds an answer."""
 
-    tokens: tuple[float, ...]
-    """Natural logarithm of the probability of each of its ids."""
-    likeliest: bool
-    """Whether each of its ids is the likeliest where it stands."""
+    log_probs: tuple[float, ...]
+    """Natural logarithm of the probability of each token."""
+    is_greedy: bool
+    """Whether greedy generation would give this answer."""
 
     @property
     def total(self) -> float:
-        """Logarithm of the probability of the whole answer."""
-        return sum(self.tokens)
+        """Log-probability of the whole answer."""
+        return sum(self.log_probs)
 
 
 @torch.inference_mode()
@@ -47,45 +47,42 @@ def score(
 
     Args:
         model: Causal language model in eval mode.
-        size: Ids of its vocabulary.
-        prompt: Ids before the answers, at least one.
-        answers: Ids of each, at least one; codes may be among them.
-
-    Returns:
-        A score for each answer.
+        size: Tokens of its vocabulary.
+        prompt: Tokens before the answers, at least one.
+        answers: Tokens of each answer, at least one; they may include codes.
 
     Raises:
-        DataError: Prompt or answer is empty, or both together don't fit the context.
+        DataError: Prompt or answer is empty, or both together exceed the context.
     """
-    context = context_of(model)
+    context = context_length(model)
     longest = max(map(len, answers), default=0)
     if not prompt or not all(answers):
-        raise DataError("score: the prompt or an answer is empty. Give text that can be scored.")
+        raise DataError("score: the prompt or an answer is empty.")
     if len(prompt) + longest > context:
         raise DataError(
-            f"score: {len(prompt)} ids of the prompt and {longest} of an answer don't fit the "
-            f"model's context of {context} ids. Shorten them."
+            f"score: a prompt of {len(prompt)} tokens and an answer of {longest} exceed the "
+            f"model's context of {context} tokens. Shorten them."
         )
-    head = FamilyHead(model, slice(0, size))
-    read = DynamicCache(config=model.config)
+    head = OutputHead(model, slice(0, size))
+    cache = DynamicCache(config=model.config)
     if len(prompt) > 1:
-        _hidden(model, prompt[:-1], read)
+        _hidden(model, prompt[:-1], cache)
     scores = []
     for answer in answers:
-        hidden = _hidden(model, [prompt[-1], *answer[:-1]], copy.deepcopy(read))
-        tokens: list[float] = []
-        likeliest = True
+        hidden = _hidden(model, [prompt[-1], *answer[:-1]], copy.deepcopy(cache))
+        log_probs: list[float] = []
+        is_greedy = True
         for start in range(0, len(answer), _AT_ONCE):
             part = head(hidden[start : start + _AT_ONCE]).float().log_softmax(dim=-1)
-            wanted = torch.tensor(answer[start : start + _AT_ONCE], device=part.device)
-            tokens += part.gather(-1, wanted[:, None])[:, 0].tolist()
-            likeliest &= bool((part.argmax(dim=-1) == wanted).all())
-        scores.append(Score(tokens=tuple(tokens), likeliest=likeliest))
+            tokens = torch.tensor(answer[start : start + _AT_ONCE], device=part.device)
+            log_probs += part.gather(-1, tokens[:, None])[:, 0].tolist()
+            is_greedy &= bool((part.argmax(dim=-1) == tokens).all())
+        scores.append(Score(log_probs=tuple(log_probs), is_greedy=is_greedy))
     return scores
 
 
-def _hidden(model: PreTrainedModel, ids: Sequence[int], cache: DynamicCache) -> Tensor:
-    """Give the last hidden states of ids that follow what the cache holds, (T, D)."""
-    tokens = torch.tensor([list(ids)], device=model.device)
-    output = model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+def _hidden(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache) -> Tensor:
+    """Return the last hidden states of tokens after the cached ones, (T, D)."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return cast("Tensor", output.last_hidden_state[0])

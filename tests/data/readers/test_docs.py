@@ -17,12 +17,10 @@ from liquidmm.config import from_dict
 from liquidmm.data.readers import SourceConfig, list_chunks, read_chunk
 from liquidmm.data.records import ChatRecord, ImageTextRecord, TextRecord, images_of
 
-DOCS = Path(__file__).parents[3] / "docs"
-PAGES = [page for name in ("data.md", "sources.md") if (page := DOCS / name).exists()]
+PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 EXAMPLES = [
     block
-    for page in PAGES
-    for block in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for block in re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     if re.search(r"^\[source\]", block, re.MULTILINE)
 ]
 

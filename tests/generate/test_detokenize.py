@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from liquidmm.generate.words import StopStrings
+from liquidmm.generate.detokenize import StopStrings
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
@@ -19,16 +19,16 @@ from liquidmm.generate.words import StopStrings
         ("abcd", ("abcd", "bc"), "a"),
     ],
 )
-def test_text_ends_before_the_first_stop_string(
+def test_text_ends_before_first_stop_string(
     text: str, stops: tuple[str, ...], expected: str, size: int
 ) -> None:
     filtered = StopStrings(stops)
     shown = "".join(filtered.add(text[i : i + size]) for i in range(0, len(text), size))
     assert filtered.hit == (expected != text)
-    assert shown + filtered.rest() == expected
+    assert shown + filtered.flush() == expected
 
 
-def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+def test_only_possible_stop_string_is_held_back() -> None:
     filtered = StopStrings(["END", "\n\n"])
     assert [filtered.add(piece) for piece in ("a", "E", "N", "O", "\n", "b")] == [
         *("a", "", "", "ENO", "", "\nb")

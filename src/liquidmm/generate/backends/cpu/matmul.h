@@ -1,9 +1,9 @@
-/* Products of weights in panels with few rows or many.
+/* Matrix products of packed weights with any number of rows.
 
-   Contract: a matrix (M, K) lies in panels of PANEL outputs, (M / PANEL, K, PANEL), so that a thread
-   reads its weights from first to last, each once for all rows. The sum of an output runs over k,
-   from first to last, whatever the weights' type and the number of rows are. Vectors are GCC's and
-   Clang's; the threads of a parallel region share the panels. */
+   A matrix (M, K) is stored in panels of PANEL outputs, (M / PANEL, K, PANEL), so that a thread
+   reads its weights sequentially, each once for all rows. The sum of an output runs over k in
+   order, whatever the dtype of the weights and the number of rows are. Vectors are extensions of GCC and
+   Clang; the threads of a parallel region share the panels. */
 
 #include <stdint.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "meet.h"
+#include "threads.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -20,10 +20,10 @@ enum {
     PANEL = 32, /* outputs of a panel */
     LANES = 8,  /* numbers of a vector */
     VECTORS = PANEL / LANES,
-    TILE = 3,    /* rows whose sums are held in registers */
-    FEW = 4,     /* rows, at most, that take weights as they come */
-    DEPTH = 128, /* inputs of a panel whose weights the first cache holds, for more rows */
-    BLOCK = 64   /* rows whose sums the first cache holds */
+    TILE = 3,    /* rows whose sums fit in registers */
+    FEW = 4,     /* up to this many rows use the weights without unpacking them first */
+    DEPTH = 128, /* inputs of a panel whose unpacked weights fit in the L1 cache */
+    BLOCK = 64   /* rows whose sums fit in the L1 cache */
 };
 enum { FLOAT32, BFLOAT16, INT8 };
 
@@ -33,15 +33,15 @@ typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 
 typedef struct {
-    const void *weight; /* panels of the type that `kind` says */
-    const float *scale; /* (M), or none */
-    const float *bias;  /* (M), or none */
-    int64_t outputs, inputs, kind;
+    const void *weight; /* panels */
+    const float *scale; /* (M), or null */
+    const float *bias;  /* (M), or null */
+    int64_t outputs, inputs, dtype;
 } Matrix;
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE float sum_of(Vector v) {
+INLINE float horizontal_sum(Vector v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
@@ -49,10 +49,10 @@ INLINE Vector load(const float *x) { return *(const Vector *)x; }
 
 INLINE void store(float *x, Vector v) { *(Vector *)x = v; }
 
-/* Eight weights. Compilers widen small integers by detours; AVX2 has an instruction for it. */
-INLINE Vector load_weights(const void *weight, int64_t at, int kind) {
-    if (kind == FLOAT32) return load((const float *)weight + at);
-    if (kind == BFLOAT16) {
+/* Load eight weights. Compilers do not use the AVX2 instructions for widening by themselves. */
+INLINE Vector load_weights(const void *weight, int64_t at, int dtype) {
+    if (dtype == FLOAT32) return load((const float *)weight + at);
+    if (dtype == BFLOAT16) {
         const uint16_t *w = (const uint16_t *)weight + at;
 #ifdef __AVX2__
         Integers wide = (Integers)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)w));
@@ -70,16 +70,16 @@ INLINE Vector load_weights(const void *weight, int64_t at, int kind) {
     return __builtin_convertvector(wide, Vector);
 }
 
-/* Add the products of a panel's weights of `count` inputs with at most TILE rows to `sums`. The last
-   two arguments are constants wherever this is called, so that all loops but one are unrolled. */
+/* Add the products of a panel's weights of `count` inputs with at most TILE rows to `sums`. The
+   last two arguments are constants in every call, so that all loops but one are unrolled. */
 INLINE void add_tile(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
-                     float *sums, int kind, int rows) {
+                     float *sums, int dtype, int rows) {
     Vector s[TILE][VECTORS];
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < VECTORS; i++) s[r][i] = load(sums + r * PANEL + i * LANES);
     for (int64_t k = 0; k < count; k++)
         for (int i = 0; i < VECTORS; i++) {
-            Vector w = load_weights(weight, at + k * PANEL + i * LANES, kind);
+            Vector w = load_weights(weight, at + k * PANEL + i * LANES, dtype);
             for (int r = 0; r < rows; r++) s[r][i] += w * x[r * stride + k];
         }
     for (int r = 0; r < rows; r++)
@@ -87,45 +87,44 @@ INLINE void add_tile(const void *weight, int64_t at, const float *x, int64_t str
 }
 
 INLINE void add_rows(const void *weight, int64_t at, const float *x, int64_t stride, int64_t count,
-                     int64_t rows, float *sums, int kind) {
+                     int64_t rows, float *sums, int dtype) {
     for (; rows >= TILE; rows -= TILE, x += TILE * stride, sums += TILE * PANEL)
-        add_tile(weight, at, x, stride, count, sums, kind, TILE);
-    if (rows == 2) add_tile(weight, at, x, stride, count, sums, kind, 2);
-    if (rows == 1) add_tile(weight, at, x, stride, count, sums, kind, 1);
+        add_tile(weight, at, x, stride, count, sums, dtype, TILE);
+    if (rows == 2) add_tile(weight, at, x, stride, count, sums, dtype, 2);
+    if (rows == 1) add_tile(weight, at, x, stride, count, sums, dtype, 1);
 }
 
-/* More than FEW rows take the weights of DEPTH inputs from the first cache, as floats: they are
-   widened once for all rows. */
+/* For more than FEW rows, the weights of DEPTH inputs are unpacked to floats once for all rows. */
 INLINE void add_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows, float *sums,
-                      int kind) {
+                      int dtype) {
     int64_t size = m->inputs, at = panel * size * PANEL;
     if (rows <= FEW) {
-        add_rows(m->weight, at, x, size, size, rows, sums, kind);
+        add_rows(m->weight, at, x, size, size, rows, sums, dtype);
         return;
     }
     float floats[DEPTH * PANEL] __attribute__((aligned(64)));
     for (int64_t k = 0; k < size; k += DEPTH, at += DEPTH * PANEL) {
-        int64_t count = least(DEPTH, size - k);
-        if (kind == FLOAT32) {
+        int64_t count = min_of(DEPTH, size - k);
+        if (dtype == FLOAT32) {
             add_rows(m->weight, at, x + k, size, count, rows, sums, FLOAT32);
         } else {
             for (int64_t i = 0; i < count * PANEL; i += LANES)
-                store(floats + i, load_weights(m->weight, at + i, kind));
+                store(floats + i, load_weights(m->weight, at + i, dtype));
             add_rows(floats, 0, x + k, size, count, rows, sums, FLOAT32);
         }
     }
 }
 
 /* Multiply one panel with at most BLOCK rows, (rows, inputs), into `sums`, (rows, PANEL). */
-static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows,
-                           float *sums) {
+static void matmul_panel(const Matrix *m, int64_t panel, const float *x, int64_t rows,
+                         float *sums) {
     memset(sums, 0, rows * PANEL * sizeof *sums);
-    switch (m->kind) {
+    switch (m->dtype) {
     case FLOAT32: add_panel(m, panel, x, rows, sums, FLOAT32); break;
     case BFLOAT16: add_panel(m, panel, x, rows, sums, BFLOAT16); break;
     default: add_panel(m, panel, x, rows, sums, INT8);
     }
-    int64_t width = least(PANEL, m->outputs - panel * PANEL);
+    int64_t width = min_of(PANEL, m->outputs - panel * PANEL);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < width; i++) {
             if (m->scale) sums[r * PANEL + i] *= m->scale[panel * PANEL + i];
@@ -133,16 +132,16 @@ static void multiply_panel(const Matrix *m, int64_t panel, const float *x, int64
         }
 }
 
-/* The calling thread's share of y = x W^T, or of y += x W^T; y is (rows, outputs). */
-static void multiply(const Matrix *m, const float *x, int64_t rows, float *y, int add) {
+/* The calling thread's part of y = x W^T, or of y += x W^T; y is (rows, outputs). */
+static void matmul(const Matrix *m, const float *x, int64_t rows, float *y, int add) {
     float sums[BLOCK * PANEL] __attribute__((aligned(64)));
     int64_t begin, end;
-    share((m->outputs + PANEL - 1) / PANEL, &begin, &end);
+    thread_range((m->outputs + PANEL - 1) / PANEL, &begin, &end);
     for (int64_t panel = begin; panel < end; panel++)
         for (int64_t row = 0; row < rows; row += BLOCK) {
-            int64_t count = least(BLOCK, rows - row);
-            int64_t width = least(PANEL, m->outputs - panel * PANEL);
-            multiply_panel(m, panel, x + row * m->inputs, count, sums);
+            int64_t count = min_of(BLOCK, rows - row);
+            int64_t width = min_of(PANEL, m->outputs - panel * PANEL);
+            matmul_panel(m, panel, x + row * m->inputs, count, sums);
             for (int64_t r = 0; r < count; r++) {
                 float *to = y + (row + r) * m->outputs + panel * PANEL;
                 for (int64_t i = 0; i < width; i++)

@@ -1,0 +1,197 @@
+"""One running request: its tokens so far, and its place in the KV cache.
+
+A request is a state machine: text until boi, exactly h x w codes, eoi, and text again. `accept`
+turns sampled tokens into events; `Batch` alone writes the part that describes the cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from liquidmm.generate.outputs import End, Event, Finish, ImageRows, ImageStep, TextStep
+from liquidmm.generate.requests import ImageRequest, TextRequest, TokenRequest
+from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.vocabulary import Vocabulary
+
+Target = Literal["text", "codes"]
+"""What is sampled: text tokens, or the codes of an image."""
+
+_TEXT_ROOM = 64
+"""Cache positions that are reserved when a text begins."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """What the engine needs to know about the model's tokens."""
+
+    vocabulary: Vocabulary
+    """Token ids of text and codes."""
+    unconditional: tuple[int, ...]
+    """Unconditional prompt for guidance, up to and including boi."""
+    stop: frozenset[int]
+    """Tokens that end a text."""
+    context: int
+    """Maximum length of a sequence."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class RequestHandle:
+    """A submitted request and its events that nobody has read yet."""
+
+    request: TokenRequest
+    """The request."""
+    index: int = 0
+    """Its place among the requests it was submitted with."""
+    events: deque[Event] = field(default_factory=deque)
+    """Unread events, in order."""
+    done: bool = False
+    """Whether no event will be added."""
+    sampled: int = 0
+    """Tokens sampled so far."""
+
+    def end(self, event: End) -> None:
+        """Add the last event."""
+        self.events.append(event)
+        self.done = True
+
+
+class SequenceState:
+    """The state of one request in the batch."""
+
+    def __init__(self, handle: RequestHandle, spec: ModelSpec) -> None:
+        request = handle.request
+        is_image = isinstance(request, ImageRequest)
+        self.handle = handle
+        self.request = request
+        self.grid = request.grid or (0, 0)
+        """Rows and columns of its images."""
+        self.codes: list[int] = []
+        """Codes of the current image."""
+        self.finish: Finish | None = None
+        """Why it ended."""
+        self.image_requested = False
+        """Whether the last token was boi."""
+        self._spec = spec
+        self._tokens_left = 0 if isinstance(request, ImageRequest) else request.max_tokens
+        self._rows_shown = 0
+        # The following is written by `Batch` alone.
+        self.target: Target = "codes" if is_image else "text"
+        """What is sampled now."""
+        self.sampling: SamplingConfig = request.sampling
+        """How it is sampled now."""
+        self.guided = is_image and request.sampling.guidance not in (0, 1)
+        """Whether the second slot takes part in sampling now."""
+        self.may_open_image = False
+        """Whether the next text token may be boi."""
+        self.slots: list[int] = []
+        """Slots in the batch, from 0: the conditional one, then the unconditional one, if any."""
+        self.lengths: list[int] = []
+        """Cached tokens in each slot."""
+        self.next_tokens: list[int] = []
+        """The next token to feed to each slot."""
+        self.steps = 0
+        """Tokens sampled."""
+
+    @property
+    def active_slots(self) -> list[int]:
+        """The slots that take part in sampling now."""
+        return self.slots[: 2 if self.guided else 1]
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Tokens of the first slot; a guidance of 0 ignores the request's own prompt."""
+        request = self.request
+        if isinstance(request, ImageRequest) and request.sampling.guidance == 0:
+            return self._spec.unconditional
+        return request.prompt
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that it needs, now or later."""
+        request = self.request
+        if isinstance(request, TextRequest):
+            return 2 if request.grid is not None and request.image_sampling.guidance != 1 else 1
+        return 2 if self.guided else 1
+
+    @property
+    def expected_length(self) -> int:
+        """Cache positions that it is almost sure to need."""
+        request = self.request
+        if isinstance(request, ImageRequest):
+            return len(request.prompt) + self._num_codes
+        length = len(request.prompt) + min(request.max_tokens, _TEXT_ROOM)
+        return min(length, self._spec.context)
+
+    @property
+    def steps_before_sync(self) -> int:
+        """Steps that can run before the host must read the tokens; 0 in a text."""
+        if self.target == "text":
+            return 0
+        left = self._num_codes - len(self.codes)
+        rows = self.request.preview_every
+        until_preview = (self._rows_shown + rows) * self.grid[1] - len(self.codes)
+        return min(left, until_preview) if rows else left
+
+    @property
+    def image_complete(self) -> bool:
+        """Whether an image in a text is complete and the text continues."""
+        whole = self.target == "codes" and len(self.codes) == self._num_codes
+        return whole and self.finish is None
+
+    def image_fits(self) -> bool:
+        """Return whether the text may open an image here and the image fits the context."""
+        if isinstance(self.request, ImageRequest) or self.request.grid is None:
+            return False
+        # boi, eoi and one text token must fit as well.
+        return self.lengths[0] + 1 + self._num_codes + 3 <= self._spec.context
+
+    def accept(self, columns: list[int]) -> None:
+        """Take the sampled columns of `target`, in order."""
+        if self.target == "codes":
+            self.codes += columns
+            self._emit_image()
+            return
+        for token in columns:
+            self._accept_text(token)
+
+    def start_image(self) -> None:
+        """Continue with the codes of an image after boi."""
+        self.codes, self._rows_shown, self.image_requested = [], 0, False
+
+    def check_limits(self) -> None:
+        """End a text that has no room left."""
+        if self._tokens_left == 0 or self.lengths[0] + 1 >= self._spec.context:
+            self.finish = "length"
+
+    @property
+    def _num_codes(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def _accept_text(self, token: int) -> None:
+        if token in self._spec.stop:
+            self.finish = "stop"
+            return
+        self._tokens_left -= 1
+        if token == self._spec.vocabulary.boi:
+            self.image_requested = True
+            return
+        self.handle.events.append(TextStep(token=token))
+        self.check_limits()
+
+    def _emit_image(self) -> None:
+        height, width = self.grid
+        rows = len(self.codes) // width
+        every = self.request.preview_every
+        if len(self.codes) == self._num_codes:
+            codes = torch.tensor(self.codes).view(height, width)
+            self.handle.events.append(ImageStep(codes=codes))
+            if isinstance(self.request, ImageRequest):
+                self.finish = "stop"
+        elif every and rows >= self._rows_shown + every:
+            self._rows_shown = rows
+            codes = torch.tensor(self.codes[: rows * width]).view(rows, width)
+            self.handle.events.append(ImageRows(codes=codes))
