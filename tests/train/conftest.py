@@ -1,4 +1,4 @@
-"""Data, plans and ranks of the tests of training."""
+"""Data, run files and processes for the tests of training."""
 
 import multiprocessing
 import runpy
@@ -22,44 +22,44 @@ _CONTEXT.set_forkserver_preload(["liquidmm.train.trainer", "liquidmm.cli", "tran
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Sample]:
-    """Rows of all kinds."""
+def samples() -> list[Sample]:
+    """Samples of all kinds."""
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
+    images = [rng.integers(0, 16, (4, 4)).astype(np.uint16) for _ in WORDS]
     asked = (
         Message(role="user", content="<image>What is this?"),
         Message(role="assistant", content="a cup of tea"),
     )
     return [
         *[
-            Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(picture,))
-            for word, picture in zip(WORDS, pictures, strict=True)
+            Sample(kind="image_text", key=word, captions=(f"a {word}",), image_codes=(image,))
+            for word, image in zip(WORDS, images, strict=True)
         ],
         *[Sample(kind="text", key=f"text {word}", text=f"there is a {word}") for word in WORDS],
-        Sample(kind="chat", key="chat", messages=asked, image_codes=(pictures[0],)),
+        Sample(kind="chat", key="chat", messages=asked, image_codes=(images[0],)),
     ]
 
 
 @pytest.fixture(scope="session")
 def write_shards(checkpoint, write_folder) -> Callable[..., Path]:
-    """Write rows into a new folder, as encoded with the tiny checkpoint's tokenizer or another."""
+    """Write samples to a new folder, encoded by the tiny checkpoint's tokenizer or another."""
 
-    def write(folder: Path, rows: list[Sample], fingerprint: str | None = None) -> Path:
+    def write(folder: Path, samples: list[Sample], fingerprint: str | None = None) -> Path:
         return write_folder(
-            folder, rows, fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint
+            folder, samples, fingerprint=fingerprint or checkpoint.image_tokenizer.fingerprint
         )
 
     return write
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory, write_shards, rows) -> Path:
-    return write_shards(tmp_path_factory.mktemp("shards") / "all", rows)
+def shards(tmp_path_factory, write_shards, samples) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards") / "all", samples)
 
 
 @pytest.fixture
 def plan(tmp_path, shards, checkpoint_folder) -> dict[str, Any]:
-    """A short run of all four tasks, as a run file gives it."""
+    """A short run of all four tasks, as a parsed run file."""
     path = str(shards)
     return {
         "checkpoint": str(checkpoint_folder),

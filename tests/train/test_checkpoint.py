@@ -124,7 +124,7 @@ def test_remains_of_a_killed_run_removed(trained, tmp_path):
 
 def test_full_disk_leaves_the_previous_checkpoint(trained, tmp_path):
     save(tmp_path, trained, 1)
-    # The limit on the size of a file stands in for a full disk: the same call of the system fails.
+    # A limit on the file size replaces a full disk: the same system call fails.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))

@@ -26,7 +26,7 @@ def curve(out: str | Path) -> list[tuple[float, float]]:
 
 @pytest.fixture
 def longer(plan, tmp_path):
-    """20 steps, four rows each."""
+    """20 steps of four sequences each."""
     plan["train"] |= {"steps": 20, "global_batch_size": 4, "save_every": 10, "eval_every": 0}
     plan["save_dtype"] = "float32"
 
@@ -114,8 +114,8 @@ def test_sample_hook_gets_the_whole_model(longer, launch):
         "from pathlib import Path\n"
         "from liquidmm.generate.liquid import Liquid\n"
         "def on_sample(checkpoint, step):\n"
-        "    picture = Liquid(checkpoint).generate_image('a red apple')\n"
-        "    picture.save(Path(PLAN['out']) / f'{step}.png')"
+        "    image = Liquid(checkpoint).generate_image('a red apple')\n"
+        "    image.save(Path(PLAN['out']) / f'{step}.png')"
     )
     assert launch(plan, 2, patch=patch) == [0, 0]
     assert (Path(plan["out"]) / "1.png").is_file()
@@ -146,8 +146,8 @@ def test_run_killed_twenty_times_equals_uninterrupted_run(longer, launch):
             f"        threading.Timer({rng.uniform(0, 0.1)}, os.kill, (os.getpid(), 9)).start()"
         )
         assert launch(broken, patch=patch) == [-9]
-        save = latest_checkpoint(Path(broken["out"]))
-        reached.append(0 if save is None else read_state(save).step)
+        found = latest_checkpoint(Path(broken["out"]))
+        reached.append(0 if found is None else read_state(found).step)
     assert reached == sorted(reached)
     assert 20 < reached[-1] < 150
     assert launch(broken) == [0]
@@ -173,9 +173,9 @@ def test_error_of_another_rank_reported_once(longer, launch, tmp_path):
     assert message.startswith("rank 1: nowhere: ")
 
 
-def test_overlong_record_reported_once(longer, launch, tmp_path, write_shards, rows):
+def test_overlong_record_reported_once(longer, launch, tmp_path, write_shards, samples):
     words = "a red apple on a green tree " * 9
-    long = [replace(row, captions=(words,)) for row in rows if row.key == "red apple"]
+    long = [replace(each, captions=(words,)) for each in samples if each.key == "red apple"]
     folder = write_shards(tmp_path / "long", long)
     plan = longer("out")
     plan["data"] = plan["data"] | {"sources": [{"path": str(folder), "task": "image_to_text"}]}
@@ -184,8 +184,8 @@ def test_overlong_record_reported_once(longer, launch, tmp_path, write_shards, r
     assert re.match(r"red apple: .*96", message)
 
 
-def test_ranks_with_different_data_rejected(longer, launch, tmp_path, write_shards, rows):
-    fewer = write_shards(tmp_path / "fewer", rows[:-2])
+def test_ranks_with_different_data_rejected(longer, launch, tmp_path, write_shards, samples):
+    fewer = write_shards(tmp_path / "fewer", samples[:-2])
     plan = longer("out")
     patch = f"if os.environ['RANK'] == '1': PLAN['data']['sources'][0]['path'] = {str(fewer)!r}"
     assert launch(plan, 2, patch=patch) == [1, 1]

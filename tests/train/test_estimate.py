@@ -101,7 +101,7 @@ def test_memory_depends_on_each_setting(plan, checkpoint):
     [(torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False)],
 )
 def test_activations_within_a_fifth_of_what_pytorch_keeps(precision, autocast):
-    length = 40  # not a dimension of a weight, so that their copies can be told apart
+    length = 40  # not a dimension of a weight, so copies of weights can be excluded
     kept = []
     for layers in (1, 2):
         config = LlamaConfig(

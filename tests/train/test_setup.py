@@ -27,8 +27,8 @@ def run_of(plan, **tables) -> TrainConfig:
 def images(tmp_path_factory, write_shards) -> Path:
     """Shards that contain a single image with a caption."""
     codes = np.zeros((4, 4), dtype=np.uint16)
-    row = Sample(kind="image_text", key="a", captions=("a",), image_codes=(codes,))
-    return write_shards(tmp_path_factory.mktemp("images"), [row])
+    sample = Sample(kind="image_text", key="a", captions=("a",), image_codes=(codes,))
+    return write_shards(tmp_path_factory.mktemp("images"), [sample])
 
 
 def test_document_longer_than_the_context_rejected(plan):
@@ -51,8 +51,8 @@ def test_image_larger_than_a_document_rejected(plan, images):
         check_image_sizes(run_of(plan, data={"eval": sources}))
 
 
-def test_files_of_another_checkpoint_rejected(plan, tmp_path, base_folder, write_shards, rows):
-    other = write_shards(tmp_path / "other", rows, "another")
+def test_files_of_another_checkpoint_rejected(plan, tmp_path, base_folder, write_shards, samples):
+    other = write_shards(tmp_path / "other", samples, "another")
     plan["data"]["eval"] = [{"path": str(other), "task": "text_to_image"}]
     with pytest.raises(DataError, match="another"):
         open_setup(run_of(plan), 1, torch.device("cpu"))

@@ -92,8 +92,8 @@ def test_resumed_run_equals_uninterrupted_run(plan, tmp_path, precision, matrice
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    save = train(broken, interrupt)
-    assert save.name == "step-00000002"
+    stopped = train(broken, interrupt)
+    assert stopped.name == "step-00000002"
     assert not (broken.out / "final").exists()
     train(broken)
 
@@ -206,8 +206,8 @@ def test_resume_without_checkpoint_rejected(plan):
         train(build(plan), resume=True)
 
 
-def test_shards_of_another_tokenizer_rejected(plan, tmp_path, write_shards, rows):
-    plan["data"]["sources"][0]["path"] = str(write_shards(tmp_path / "other", rows, "other"))
+def test_shards_of_another_tokenizer_rejected(plan, tmp_path, write_shards, samples):
+    plan["data"]["sources"][0]["path"] = str(write_shards(tmp_path / "other", samples, "other"))
     with pytest.raises(DataError, match="image tokenizer other"):
         train(build(plan))
 
@@ -267,7 +267,7 @@ def test_compiled_blocks_give_the_same_losses(plan, tmp_path):
 def test_twenty_pairs_memorized(plan, tmp_path, write_shards):
     """Both directions to more than 99 % of the labels, in about a minute on one core."""
     rng = np.random.default_rng(1)
-    names = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    names = [f"{color} {thing}" for color in COLORS for thing in THINGS]
     pairs = [
         Sample(
             kind="image_text",
@@ -290,10 +290,10 @@ def test_twenty_pairs_memorized(plan, tmp_path, write_shards):
     train(run)
     last = read_metrics(run.out / "metrics.jsonl")[-1]
     for task in tasks:
-        assert last[f"validation/accuracy/pairs/{task}"] > 0.99
+        assert last[f"eval/accuracy/pairs/{task}"] > 0.99
 
 
-COLOURS = ("red", "blue", "green", "yellow")
+COLORS = ("red", "blue", "green", "yellow")
 THINGS = ("apple", "whale", "tree", "star", "house")
 
 

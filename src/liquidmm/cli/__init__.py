@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.verify:command",
         "Check the shards of a folder against their checksums.",
     ),
-    "train": ("liquidmm.cli.train:command", "Train a checkpoint by the TOML file RUN."),
+    "train": ("liquidmm.cli.train:command", "Train a model from a TOML config."),
     "export": (
         "liquidmm.cli.export:command",
         "Export a checkpoint to vLLM or llama.cpp.",

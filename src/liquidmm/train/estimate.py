@@ -1,7 +1,7 @@
 """Estimate of a run before it starts (`--dry-run`): model, data, memory and time.
 
 `estimate` does every check of a run that needs no weights and writes nothing. Parameters, samples
-and positions are counted. Data statistics come from a sample that depends on the seed alone.
+and positions are counted; data statistics come from a sample that depends on the seed alone.
 
 Memory is that of one rank: weights, gradients and optimizer state are counted, activations follow a
 formula for blocks like Llama's, with an attention kernel that does not keep its scores (all but
@@ -59,8 +59,7 @@ class Machine:
     gpu_memory_gib: Annotated[float, Gt(0)] = 80.0
     """Memory of a GPU in GiB."""
     peak_tflops: Annotated[float | None, Gt(0)] = None
-    """Dense peak of a GPU in the precision of the run, in TFLOP/s; None uses that of the GPU of
-    this machine, or of an H100."""
+    """Dense peak of a GPU in TFLOP/s; None uses that of the GPU of this machine, or of an H100."""
     assumed_mfu: Annotated[float, Gt(0), Le(1)] = 0.4
     """Model FLOPs utilization to assume."""
 
@@ -127,7 +126,7 @@ class Estimate:
     model: str
     """Class of the language model."""
     parameters: int
-    """Number of parameters; tied ones count once."""
+    """Tied ones count once."""
     trained: int
     """Number of trained parameters, adapters included."""
     vocabulary: dict[str, int]
@@ -144,9 +143,8 @@ class Estimate:
     machine: Machine
     memory: Memory
     memory_total: int
-    """Bytes on the device."""
     fits: bool
-    """Whether that is at most `USABLE` of its memory."""
+    """Whether the total is at most `USABLE` of the device's memory."""
     flops_per_token: float
     flops: float
     peak_tflops: float
@@ -209,13 +207,7 @@ def estimate(run: TrainConfig, machine: Machine) -> Estimate:
 def estimate_data(
     stream: TokenStream, sources: Sequence[Source], packing: PackingConfig, tokens: int
 ) -> DataEstimate:
-    """Estimate what a token stream yields; its position does not change.
-
-    Args:
-        stream: The opened ``sources``.
-        sources: The training data.
-        packing: How sequences are packed.
-        tokens: Positions of the whole run, padding included.
+    """Estimate what a stream yields in a run of so many ``tokens``; its position does not change.
 
     Raises:
         DataError: An example of the sample contains an image and is too long.

@@ -236,15 +236,15 @@ def load_for_training(
             options["quantization_config"] = four_bit_config(precision)
         model = load_language_model(folder, torch.float32, **options)
         keep_four_bit_layout(model)
-    trainee = prepare(model, vocabulary, config, loss)
+    wrapped = prepare(model, vocabulary, config, loss)
     if world.size > 1:
-        world.shard(trainee, decoder_blocks(model), parallel, precision)
+        world.shard(wrapped, decoder_blocks(model), parallel, precision)
         # Offloaded shards stay in CPU memory; FSDP moves them to the device.
         target = torch.device("cpu") if parallel.cpu_offload else world.device
-        _read_shards(trainee, folder, target)
+        _read_shards(wrapped, folder, target)
     else:
-        trainee.compute_on(world.device, precision)
-    return trainee.train()
+        wrapped.compute_on(world.device, precision)
+    return wrapped.train()
 
 
 def prepare(
@@ -303,18 +303,18 @@ def trained_fraction(model: PreTrainedModel) -> float:
     return trained / sum(weight.numel() for weight in matrices)
 
 
-def _read_shards(trainee: LiquidForTraining, folder: Path, device: torch.device) -> None:
+def _read_shards(wrapped: LiquidForTraining, folder: Path, device: torch.device) -> None:
     """Allocate every parameter, and read the shards of this rank from the files."""
-    empty = {name for name, parameter in trainee.model.named_parameters() if parameter.is_meta}
-    trainee._apply(  # type: ignore[no-untyped-call]
+    empty = {name for name, parameter in wrapped.model.named_parameters() if parameter.is_meta}
+    wrapped._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
     )
     if not empty:  # with adapters, every rank has already read the frozen weights
         return
-    trainee.model.tie_weights()
+    wrapped.model.tie_weights()
     wanted = {
         name: parameter.detach()
-        for name, parameter in trainee.model.named_parameters()
+        for name, parameter in wrapped.model.named_parameters()
         if name in empty
     }
     reader = HuggingFaceStorageReader(str(folder))

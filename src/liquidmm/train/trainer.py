@@ -69,7 +69,7 @@ def train(
 
     Raises:
         ConfigError: ``run.out`` contains a run with other settings, or none to resume.
-        CheckpointError: The model or a training checkpoint cannot be loaded.
+        CheckpointError: A checkpoint cannot be loaded.
         DataError: A folder of shards cannot be read or does not fit.
         LiquidError: The gradient is not finite, the ranks differ, or a file cannot be written.
     """
@@ -105,10 +105,7 @@ def forward_backward(
     micro_batch_size: int = 0,
     grad_accumulation: Literal["full", "sharded"] = "full",
 ) -> None:
-    """Compute the gradients of a step, and add its loss to ``meter``.
-
-    ``batch`` contains the sequences of this rank, ``num_targets`` counts those of all ranks.
-    """
+    """Compute the gradients of a step; ``num_targets`` counts those of all ranks."""
     parts = list(batch.split(micro_batch_size))
     for part in parts:
         set_gradient_sync(model, part is parts[-1] or grad_accumulation == "sharded")
