@@ -80,7 +80,7 @@ def test_generate_script_json_has_every_figure(run_script, checkpoint_folder):
     found = run_script(
         "generate",
         *("--checkpoint", checkpoint_folder, "--models", "default", "--batches", 1),
-        *("--seconds", 0.4, "--codes", 6, "--requests", 100, "--best", "int8"),
+        *("--seconds", 0.4, "--codes", 6, "--requests", 100, "--best", "none"),
         *("--device", "cpu"),
     )
     for name in (
@@ -102,4 +102,4 @@ def test_generate_script_json_has_every_figure(run_script, checkpoint_folder):
     assert found["figures"]["default_best_score_gap"]["value"] < 0.1
     assert abs(found["figures"]["memory_growth"]["value"]) < 20
     assert found["missing"] == {}
-    assert found["settings"]["best"] == {"quantize": "int8", "cuda_graphs": False}
+    assert found["settings"]["best"] == {"quantize": None, "cuda_graphs": False}
