@@ -22,7 +22,8 @@ import torch
 
 from liquidmm.export.export import export_checkpoint
 from liquidmm.generate.engine import Engine, EngineConfig
-from liquidmm.generate.requests import TextRequest, TextStep
+from liquidmm.generate.outputs import TextStep
+from liquidmm.generate.requests import TextRequest
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.model.checkpoint import load_language_model
 from liquidmm.model.processor import LiquidProcessor

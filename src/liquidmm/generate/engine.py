@@ -33,7 +33,6 @@ from liquidmm.generate.batch import Batch
 from liquidmm.generate.cuda_graphs import CudaGraphs
 from liquidmm.generate.outputs import End, Event, ImageStep
 from liquidmm.generate.requests import ImageRequest, TokenRequest
-from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.generate.scheduler import Scheduler
 from liquidmm.generate.state import ModelSpec, RequestHandle
 from liquidmm.vocabulary import Vocabulary
@@ -117,30 +116,40 @@ class Engine:
         vocabulary, length = self.spec.vocabulary, len(request.prompt)
         if not length:
             raise DataError("prompt: is empty.")
+        needed, unit, codes_sampling = 1, "text token", request.sampling
         if isinstance(request, ImageRequest):
-            self._check_image(request.grid, request.sampling)
             needed, unit = request.grid[0] * request.grid[1], "image tokens"
         else:
             request.sampling.check_vocabulary(vocabulary.text_size, "text tokens")
-            if request.grid is not None:
-                self._check_image(request.grid, request.image_sampling)
-            needed, unit = 1, "text token"
-        if length + needed > self.spec.context:
+            codes_sampling = request.image_sampling
+        if request.grid is not None:
+            if min(request.grid) < 1:
+                height, width = request.grid
+                raise ConfigError(f"grid: expected at least 1 x 1, got {height} x {width}.")
+            codes_sampling.check_vocabulary(vocabulary.codebook_size, "codes of the codebook")
+        if length + needed > self.context:
             raise DataError(
                 f"prompt: {length} tokens and {needed} {unit} exceed the model's context of "
-                f"{self.spec.context} tokens. Shorten the prompt."
+                f"{self.context} tokens. Shorten the prompt."
             )
 
-    def submit(self, request: TokenRequest) -> RequestHandle:
-        """Queue a request; `step` and `run` answer it.
+    def submit(self, request: TokenRequest, index: int = 0) -> RequestHandle:
+        """Queue a request; `step` and `run` answer it. ``index`` is passed to its handle.
 
         Raises:
             DataError: The prompt is empty or too long.
             ConfigError: A setting does not fit the model.
         """
         self.check(request)
-        handle = RequestHandle(request=request)
-        self._enqueue(handle)
+        handle = RequestHandle(request=request, index=index)
+        with self._lock:
+            if self._scheduler is None:
+                backend = self._backend or make_backend(
+                    self._model, self.backend_kind, self.config.quantize
+                )
+                batch = Batch(backend, self.spec, self._graphs)
+                self._scheduler = Scheduler(batch, self.spec, self.config.slots)
+            self._scheduler.add(handle)
         return handle
 
     def cancel(self, handle: RequestHandle) -> None:
@@ -181,23 +190,29 @@ class Engine:
         Raises:
             CheckpointError: The model's logits contain NaN.
         """
-        handles = [RequestHandle(request=one, index=i) for i, one in enumerate(requests)]
-        for handle in handles:
-            try:
-                self.check(handle.request)
-                self._enqueue(handle)
-            except LiquidError as error:
-                handle.end(End(finish="error", error=error))
-        images = [one for one in handles if isinstance(one.request, ImageRequest) and not one.done]
-        total = sum(math.prod(one.request.grid or ()) for one in images)
-        pending = handles
+        handles = []
         try:
+            for index, request in enumerate(requests):
+                try:
+                    handles.append(self.submit(request, index))
+                except LiquidError as error:
+                    handles.append(RequestHandle(request=request, index=index))
+                    handles[-1].end(End(finish="error", error=error))
+            images = [
+                one for one in handles if isinstance(one.request, ImageRequest) and not one.done
+            ]
+            total = sum(math.prod(one.request.grid or ()) for one in images)
+            pending = handles
             while pending:
                 for handle in pending:
                     while handle.events:
                         yield handle, handle.events.popleft()
-                pending = [handle for handle in pending if handle.events or not handle.done]
-                if pending and self._step_for(pending) and progress is not None:
+                with self._lock:  # another thread may have advanced these requests
+                    pending = [one for one in pending if one.events or not one.done]
+                    if not pending or any(one.events for one in pending):
+                        continue
+                    self.step()
+                if progress is not None:
                     progress(sum(handle.sampled for handle in images), total)
         finally:
             for handle in handles:
@@ -219,27 +234,3 @@ class Engine:
             if isinstance(event, ImageStep):
                 codes[handle.index] = event.codes
         return [codes[index] for index in range(len(requests))]
-
-    def _enqueue(self, handle: RequestHandle) -> None:
-        with self._lock:
-            if self._scheduler is None:
-                if self._backend is None:
-                    self._backend = make_backend(
-                        self._model, self.backend_kind, self.config.quantize
-                    )
-                batch = Batch(self._backend, self.spec, self._graphs)
-                self._scheduler = Scheduler(batch, self.spec, self.config.slots)
-            self._scheduler.add(handle)
-
-    def _step_for(self, handles: Sequence[RequestHandle]) -> bool:
-        """Step unless another thread has already advanced one of these requests."""
-        with self._lock:
-            if any(handle.done or handle.events for handle in handles):
-                return False
-            self.step()
-            return True
-
-    def _check_image(self, grid: tuple[int, int], sampling: SamplingConfig) -> None:
-        if min(grid) < 1:
-            raise ConfigError(f"grid: expected at least 1 x 1, got {grid[0]} x {grid[1]}.")
-        sampling.check_vocabulary(self.spec.vocabulary.codebook_size, "codes of the codebook")

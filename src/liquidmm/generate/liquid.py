@@ -69,10 +69,6 @@ class Liquid:
     def __init__(self, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> None:
         """Use a loaded checkpoint; its model is set to eval mode.
 
-        Args:
-            checkpoint: Its parts.
-            engine: How the model is run; None is the default.
-
         Raises:
             ConfigError: The model cannot be run that way.
         """
@@ -116,9 +112,6 @@ class Liquid:
             seed: Random seed.
             sampling: None is the checkpoint's default, `sampling`.
 
-        Returns:
-            The image, RGB.
-
         Raises:
             DataError: The prompt is empty or too long.
             ConfigError: The size was not trained, or a setting does not fit the codebook.
@@ -138,18 +131,14 @@ class Liquid:
 
         Args:
             prompts: One for each image.
-            size: As in `generate_image`, for all of them.
+            size: For all images.
             seeds: One for each image; None is 0, 1, 2, ...
-            sampling: As in `generate_image`.
+            sampling: For all images.
             progress: Called with (image tokens generated, image tokens in all) after each step.
-
-        Returns:
-            The images, RGB, in order.
 
         Raises:
             DataError: A prompt is empty or too long.
-            ConfigError: The size was not trained, a setting does not fit the codebook, or seeds
-                and prompts differ in number.
+            ConfigError: Seeds and prompts differ in number, or as in `generate_image`.
         """
         codes = self.generate_codes(
             prompts, size=size, seeds=seeds, sampling=sampling, progress=progress
@@ -165,11 +154,7 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Generate the codes of several images; arguments and errors as in `generate_images`.
-
-        Returns:
-            Codes, (h, w), int64, on the CPU, in order.
-        """
+        """Generate codes, (h, w), int64, on the CPU; arguments as in `generate_images`."""
         requests = image_requests(prompts, size=size, seeds=seeds, sampling=sampling)
         built = [one for request in requests for one in self._builder.build(request)]
         images = [one for one in built if isinstance(one, ImageRequest)]
@@ -219,7 +204,7 @@ class Liquid:
 
         Args:
             messages: Turns with `role` and `content`, mappings or objects; each `<image>` in a
-                content stands for the next image.
+                content is replaced by the next image.
             images: The images, in order.
             max_tokens: Maximum number of text tokens.
             seed: Random seed.
@@ -251,10 +236,6 @@ class Liquid:
     ) -> Iterator[tuple[int, int, Reply]]:
         """Answer any mix of requests at once and yield each reply as soon as it is complete.
 
-        Args:
-            requests: What to generate.
-            progress: Called with (image tokens generated, image tokens in all) after each step.
-
         Yields:
             Index of a request, number of a sample, its reply. An invalid request has a single
             reply, which contains the error.
@@ -266,12 +247,12 @@ class Liquid:
             try:
                 samples = self._builder.build(request)
             except LiquidError as error:
-                yield index, 0, _failed(error)
+                yield index, 0, Reply(finish="error", error=error)
                 continue
             places += [(index, sample) for sample in range(len(samples))]
             built += samples
         streams = [
-            self._detokenizer(request, requests[index].stop)
+            Detokenizer(self._tokenizer, self._images, request, requests[index].stop)
             for request, (index, _) in zip(built, places, strict=True)
         ]
         for handle, event in self.engine.run(built, progress):
@@ -279,7 +260,7 @@ class Liquid:
             if isinstance(event, End) and event.error is not None:
                 if index not in failed:
                     failed.add(index)
-                    yield index, sample, _failed(event.error)
+                    yield index, sample, Reply(finish="error", error=event.error)
                 continue
             stream = streams[handle.index]
             stream.add(event)
@@ -301,7 +282,7 @@ class Liquid:
         built = self._builder.build(request)
         if len(built) > 1:
             raise ConfigError(f"n: expected 1 for a stream, got {request.n}.")
-        detokenizer = self._detokenizer(built[0], request.stop)
+        detokenizer = Detokenizer(self._tokenizer, self._images, built[0], request.stop)
         # Closing this generator closes the engine's, which cancels the request.
         for _, event in self.engine.run(built):
             yield from detokenizer.add(event)
@@ -352,9 +333,6 @@ class Liquid:
         """Return the image of codes, (h, w), RGB."""
         return self._images.decode(codes)
 
-    def _detokenizer(self, request: TokenRequest, stop: Sequence[str]) -> Detokenizer:
-        return Detokenizer(self._tokenizer, self._images, request, stop)
-
     def _replies(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
         """Return one reply for each request, or raise the first error."""
         found: dict[int, Reply] = {}
@@ -366,7 +344,3 @@ class Liquid:
 
     def _texts(self, requests: Sequence[GenerationRequest]) -> list[str]:
         return [reply.text for reply in self._replies(requests)]
-
-
-def _failed(error: LiquidError) -> Reply:
-    return Reply(text="", images=(), finish="error", error=error)

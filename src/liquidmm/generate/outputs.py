@@ -86,9 +86,9 @@ Piece = TextPiece | ImagePreview | ImagePiece
 class Reply:
     """The whole output of a request."""
 
-    text: str
+    text: str = ""
     """The text, with `<image>` in place of each image."""
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...] = ()
     """The images, in order."""
     finish: Finish = "stop"
     """Why it ended."""

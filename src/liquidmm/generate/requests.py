@@ -37,8 +37,8 @@ class GenerationRequest:
     prompt: str = ""
     """What the image shows, or the question; input images come before it."""
     messages: tuple[Mapping[str, str], ...] = ()
-    """A conversation instead of a prompt: turns with `role` and `content`, in which each `<image>`
-    stands for the next input image."""
+    """A conversation instead of a prompt: turns with `role` and `content`. Each `<image>` in it is
+    replaced by the next input image."""
     images: tuple[ImageLike, ...] = ()
     """Input images, for checkpoints that were trained on such requests."""
     size: tuple[int, int] | None = None

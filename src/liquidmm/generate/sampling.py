@@ -40,11 +40,7 @@ class SamplingConfig:
         check_ranges(self)
 
     def check_vocabulary(self, size: int, what: str) -> None:
-        """Check top_k against the number of tokens there are to choose from.
-
-        Args:
-            size: Their number.
-            what: Their name, such as "codes of the codebook".
+        """Check top_k against the number of tokens to choose from; ``what`` is their name.
 
         Raises:
             ConfigError: top_k is larger.

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from liquidmm.generate.outputs import End, Event, Finish, ImageRows, ImageStep, TextStep
-from liquidmm.generate.requests import ImageRequest, TextRequest, TokenRequest
+from liquidmm.generate.requests import ImageRequest, TokenRequest
 from liquidmm.generate.sampling import SamplingConfig
 from liquidmm.vocabulary import Vocabulary
 
@@ -64,11 +64,8 @@ class SequenceState:
 
     def __init__(self, handle: RequestHandle, spec: ModelSpec) -> None:
         request = handle.request
-        is_image = isinstance(request, ImageRequest)
         self.handle = handle
         self.request = request
-        self.grid = request.grid or (0, 0)
-        """Rows and columns of its images."""
         self.codes: list[int] = []
         """Codes of the current image."""
         self.finish: Finish | None = None
@@ -76,14 +73,15 @@ class SequenceState:
         self.image_requested = False
         """Whether the last token was boi."""
         self._spec = spec
-        self._tokens_left = 0 if isinstance(request, ImageRequest) else request.max_tokens
+        self._grid = request.grid or (0, 0)
+        self._num_codes = self._grid[0] * self._grid[1]
         self._rows_shown = 0
         # The following is written by `Batch` alone.
-        self.target: Target = "codes" if is_image else "text"
+        self.target: Target = "text"
         """What is sampled now."""
         self.sampling: SamplingConfig = request.sampling
         """How it is sampled now."""
-        self.guided = is_image and request.sampling.guidance not in (0, 1)
+        self.guided = False
         """Whether the second slot takes part in sampling now."""
         self.may_open_image = False
         """Whether the next text token may be boi."""
@@ -95,36 +93,31 @@ class SequenceState:
         """The next token to feed to each slot."""
         self.steps = 0
         """Tokens sampled."""
+        self.prompt = request.prompt
+        """Tokens of the first slot."""
+        self.num_slots = 1
+        """Slots that it needs, now or later."""
+        self.expected_length = len(request.prompt)
+        """Cache positions that it is almost sure to need."""
+        if isinstance(request, ImageRequest):
+            self._tokens_left = 0
+            self.target = "codes"
+            self.guided = request.sampling.guidance not in (0, 1)
+            self.num_slots = 2 if self.guided else 1
+            self.expected_length += self._num_codes
+            if request.sampling.guidance == 0:
+                self.prompt = spec.unconditional
+        else:
+            self._tokens_left = request.max_tokens
+            if request.grid is not None and request.image_sampling.guidance != 1:
+                self.num_slots = 2
+            length = self.expected_length + min(request.max_tokens, _TEXT_ROOM)
+            self.expected_length = min(length, spec.context)
 
     @property
     def active_slots(self) -> list[int]:
         """The slots that take part in sampling now."""
         return self.slots[: 2 if self.guided else 1]
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """Tokens of the first slot; a guidance of 0 ignores the request's own prompt."""
-        request = self.request
-        if isinstance(request, ImageRequest) and request.sampling.guidance == 0:
-            return self._spec.unconditional
-        return request.prompt
-
-    @property
-    def num_slots(self) -> int:
-        """Slots that it needs, now or later."""
-        request = self.request
-        if isinstance(request, TextRequest):
-            return 2 if request.grid is not None and request.image_sampling.guidance != 1 else 1
-        return 2 if self.guided else 1
-
-    @property
-    def expected_length(self) -> int:
-        """Cache positions that it is almost sure to need."""
-        request = self.request
-        if isinstance(request, ImageRequest):
-            return len(request.prompt) + self._num_codes
-        length = len(request.prompt) + min(request.max_tokens, _TEXT_ROOM)
-        return min(length, self._spec.context)
 
     @property
     def steps_before_sync(self) -> int:
@@ -133,7 +126,7 @@ class SequenceState:
             return 0
         left = self._num_codes - len(self.codes)
         rows = self.request.preview_every
-        until_preview = (self._rows_shown + rows) * self.grid[1] - len(self.codes)
+        until_preview = (self._rows_shown + rows) * self._grid[1] - len(self.codes)
         return min(left, until_preview) if rows else left
 
     @property
@@ -167,10 +160,6 @@ class SequenceState:
         if self._tokens_left == 0 or self.lengths[0] + 1 >= self._spec.context:
             self.finish = "length"
 
-    @property
-    def _num_codes(self) -> int:
-        return self.grid[0] * self.grid[1]
-
     def _accept_text(self, token: int) -> None:
         if token in self._spec.stop:
             self.finish = "stop"
@@ -183,7 +172,7 @@ class SequenceState:
         self.check_limits()
 
     def _emit_image(self) -> None:
-        height, width = self.grid
+        height, width = self._grid
         rows = len(self.codes) // width
         every = self.request.preview_every
         if len(self.codes) == self._num_codes:

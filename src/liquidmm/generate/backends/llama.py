@@ -40,7 +40,8 @@ def _attends_to_all(model: PreTrainedModel) -> bool:
 
 
 def _rope_type(model: PreTrainedModel) -> str:
-    return (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    return str(parameters.get("rope_type", "default"))
 
 
 def _has_plain_layers(model: PreTrainedModel) -> bool:
@@ -82,37 +83,21 @@ class LlamaWeights:
     """Sizes and modules of a model of these families."""
 
     hidden: int
-    """Width of the hidden states."""
     heads: int
-    """Query heads."""
     kv_heads: int
-    """Key heads; ``heads / kv_heads`` query heads share each."""
-    head_dim: int
-    """Width of a head, D."""
+    head_dim: int  # D
     intermediate: int
-    """Width of the MLP."""
-    activation: str
-    """One of `ACTIVATIONS`."""
-    eps: float
-    """Added to the mean square in RMSNorm."""
-    scaling: float
-    """Factor of the products of queries and keys."""
-    embedding_scale: float | None
-    """Factor of the embeddings, if any."""
-    table: Tensor
-    """Embeddings, (tokens, hidden)."""
-    cosines: Tensor
-    """Of the rotary angles of each position, (context, D / 2), float32."""
+    activation: str  # one of `ACTIVATIONS`
+    eps: float  # added to the mean square in RMSNorm
+    scaling: float  # factor of the products of queries and keys
+    embedding_scale: float | None  # factor of the embeddings
+    table: Tensor  # embeddings, (tokens, hidden)
+    cosines: Tensor  # of the rotary angles, (context, D / 2), float32
     sines: Tensor
-    """Of the rotary angles of each position, (context, D / 2), float32."""
-    layers: tuple[Any, ...]
-    """The blocks, modules of transformers."""
-    norm: Any
-    """The last RMSNorm."""
+    layers: tuple[Any, ...]  # the blocks, modules of transformers
+    norm: Any  # the last RMSNorm
     head: nn.Linear
-    """The output head."""
-    norm_offset: float
-    """Added to the weights of a norm."""
+    norm_offset: float  # added to the weights of a norm
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> LlamaWeights:
