@@ -33,7 +33,7 @@ printf '\n$ liquid chat --out %s\n' "$out"
 cat >"$out/chat-input.txt" <<'END'
 Hello! Who are you?
 /image examples/video-camera.png
-What does this image show?
+What does this picture show?
 /generate a kangaroo, twemoji style
 END
 sed 's/^/> /' "$out/chat-input.txt"
