@@ -65,7 +65,7 @@ class LoadingSizes:
     shard_records: int = 100_000
     """Records of one of their shards."""
     packing_buffer: int = 512
-    draws: int = 60_000
+    sampled_records: int = 60_000
     """Records to sample before the memory is measured."""
 
 
@@ -241,7 +241,7 @@ def _measure_memory(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         anonymous, mapped = pool.submit(_load_and_measure, checkpoint, folder, sizes).result()
-    note = f"anonymous memory of the process, after {sizes.draws:,} records"
+    note = f"anonymous memory of the process, after {sizes.sampled_records:,} records"
     result.add(f"load_memory_{count}", anonymous / _MIB, "MiB", note)
     note = "mapped files: shards in the page cache, libraries"
     result.add(f"load_mapped_{count}", mapped / _MIB, "MiB", note)
@@ -253,7 +253,7 @@ def _load_and_measure(checkpoint: Path, folder: Path, sizes: LoadingSizes) -> tu
     packing = PackingConfig(seq_len=256, packing_buffer=sizes.packing_buffer)
     stream = _open(checkpoint, (source,), packing, 0)
     records = read_manifest(folder).totals.records
-    while stream.epochs[0] * records < sizes.draws:
+    while stream.epochs[0] * records < sizes.sampled_records:
         stream.next(range(_STREAMS))
     anonymous, mapped = (
         kernel_bytes("/proc/self/status", name) or 0 for name in ("RssAnon", "RssFile")

@@ -60,7 +60,7 @@ class _Settings:
     def engines(self, batch_size: int) -> dict[str, EngineConfig]:
         """Return the engine of our two candidates: the default one and the fastest one."""
         slots = 2 * batch_size
-        quantize: Any = None if self.on_gpu or self.best != "int8" else "int8"
+        quantize: Any = None if self.on_gpu or self.best == "none" else self.best
         return {
             "ours": EngineConfig(slots=slots),
             "best": EngineConfig(slots=slots, quantize=quantize, cuda_graphs=self.on_gpu),
@@ -78,7 +78,12 @@ class _Settings:
 @click.option("--models", type=Names(*MODELS), default="default,135m", help=", ".join(MODELS))
 @click.option("--batches", type=Integers(), default="1,8", help="Images generated at once.")
 @click.option("--codes", type=click.IntRange(1), default=64, help="Codes of an image.")
-@click.option("--best", default="int8", help="Weights of the fastest CPU setting.")
+@click.option(
+    "--best",
+    type=click.Choice(["int8", "none"]),
+    default="int8",
+    help="Quantization of the fastest CPU setting.",
+)
 @click.option(
     "--requests", type=click.IntRange(1), default=500, help="Requests of the memory part."
 )

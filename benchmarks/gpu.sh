@@ -55,6 +55,9 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2
     echo "gpu.sh: no CUDA device, or $python has no PyTorch; nothing was measured." >&2
     exit 1
 fi
+if ! "$python" -c 'import annotated_types' 2>/dev/null; then
+    export PYTHONPATH="benchmarks/stand_ins:$PYTHONPATH"
+fi
 out=${OUT:-outputs/gpu}
 mkdir -p "$out" || exit 1
 

@@ -30,6 +30,17 @@ class MissingExtraError(LiquidError, ImportError):
     """A feature needs an optional package that is not installed."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's whole message in one line, without the file of an `OSError`."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Suggest a known name for an unknown one.
 

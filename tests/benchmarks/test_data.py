@@ -46,7 +46,7 @@ SMALL = LoadingSizes(
     samples=(120,),
     shard_records=40,
     packing_buffer=8,
-    draws=50,
+    sampled_records=50,
 )
 
 

@@ -23,6 +23,7 @@ def candidate(method):
     return partial(compute_loss, method, 4, SIZES)
 
 
+@pytest.mark.slow  # starts processes
 def test_compare_interleaves_candidates_and_reports_failures():
     candidates = {name: candidate(name) for name in ("none", "ours", "naive")}
     compared = compare(candidates, "cpu", seconds=0.05, rounds=2, warmup=1)
@@ -34,6 +35,7 @@ def test_compare_interleaves_candidates_and_reports_failures():
     assert abs(losses[0] - losses[1]) < 1e-4
 
 
+@pytest.mark.slow  # starts processes
 def test_worker_killed_process_raises():
     with Worker(candidate("ours"), "cpu") as worker:
         assert worker.run(3).steps == 3

@@ -33,6 +33,7 @@ def test_loss_methods_agree(name):
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow  # starts processes
 def test_loss_full_logits_too_large_extrapolated():
     bench = benchmark(free_memory=30_000)  # enough for 8 tokens, not for 16
     bench.measure_time()

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -13,8 +10,6 @@ from click.testing import CliRunner
 
 from _results import Integers, Names, Result, script
 from liquidmm.errors import LiquidError
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_result_has_figures_and_reasons():
@@ -80,10 +75,3 @@ def test_script_invalid_input_is_one_line(arguments, code, words):
     result = CliRunner().invoke(example, arguments)
     assert result.exit_code == code
     assert words in result.stderr
-
-
-@pytest.mark.slow
-def test_script_help_runs_from_clone():
-    command = [sys.executable, str(FOLDER / "train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--json" in done.stdout

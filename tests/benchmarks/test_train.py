@@ -96,6 +96,7 @@ def test_shape_measured_on_cpu():
     assert result.settings["135m"]["gigaflops_per_token"] > 0
 
 
+@pytest.mark.slow  # starts processes
 def test_shape_not_timed_if_paths_differ():
     result = Result(bench="train")
     benchmark = TrainingBenchmark(result, 2, 0.2, loss_tolerance=-1.0)
@@ -104,6 +105,7 @@ def test_shape_not_timed_if_paths_differ():
     assert "135m_tokens_per_second" not in result.figures
 
 
+@pytest.mark.slow  # starts processes
 def test_fast_path_checked_on_checkpoint(task):
     task = replace(task, loop=replace(task.loop, precision="bfloat16"))
     result = Result(bench="train")

@@ -6,7 +6,6 @@ import pytest
 from liquidmm.config import from_dict
 from liquidmm.data.examples import ExampleBuilder, ExampleConfig
 from liquidmm.data.mixture import (
-    Mixture,
     Source,
     WeightedSampler,
     check_sources,
@@ -99,16 +98,9 @@ def test_sampler_never_deviates_by_two_samples(weights):
     assert abs(index - 10**15 * Fraction(str(weights[place])) / total) < 2
 
 
-def test_mixture_alternates_with_equal_weights():
-    class Indexes:
-        def __init__(self, name):
-            self.name = name
-
-        def __getitem__(self, index):
-            return self.name, index
-
-    mixture = Mixture([Indexes("a"), Indexes("b")], (1, 1))
-    assert [mixture[n] for n in range(4)] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+def test_sampler_alternates_with_equal_weights():
+    sampler = WeightedSampler((1, 1))
+    assert [sampler[n] for n in range(4)] == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
 def test_sources_of_another_checkpoint_are_rejected(folder, sequences, tmp_path, write_folder):

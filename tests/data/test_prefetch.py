@@ -13,7 +13,7 @@ from liquidmm.errors import DataError, LiquidError
 class Squares:
     """Squares, and what happens at some numbers."""
 
-    def __getitem__(self, number):
+    def __call__(self, number):
         if number == 13:
             raise DataError("thirteen: is unlucky")
         if number == 99:

@@ -92,5 +92,5 @@ class FakeEngine:
 
 @pytest.fixture
 def engine(checkpoint: Checkpoint) -> FakeEngine:
-    """One of its own for each test."""
+    """A new engine for each test."""
     return FakeEngine(checkpoint)

@@ -57,7 +57,7 @@ def test_gguf_model_read_by_transformers(family, expanded, tmp_path, monkeypatch
     if family.startswith("gemma"):  # the tiny ones keep the scale of large heads
         monkeypatch.setattr(config, "query_pre_attn_scalar", config.head_dim)
     write_gguf(checkpoint, tmp_path / "model.gguf", "float32")
-    # transformers doesn't read the size of these families' heads.
+    # transformers does not read the size of these families' heads.
     known = {"config": config} if family in ("qwen3", "gemma2", "gemma3") else {}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **known)
     ours, theirs = checkpoint.model.state_dict(), model.state_dict()

@@ -102,11 +102,11 @@ def test_in_process_complete_passes_sampling_parameters(monkeypatch):
     assert (second.temperature, second.extra_args, second.logit_bias) == (0.99, None, None)
     assert (first.seed, first.stop_token_ids, first.detokenize) == (7, [5, 6], False)
 
-    def refuse(*_, **__):
+    def reject(*_, **__):
         raise VLLMError("too long\nand more")
 
     with pytest.raises(LiquidError, match=r"vllm: .*too long\)\.$"):
-        InProcess(SimpleNamespace(generate=refuse)).complete([greedy])
+        InProcess(SimpleNamespace(generate=reject)).complete([greedy])
 
 
 def test_in_process_without_vllm_names_extra(monkeypatch):

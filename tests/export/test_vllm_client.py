@@ -31,22 +31,22 @@ def test_client_codes_equal_liquid(client, engine, liquid, guidance):
 
 
 def test_client_image_uses_checkpoint_sampling(client, liquid):
-    picture = client.generate_image(PROMPTS[0], size=(16, 16), seed=3)
-    assert picture.size == (16, 16)
-    assert picture.tobytes() == liquid.generate_image(PROMPTS[0], seed=3).tobytes()
+    image = client.generate_image(PROMPTS[0], size=(16, 16), seed=3)
+    assert image.size == (16, 16)
+    assert image.tobytes() == liquid.generate_image(PROMPTS[0], seed=3).tobytes()
 
 
 def test_client_text_equals_liquid(client, engine, liquid):
-    picture = liquid.generate_image(PROMPTS[0])
-    assert client.describe(picture, max_tokens=9) == liquid.describe(picture, max_tokens=9)
+    image = liquid.generate_image(PROMPTS[0])
+    assert client.describe(image, max_tokens=9) == liquid.describe(image, max_tokens=9)
     question = "How many cats are there?"
-    assert client.ask(picture, question, max_tokens=9) == liquid.ask(
-        picture, question, max_tokens=9
+    assert client.ask(image, question, max_tokens=9) == liquid.ask(
+        image, question, max_tokens=9
     )
     messages = [{"role": "user", "content": "What is this? <image>"}]
-    reply = client.chat(messages, [picture], max_tokens=9)
+    reply = client.chat(messages, [image], max_tokens=9)
     assert reply == liquid.chat(
-        messages, [picture], max_tokens=9, sampling=SamplingConfig(greedy=True)
+        messages, [image], max_tokens=9, sampling=SamplingConfig(greedy=True)
     ).text.replace("<image>", "")
     markers = liquid.checkpoint.vocabulary
     expected = (markers.boi, markers.eoi, markers.unconditional)

@@ -8,7 +8,6 @@ Every random choice comes from the generator that is passed in.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -28,14 +27,12 @@ Task = Literal["text", "text_to_image", "image_to_text", "chat"]
 TASKS: tuple[str, ...] = get_args(Task)
 """The tasks; the index of a name is its task id."""
 
-TASK_KINDS: Mapping[str, SampleKind] = MappingProxyType(
-    {
-        "text": "text",
-        "text_to_image": "image_text",
-        "image_to_text": "image_text",
-        "chat": "chat",
-    }
-)
+TASK_KINDS: Mapping[str, SampleKind] = {
+    "text": "text",
+    "text_to_image": "image_text",
+    "image_to_text": "image_text",
+    "chat": "chat",
+}
 """The kind of sample that each task is built from."""
 
 CHAT_REQUESTS = (
@@ -98,7 +95,6 @@ class ExampleConfig:
     }
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_ranges(self)
 
 
@@ -111,12 +107,7 @@ class ExampleBuilder:
         config: ExampleConfig | None = None,
         downsample_factor: int | None = None,
     ) -> None:
-        """Set up.
-
-        Args:
-            sequences: The token layout of each task.
-            config: The random choices; None for the defaults.
-            downsample_factor: Pixels per code and side, needed for size hints.
+        """Set up; size hints need `downsample_factor`, the pixels per code and side.
 
         Raises:
             ConfigError: Size hints are enabled and the downsampling factor is missing.
@@ -131,16 +122,11 @@ class ExampleBuilder:
             )
 
     def build(self, sample: Sample, task: Task, rng: np.random.Generator) -> Example:
-        """Build the example of one sample for one task.
-
-        Args:
-            sample: A sample of the kind that the task needs, see `TASK_KINDS`.
-            task: What the example trains.
-            rng: Source of the random choices; only `text_to_image` uses it.
+        """Build the example of one sample for one task; only `text_to_image` uses `rng`.
 
         Raises:
-            DataError: The sample is of another kind, a code is outside the codebook, or the chat
-                template rejected the turns; the message names the sample.
+            DataError: The sample is of another kind than `TASK_KINDS`, a code is outside the
+                codebook, or the chat template rejected the turns; the message names the sample.
             ConfigError: The task is unknown.
         """
         if task not in TASKS:
@@ -169,7 +155,6 @@ class ExampleBuilder:
     def _layout(
         self, sample: Sample, task: Task, rng: np.random.Generator
     ) -> tuple[list[int], list[bool]]:
-        """Return token ids and loss mask."""
         match task:
             case "text":
                 ids = self.sequences.text(sample.text)
@@ -183,7 +168,9 @@ class ExampleBuilder:
                 if rng.random() < self.config.caption_dropout:
                     prompt = self.sequences.unconditional_prompt()
                 else:
-                    caption = self._caption(sample, rng)
+                    is_first = rng.random() < self.config.first_caption_prob
+                    number = 0 if is_first else int(rng.integers(len(sample.captions)))
+                    caption = sample.captions[number]
                     if rng.random() < self.config.chat_format_prob:
                         return self._chat(sample, caption, rng)
                     prompt = self._prompt(sample, caption, rng)
@@ -192,11 +179,6 @@ class ExampleBuilder:
         if self.sequences.eos is not None:
             answer = [*answer, self.sequences.eos]
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-
-    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
-        if rng.random() < self.config.first_caption_prob:
-            return sample.captions[0]
-        return sample.captions[int(rng.integers(len(sample.captions)))]
 
     def _prompt(self, sample: Sample, caption: str, rng: np.random.Generator) -> list[int]:
         request = prompts.REQUESTS[int(rng.integers(len(prompts.REQUESTS)))]
@@ -222,7 +204,6 @@ def caption_in_sentence(caption: str) -> str:
 
     A capital stays where the second character is not a lowercase letter or a space, as in "USA".
     """
-    text = caption.strip().rstrip(".")
     # a placeholder would ask for an image that does not exist
-    text = text.replace(prompts.IMAGE_PLACEHOLDER, "image")
+    text = caption.strip().rstrip(".").replace(prompts.IMAGE_PLACEHOLDER, "image")
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

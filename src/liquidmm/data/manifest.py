@@ -137,14 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Summarize a folder of shards from its manifest alone.
-
-    Args:
-        folder: Folder that `liquid encode` wrote, complete or not.
-
-    Returns:
-        JSON-compatible counts, mean lengths in characters per kind, sizes in codes, licenses,
-        datasets and the image tokenizer.
+    """Return counts, mean lengths and sizes of a folder of shards, complete or not, for JSON.
 
     Raises:
         DataError: The manifest cannot be read.
@@ -180,12 +173,8 @@ def add_stats(stats: Sequence[ShardStats]) -> ShardStats:
     totals: dict[str, Any] = {}
     for name in (item.name for item in fields(ShardStats)):
         values = [getattr(each, name) for each in stats]
-        totals[name] = sum(values) if name in ("records", "rejected", "images") else _merge(values)
+        if name in ("records", "rejected", "images"):
+            totals[name] = sum(values)
+        else:
+            totals[name] = dict(sorted(sum(map(Counter, values), Counter()).items()))
     return ShardStats(**totals)
-
-
-def _merge(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))

@@ -47,7 +47,6 @@ class Source:
     RENAMED: ClassVar[Mapping[str, str]] = {"count": "max_samples", "reverse": "swap_ratio"}
 
     def __post_init__(self) -> None:
-        """Check the values."""
         check_ranges(self)
         if self.task not in TASKS:
             raise ConfigError(f"task: unknown task '{self.task}'.{suggest(self.task, TASKS)}")
@@ -76,14 +75,7 @@ class ShuffledSource:
     def __init__(
         self, source: Source, samples: SampleView, builder: ExampleBuilder, seed: tuple[int, ...]
     ) -> None:
-        """Set up.
-
-        Args:
-            source: The source.
-            samples: The samples of its kind.
-            builder: Builds the examples.
-            seed: Decides order and random choices; different for every source.
-        """
+        """Set up; every source needs another seed, which decides order and random choices."""
         self.size = source.max_samples or len(samples)
         """Samples per epoch."""
         self._source = source
@@ -107,11 +99,11 @@ class WeightedSampler:
 
     Sources are split off one after the other. Of the first n samples, the first source takes its
     share, rounded up; of the remaining ones, the next source takes its share of the remaining
-    weight; and so on. Weights are exact decimal fractions, so nothing drifts.
+    weight; and so on. Weights, 0 or more but not all 0, are exact decimal fractions, so nothing
+    drifts.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """Set up with weights of 0 or more, not all 0."""
         fractions = [Fraction(str(weight)) for weight in weights]
         unit = lcm(*(fraction.denominator for fraction in fractions))
         self._shares = [int(fraction * unit) for fraction in fractions]
@@ -127,30 +119,10 @@ class WeightedSampler:
         raise AssertionError("a sample belongs to some source")
 
 
-class Mixture:
-    """The examples of several sources by index, mixed by weight, without end."""
-
-    def __init__(self, sources: Sequence[ShuffledSource], weights: Sequence[float]) -> None:
-        """Set up; weights are 0 or more and not all 0."""
-        self._sources = sources
-        self._sampler = WeightedSampler(weights)
-
-    def __getitem__(self, index: int) -> Example:
-        place, index = self._sampler[index]
-        return self._sources[place][index]
-
-
 def open_sources(
     sources: Sequence[Source], builder: ExampleBuilder, seed: int, tokenizer_fingerprint: str | None
 ) -> list[ShuffledSource]:
-    """Open the folders of some sources.
-
-    Args:
-        sources: What to sample from.
-        builder: Builds the examples.
-        seed: Decides order and random choices, 0 or more.
-        tokenizer_fingerprint: Fingerprint of the checkpoint's image tokenizer; None skips the
-            check.
+    """Open the folders of some sources; a fingerprint of None skips the check of the tokenizer.
 
     Raises:
         DataError: A folder cannot be read, was encoded with another image tokenizer, or has no

@@ -9,7 +9,7 @@ attention mask. The first token of a document has no context, so it never has a 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -46,7 +46,6 @@ class PackingConfig:
     }
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_ranges(self)
         if self.max_document_tokens > self.seq_len:
             raise ConfigError(
@@ -98,17 +97,35 @@ class PackedBuffer:
         return len(self.contents)
 
     def __getitem__(self, index: int) -> PackedSequence:
-        return _join(self.contents[index], self.config, self.pad_id)
+        examples, length = self.contents[index], self.config.seq_len
+        input_ids = np.full(length, self.pad_id, dtype=np.int32)
+        labels = np.full(length, IGNORE_INDEX, dtype=np.int32)
+        position_ids: TokenIds = np.zeros(length, dtype=np.int32)
+        task_ids = np.full(length, PADDING_TASK, dtype=np.int32)
+        start = 0
+        for example in examples:
+            end = start + len(example.input_ids)
+            input_ids[start:end] = example.input_ids
+            labels[start + 1 : end] = example.labels[1:]
+            position_ids[start:end] = np.arange(end - start)
+            task_ids[start:end] = TASKS.index(example.task)
+            start = end
+        # the positions of padding must exist in the model too
+        position_ids[start:] = np.arange(length - start) % self.config.document_limit
+        return PackedSequence(
+            input_ids=input_ids,
+            labels=labels,
+            position_ids=position_ids,
+            task_ids=task_ids,
+            keys=tuple(example.key for example in examples),
+        )
 
     def __iter__(self) -> Iterator[PackedSequence]:
         return (self[index] for index in range(len(self)))
 
 
 def pack(
-    examples: Iterable[Example],
-    config: PackingConfig,
-    pad_id: int = 0,
-    seed: Sequence[int] = (0,),
+    examples: Iterable[Example], config: PackingConfig, pad_id: int = 0, seed: Sequence[int] = (0,)
 ) -> PackedBuffer:
     """Pack examples into sequences, in an order shuffled by the seed.
 
@@ -134,10 +151,7 @@ def pack(
 
 
 def split(example: Example, config: PackingConfig) -> list[Example]:
-    """Split an example into pieces that fit; most remain whole.
-
-    Returns:
-        The pieces, in order; none if the example is dropped.
+    """Return the pieces of an example that fit, in order; none if the example is dropped.
 
     Raises:
         DataError: As `pack`.
@@ -211,31 +225,5 @@ class _Bins:
 
 
 def _slice(example: Example, start: int, end: int) -> Example:
-    return replace(
-        example, input_ids=example.input_ids[start:end], labels=example.labels[start:end]
-    )
-
-
-def _join(examples: list[Example], config: PackingConfig, pad_id: int) -> PackedSequence:
-    length = config.seq_len
-    input_ids = np.full(length, pad_id, dtype=np.int32)
-    labels = np.full(length, IGNORE_INDEX, dtype=np.int32)
-    position_ids: np.ndarray[Any, np.dtype[np.int32]] = np.zeros(length, dtype=np.int32)
-    task_ids = np.full(length, PADDING_TASK, dtype=np.int32)
-    start = 0
-    for example in examples:
-        end = start + len(example.input_ids)
-        input_ids[start:end] = example.input_ids
-        labels[start + 1 : end] = example.labels[1:]
-        position_ids[start:end] = np.arange(end - start)
-        task_ids[start:end] = TASKS.index(example.task)
-        start = end
-    # the positions of padding must exist in the model too
-    position_ids[start:] = np.arange(length - start) % config.document_limit
-    return PackedSequence(
-        input_ids=input_ids,
-        labels=labels,
-        position_ids=position_ids,
-        task_ids=task_ids,
-        keys=tuple(example.key for example in examples),
-    )
+    part = slice(start, end)
+    return replace(example, input_ids=example.input_ids[part], labels=example.labels[part])

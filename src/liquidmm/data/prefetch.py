@@ -8,35 +8,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from liquidmm.errors import LiquidError
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Items(Protocol[T_co]):
-    """Items by number; pickled for worker processes."""
-
-    def __getitem__(self, number: int) -> T_co:
-        """Make one item."""
 
 
 class Prefetcher(Generic[T]):
     """Makes items before they are needed."""
 
-    def __init__(self, items: Items[T], num_workers: int) -> None:
-        """Set up; workers start with the first `submit`.
-
-        Args:
-            items: Makes the items.
-            num_workers: Number of worker processes; 0 makes items on demand.
-        """
-        self._items = items
+    def __init__(self, make: Callable[[int], T], num_workers: int) -> None:
+        """Set up; `make` is pickled for the workers, which start with the first `submit`."""
+        self._make = make
         self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
         self._futures: dict[int, Future[T]] = {}
@@ -51,7 +38,7 @@ class Prefetcher(Generic[T]):
                 self._num_workers,
                 multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
-                initargs=(self._items,),
+                initargs=(self._make,),
             )
         try:
             for number in numbers:
@@ -68,7 +55,7 @@ class Prefetcher(Generic[T]):
         """
         future = self._futures.pop(number, None)
         if future is None:
-            return self._items[number]
+            return self._make(number)
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -88,13 +75,13 @@ class Prefetcher(Generic[T]):
         )
 
 
-_items: Any = None
+_make_here: Any = None
 """Makes the items of this process, if it is a worker."""
 
 
-def _start_worker(items: Any) -> None:
-    global _items  # noqa: PLW0603 - a pool has no other place for what its processes keep
-    _items = items
+def _start_worker(make: Any) -> None:
+    global _make_here  # noqa: PLW0603 - a pool has no other place for what its processes keep
+    _make_here = make
     # A signal to the process group is for the main process, which ends the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -109,4 +96,4 @@ def _end_with_parent() -> None:
 
 
 def _make(number: int) -> Any:
-    return _items[number]
+    return _make_here(number)

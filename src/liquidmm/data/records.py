@@ -5,7 +5,7 @@ as placeholders. Whether an image can be opened is checked when it is encoded. K
 `parse_record` does not know are ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -89,16 +89,11 @@ def images_of(record: Record) -> tuple[ImageSource, ...]:
 
 
 def parse_image(value: object, name: str, where: str, root: Path | str) -> ImageSource:
-    """Return the image that a field contains or refers to.
-
-    Args:
-        value: A path, the content of a file, or `{bytes, path}` as Hugging Face stores it.
-        name: The field, for messages.
-        where: Start of the message, such as `file:line`.
-        root: Folder or URL that a relative path starts from.
+    """Return the image that a field contains or refers to; relative paths start from `root`.
 
     Raises:
-        DataError: The value is none of these, or empty.
+        DataError: The value is not a path, the content of a file, or `{bytes, path}` as Hugging
+            Face stores it; or it is empty.
     """
     if isinstance(value, Mapping) and ("path" in value or "bytes" in value):
         content = value.get("bytes")
@@ -128,7 +123,7 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
     Args:
         obj: The parsed object.
         where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder or URL that relative image paths start from.
+        root: Folder or URL that image paths are relative to.
 
     Raises:
         DataError: A key is missing, or its value has the wrong type or is empty.
@@ -138,8 +133,9 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
     common = metadata(obj, where)
     common["key"] = string(obj, "key", where, empty=True) or where
     if "messages" in obj:
-        messages = _messages(obj["messages"], where)
-        images = _images(obj, messages, where, root)
+        messages = parse_turns(obj["messages"], "messages", where, _message)
+        images = _images(obj, where, root)
+        check_images(messages, len(images), where)
         return ChatRecord(messages=messages, images=images, **common)
     if "image" in obj:
         image = parse_image(obj["image"], "image", where, root)
@@ -176,19 +172,36 @@ def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return captions
 
 
-def _messages(value: object, where: str) -> tuple[Message, ...]:
+def parse_turns(
+    value: object, name: str, where: str, parse: Callable[[object, str], Message]
+) -> tuple[Message, ...]:
+    """Parse each of a list of turns with `parse(turn, where)`.
+
+    Raises:
+        DataError: The value is not a list, or no turn is the assistant's.
+    """
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: 'messages' must be a list of turns (got {describe(value)}). "
+            f"{where}: '{name}' must be a list of turns (got {describe(value)}). "
             "Correct the record."
         )
-    messages = tuple(_message(item, f"{where}: messages[{n}]") for n, item in enumerate(value))
-    if all(message.role != "assistant" for message in messages):
+    turns = tuple(parse(item, f"{where}: {name}[{n}]") for n, item in enumerate(value))
+    if all(turn.role != "assistant" for turn in turns):
         raise DataError(
-            f"{where}: 'messages' has no assistant turn, so there is nothing to train on. "
+            f"{where}: '{name}' has no assistant turn, so there is nothing to train on. "
             "Drop the record."
         )
-    return messages
+    return turns
+
+
+def check_images(messages: tuple[Message, ...], images: int, where: str) -> None:
+    """Raise a `DataError` unless there is one image per placeholder."""
+    expected = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
+    if images != expected:
+        raise DataError(
+            f"{where}: {images} images for {expected} {IMAGE_PLACEHOLDER} in the messages. "
+            "Give one image per placeholder, in order."
+        )
 
 
 def _message(value: object, where: str) -> Message:
@@ -218,20 +231,11 @@ def _content_part(value: object, where: str) -> str:
     return string(cast(Mapping[str, Any], value), "text", where)
 
 
-def _images(
-    obj: Mapping[str, Any], messages: tuple[Message, ...], where: str, root: Path | str
-) -> tuple[ImageSource, ...]:
+def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[ImageSource, ...]:
     items = obj.get("images", [])
     if not isinstance(items, list):
         raise DataError(
             f"{where}: 'images' must be a list of images (got {describe(items)}). "
             "Correct the record."
         )
-    images = tuple(parse_image(item, f"images[{n}]", where, root) for n, item in enumerate(items))
-    expected = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
-    if len(images) != expected:
-        raise DataError(
-            f"{where}: {len(images)} images for {expected} {IMAGE_PLACEHOLDER} in the messages. "
-            "Give one image per placeholder, in order."
-        )
-    return images
+    return tuple(parse_image(item, f"images[{n}]", where, root) for n, item in enumerate(items))

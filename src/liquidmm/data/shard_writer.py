@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,15 +45,7 @@ def shard_name(number: int) -> str:
 
 
 def begin(folder: Path, provenance: Provenance, num_chunks: int) -> list[int]:
-    """Create a folder, or resume one that was started with the same provenance.
-
-    Args:
-        folder: Folder for the shards.
-        provenance: What the samples are made from.
-        num_chunks: Number of chunks of the source, which is the number of shards.
-
-    Returns:
-        Numbers of the missing shards, ascending.
+    """Create a folder, or resume one; return the numbers of the missing shards, ascending.
 
     Raises:
         DataError: The folder contains shards of another provenance or number of chunks (the first
@@ -67,7 +60,7 @@ def begin(folder: Path, provenance: Provenance, num_chunks: int) -> list[int]:
         raise DataError(
             f"{folder}: contains other files and no {MANIFEST}. Choose an empty or a new folder."
         )
-    names = _shard_names(folder)
+    names = {path.name for path in _shard_paths(folder)}
     missing = [number for number in range(num_chunks) if shard_name(number) not in names]
     if not exists or (complete and missing):
         _write_manifest(folder, provenance, num_chunks, shards=(), complete=False)
@@ -82,18 +75,15 @@ def write_shard(
     rejected: Sequence[RejectedSample],
     codebook_size: int,
 ) -> Path:
-    """Write one shard; equal samples give equal bytes.
+    """Write one shard and return its path; equal samples give equal bytes.
 
     Args:
         folder: The folder of shards.
         number: Number of the shard, from 0.
         chunk: Name of the chunk of the source that the samples are made from, for messages.
-        samples: Its samples; empty when all entries were rejected. They are grouped by kind.
-        rejected: The entries that were rejected.
+        samples: Its samples, in any order; they are grouped by kind.
+        rejected: Entries of the chunk that were rejected.
         codebook_size: Number of codes of the image tokenizer, at most 65,536.
-
-    Returns:
-        The file.
 
     Raises:
         DataError: A code is outside the codebook, or the samples do not fit one shard.
@@ -113,10 +103,10 @@ def write_shard(
         stats=shard_stats(ordered, len(rejected)),
         rejected=tuple(rejected),
     )
-    text = json.dumps(to_dict(info), sort_keys=True)
+    metadata = {METADATA_KEY: json.dumps(to_dict(info), sort_keys=True).encode()}
     batch = _to_batch(ordered)
     path = folder / shard_name(number)
-    schema = SCHEMA.with_metadata({METADATA_KEY: text.encode()})
+    schema = SCHEMA.with_metadata(metadata)
     with atomic_file(path) as temporary, ipc.new_file(str(temporary), schema) as file:
         file.write_batch(batch)
     return path
@@ -128,7 +118,7 @@ def count_records(folder: Path) -> ShardStats:
     Raises:
         DataError: A file is not a shard.
     """
-    return add_stats([read_info(folder / name).stats for name in sorted(_shard_names(folder))])
+    return add_stats([read_info(path).stats for path in _shard_paths(folder)])
 
 
 def write_rejected(folder: Path) -> Path:
@@ -140,8 +130,8 @@ def write_rejected(folder: Path) -> Path:
     """
     path = folder / REJECTED
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for name in sorted(_shard_names(folder)):
-            for entry in read_info(folder / name).rejected:
+        for shard in _shard_paths(folder):
+            for entry in read_info(shard).rejected:
                 file.write(json.dumps(to_dict(entry), ensure_ascii=False) + "\n")
     return path
 
@@ -157,9 +147,8 @@ def finish(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
         LiquidError: The folder cannot be written.
     """
     before = _check(folder, provenance, num_chunks)
-    existing = _shard_names(folder)
-    names = [shard_name(number) for number in range(num_chunks)]
-    missing = [name for name in names if name not in existing]
+    paths = [folder / shard_name(number) for number in range(num_chunks)]
+    missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} of {num_chunks} shards are missing, the first is "
@@ -168,7 +157,7 @@ def finish(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
     if before.complete:
         return before
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shards = list(pool.map(_describe, (folder / name for name in names)))
+        shards = list(pool.map(_describe, paths))
     write_rejected(folder)
     manifest = _write_manifest(folder, provenance, num_chunks, shards=shards, complete=True)
     for left_over in folder.glob(".shard-*.arrow*"):
@@ -196,8 +185,8 @@ def _flat(provenance: Provenance) -> dict[str, object]:
     return values | {f"settings.{name}": value for name, value in settings.items()}
 
 
-def _shard_names(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("shard-*.arrow")}
+def _shard_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.arrow"))
 
 
 def _describe(path: Path) -> Shard:
@@ -235,23 +224,17 @@ def _write_manifest(
 
 
 def _to_batch(samples: Sequence[Sample]) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {
-        name: pa.array(
-            [getattr(sample, name) for sample in samples], pa.string()
-        ).dictionary_encode()
-        for name in ("kind", "source", "license")
+    columns: dict[str, Any] = {
+        name: [getattr(sample, name) for sample in samples]
+        for name in ("kind", "key", "source", "license", "text", "captions")
     }
-    for name in ("key", "text", "captions"):
-        values = [getattr(sample, name) for sample in samples]
-        columns[name] = pa.array(values, SCHEMA.field(name).type)
-    turns = SCHEMA.field("roles").type
-    columns["roles"] = pa.array([[m.role for m in sample.messages] for sample in samples], turns)
-    columns["contents"] = pa.array(
-        [[m.content for m in sample.messages] for sample in samples], turns
-    )
+    for name in ("kind", "source", "license"):
+        columns[name] = pa.array(columns[name], pa.string()).dictionary_encode()
+    columns["roles"] = [[turn.role for turn in sample.messages] for sample in samples]
+    columns["contents"] = [[turn.content for turn in sample.messages] for sample in samples]
     columns["image_codes"] = _to_images([sample.image_codes for sample in samples])
-    columns["crc32"] = pa.array([sample.checksum() for sample in samples], pa.uint32())
-    return pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    columns["crc32"] = [sample.checksum() for sample in samples]
+    return pa.record_batch(columns, schema=SCHEMA)
 
 
 def _to_images(image_codes: Sequence[Sequence[Codes]]) -> pa.Array:

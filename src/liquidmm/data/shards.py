@@ -117,11 +117,6 @@ class ShardFile:
         return self._count
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample.
-
-        Raises:
-            DataError: Its checksum does not match.
-        """
         try:
             turns = zip(self._roles(index), self._contents(index), strict=True)
             sample = Sample(
@@ -142,13 +137,7 @@ class SampleView:
     """Some samples of a folder by index: a contiguous range of each of its shards."""
 
     def __init__(self, shards: "Shards", first: Sequence[int], counts: Sequence[int]) -> None:
-        """Set up.
-
-        Args:
-            shards: The folder.
-            first: Index of the first sample of the range, for each shard.
-            counts: Number of samples of each range.
-        """
+        """Set up; `first` and `counts` are the first sample and the size of each range."""
         self._shards = shards
         self._first = np.array(first, dtype=np.int64)
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
@@ -171,7 +160,6 @@ class Shards(SampleView):
     """All samples of a folder."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Set up; no file is opened."""
         self.folder = folder
         self.manifest = manifest
         self.file = lru_cache(maxsize=_MAX_OPEN_FILES)(partial(_open, folder, manifest.shards))

@@ -7,10 +7,18 @@ and the index in it, however long the run; loading it makes one buffer again and
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from liquidmm.data.examples import Example, ExampleBuilder
-from liquidmm.data.mixture import BUFFER, Mixture, Source, check_sources, open_sources
+from liquidmm.data.mixture import (
+    BUFFER,
+    ShuffledSource,
+    Source,
+    WeightedSampler,
+    check_sources,
+    open_sources,
+)
 from liquidmm.data.packing import PackedBuffer, PackedSequence, PackingConfig, pack
 from liquidmm.data.prefetch import Prefetcher
 from liquidmm.errors import DataError
@@ -64,9 +72,9 @@ class TokenStream:
         tokenizer = builder.sequences.tokenizer
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(token for token in candidates if token is not None)
-        mixture = Mixture(self._opened, [source.weight for source in sources])
-        packer = _Packer(mixture, packing, pad_id, seed)
-        self._buffers = Prefetcher[PackedBuffer](packer, num_workers)
+        sampler = WeightedSampler([source.weight for source in sources])
+        make_buffer = partial(_make_buffer, self._opened, sampler, packing, pad_id, seed)
+        self._buffers = Prefetcher(make_buffer, num_workers)
         self._streams: dict[int, _Stream] = {}
         self._named = 0
         self._repeating: set[Source] = set()
@@ -91,10 +99,7 @@ class TokenStream:
     def example(self, source: int, index: int) -> Example:
         """Return one example of one source, before packing; the position does not change.
 
-        Args:
-            source: Number of the source, from 0.
-            index: Index of the example, from 0; indices below the source's size are different
-                samples.
+        Indices below the source's size are different samples.
         """
         return self._opened[source][index]
 
@@ -180,26 +185,17 @@ class TokenStream:
     def _log_dropped(self, buffer: PackedBuffer) -> None:
         for key, size in buffer.dropped[: max(0, _MAX_NAMED - self._named)]:
             self._named += 1
-            _LOG.warning(
-                "%s: dropped, %d tokens are more than %d%s",
-                key,
-                size,
-                self._packing.document_limit,
-                "; further records are only counted" if self._named == _MAX_NAMED else "",
-            )
+            limit = self._packing.document_limit
+            rest = "; further records are only counted" if self._named == _MAX_NAMED else ""
+            _LOG.warning("%s: dropped, %d tokens are more than %d%s", key, size, limit, rest)
 
     def _log_repeats(self) -> None:
-        """Log once for each source that its samples start to repeat."""
         for source, opened, epochs in zip(self._sources, self._opened, self.epochs, strict=True):
             if epochs > 1 and source not in self._repeating:
                 self._repeating.add(source)
                 if 0 in self._streams:  # one rank is enough
-                    _LOG.info(
-                        "%s (%s): its %d samples start to repeat",
-                        source.path,
-                        source.task,
-                        opened.size,
-                    )
+                    message = "%s (%s): its %d samples start to repeat"
+                    _LOG.info(message, source.path, source.task, opened.size)
 
 
 class _Stream:
@@ -267,16 +263,15 @@ class _Stream:
         self._buffer = self._buffers.get(self.buffer_number(self.turn))
 
 
-class _Packer:
-    """Packed buffers by number; pickled for the worker processes."""
-
-    def __init__(self, mixture: Mixture, packing: PackingConfig, pad_id: int, seed: int) -> None:
-        self._mixture = mixture
-        self._packing = packing
-        self._pad_id = pad_id
-        self._seed = seed
-
-    def __getitem__(self, number: int) -> PackedBuffer:
-        size = self._packing.packing_buffer
-        examples = [self._mixture[index] for index in range(number * size, (number + 1) * size)]
-        return pack(examples, self._packing, self._pad_id, (BUFFER, self._seed, number))
+def _make_buffer(
+    sources: Sequence[ShuffledSource],
+    sampler: WeightedSampler,
+    packing: PackingConfig,
+    pad_id: int,
+    seed: int,
+    number: int,
+) -> PackedBuffer:
+    size = packing.packing_buffer
+    places = (sampler[index] for index in range(number * size, (number + 1) * size))
+    examples = [sources[source][index] for source, index in places]
+    return pack(examples, packing, pad_id, (BUFFER, seed, number))

@@ -179,11 +179,8 @@ class VLLMClient:
 
     def _pair(self, request: ImageRequest) -> list[CompletionRequest]:
         """Return the completion requests of one image."""
-        codes, name, sampling = (
-            request.grid[0] * request.grid[1],
-            uuid.uuid4().hex,
-            request.sampling,
-        )
+        codes, name = request.grid[0] * request.grid[1], uuid.uuid4().hex
+        sampling = request.sampling
         prompts: list[Sequence[int]] = [request.prompt]
         if sampling.guidance != 1:
             prompts.append(self._sequences.unconditional_prompt())

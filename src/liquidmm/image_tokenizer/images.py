@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from liquidmm.errors import DataError, LiquidError
+from liquidmm.errors import DataError, LiquidError, one_line
 
 MAX_PIXELS = 100_000_000
 """Largest image that is opened, in pixels: a file of a few kB can unpack to gigabytes."""
@@ -71,8 +71,7 @@ def _read_file(path: Path) -> bytes:
             raise DataError(f"{path}: is a broken link. Correct the link.") from None
         raise DataError(f"{path}: no such file. Check the path.") from None
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}). Check the file.") from None
+        raise DataError(f"{path}: cannot be read ({one_line(error)}). Check the file.") from None
 
 
 def _read_url(url: str) -> bytes:
@@ -83,11 +82,11 @@ def _read_url(url: str) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{url}: no such file. Check the URL.") from None
     except (IsADirectoryError, PermissionError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{url}: cannot be read ({reason}). Check the URL.") from None
+        raise DataError(f"{url}: cannot be read ({one_line(error)}). Check the URL.") from None
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise LiquidError(f"{url}: cannot be read at the moment ({reason}). Try again.") from error
+        raise LiquidError(
+            f"{url}: cannot be read at the moment ({one_line(error)}). Try again."
+        ) from error
     return content
 
 
@@ -115,8 +114,7 @@ def _decode(content: bytes, where: str) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"{where}: not an image in a known format. {_FORMATS}") from None
     except Exception as error:  # noqa: BLE001 - damaged files make Pillow's readers raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: the image is broken ({reason}). {_FORMATS}") from None
+        raise DataError(f"{where}: the image is broken ({one_line(error)}). {_FORMATS}") from None
 
 
 def _open(content: bytes) -> Image.Image:
@@ -140,10 +138,6 @@ def _too_many_pixels(where: str, found: str) -> DataError:
 
 def to_rgb(image: Image.Image, where: str = "image") -> Image.Image:
     """Convert a PIL image of any mode to upright RGB, with transparent parts on white.
-
-    Args:
-        image: The image.
-        where: Start of the error message, usually a file name.
 
     Raises:
         DataError: The mode has no fixed range of values.
@@ -169,14 +163,16 @@ def to_rgb(image: Image.Image, where: str = "image") -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB image to a tensor, (3, H, W), float32 in [-1, 1]."""
     pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8))  # (H, W, 3)
-    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+    return to_float(pixels.permute(2, 0, 1))
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Scale uint8 pixels to float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1.0)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Convert a tensor to an RGB image, rounded to 8 bits.
-
-    Args:
-        pixels: (3, H, W), floating point in [-1, 1].
+    """Convert a tensor, (3, H, W) in [-1, 1], to an RGB image, rounded to 8 bits.
 
     Raises:
         ValueError: Another shape, or values outside [-1, 1].
@@ -203,10 +199,7 @@ def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 def pad_square(
     image: Image.Image, size: int, color: tuple[int, int, int] = _PADDING
 ) -> Image.Image:
-    """Pad an image to a square, then scale it to ``size``.
-
-    The default color is that of the reference implementation.
-    """
+    """Pad an image to a square, by default in the reference's color; then scale it to ``size``."""
     side = max(image.size)
     if image.width != image.height:
         canvas = Image.new("RGB", (side, side), color)

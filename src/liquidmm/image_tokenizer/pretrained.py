@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from liquidmm.config import from_dict
-from liquidmm.errors import CheckpointError
+from liquidmm.errors import CheckpointError, first_line
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 from liquidmm.runtime import get_logger
 
@@ -84,20 +84,16 @@ def read_taming(checkpoint: Path) -> VQGAN:
     Raises:
         CheckpointError: A file is missing or broken, or the two do not fit.
     """
-    config = _read_taming_config(_find_yaml(checkpoint))
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except _PICKLE_ERRORS as error:
+    candidates = (checkpoint.with_suffix(".yaml"), checkpoint.parent / "vqgan.yaml")
+    yaml_file = next((file for file in candidates if file.is_file()), None)
+    if yaml_file is None:
         raise CheckpointError(
-            f"{checkpoint}: cannot be read as plain weights ({_first_line(error)}). Download it "
-            "again, or save its state_dict alone."
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    state = {
-        name: value
-        for name, value in state.items()
-        if isinstance(value, Tensor) and name.startswith(_OWN_PREFIXES)
-    }
+            f"{checkpoint}: {checkpoint.stem}.yaml is missing. Copy the checkpoint's vqgan.yaml to "
+            "this folder."
+        )
+    config = _read_taming_config(yaml_file)
+    tensors = read_tensors(checkpoint, "a taming VQGAN checkpoint, or its state_dict alone")
+    state = {name: value for name, value in tensors.items() if name.startswith(_OWN_PREFIXES)}
     if not state:
         raise CheckpointError(f"{checkpoint}: has no VQGAN weights. Use a taming checkpoint.")
     model = VQGAN(config)
@@ -105,16 +101,6 @@ def read_taming(checkpoint: Path) -> VQGAN:
     if config.codebook_size == 8192 and config.code_dim == 256:
         show_license()
     return model
-
-
-def _find_yaml(checkpoint: Path) -> Path:
-    for candidate in (checkpoint.with_suffix(".yaml"), checkpoint.parent / "vqgan.yaml"):
-        if candidate.is_file():
-            return candidate
-    raise CheckpointError(
-        f"{checkpoint}: {checkpoint.stem}.yaml is missing. Copy the checkpoint's vqgan.yaml to "
-        "this folder."
-    )
 
 
 def _read_taming_config(file: Path) -> VQGANConfig:
@@ -142,12 +128,6 @@ def _read_taming_config(file: Path) -> VQGANConfig:
             "It needs model.params with embed_dim, n_embed and ddconfig."
         ) from None
     return from_dict(VQGANConfig, fields, str(file))
-
-
-def is_chameleon(folder: Path) -> bool:
-    """Return whether a folder is a Chameleon checkpoint of transformers."""
-    model_type = read_json_or_empty(folder / "config.json").get("model_type")
-    return model_type in ("chameleon", "chameleon_vqgan")
 
 
 def read_json_or_empty(file: Path) -> dict[str, Any]:
@@ -209,7 +189,7 @@ def read_tensors(file: Path, content: str) -> dict[str, Tensor]:
     """Read named tensors from a ``.safetensors`` file or a torch pickle.
 
     Args:
-        file: The file.
+        file: The file; tensors may be under "state_dict".
         content: What it should contain and where to get it, for the error message.
 
     Raises:
@@ -225,14 +205,10 @@ def read_tensors(file: Path, content: str) -> dict[str, Tensor]:
         )
     except (*_PICKLE_ERRORS, SafetensorError) as error:
         raise CheckpointError(
-            f"{file}: cannot be read as plain weights ({_first_line(error)}). Expected {content}."
+            f"{file}: cannot be read as plain weights ({first_line(error)}). Expected {content}."
         ) from None
-    tensors = loaded if isinstance(loaded, dict) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    found = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{file}: has no named tensors. Expected {content}.")
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

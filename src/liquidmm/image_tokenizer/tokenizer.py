@@ -20,6 +20,7 @@ from liquidmm.config import from_dict, to_dict
 from liquidmm.errors import CheckpointError
 from liquidmm.files import atomic_folder
 from liquidmm.image_tokenizer import pretrained
+from liquidmm.image_tokenizer.images import to_float
 from liquidmm.image_tokenizer.vqgan import VQGAN, VQGANConfig
 
 FORMAT = "liquidmm.vqgan.1"
@@ -68,12 +69,9 @@ class VQGANTokenizer:
     """
 
     def __init__(self, model: VQGAN, save_dtype: SaveDtype = "float32") -> None:
-        """Wrap a model.
+        """Wrap a model, which is set to evaluation mode without gradients.
 
-        Args:
-            model: The VQGAN; it is set to evaluation mode and its gradients are switched off.
-            save_dtype: dtype that ``save`` writes. Weights read from a bfloat16 file lose nothing
-                when they are written as bfloat16 again.
+        Weights read from a bfloat16 file lose nothing when ``save`` writes bfloat16 again.
         """
         self.model = model.float().eval().requires_grad_(False)
         self.save_dtype: SaveDtype = save_dtype
@@ -138,9 +136,8 @@ class VQGANTokenizer:
             ValueError: Wrong shape, size, dtype or range.
         """
         self._check_pixels(pixels)
-        scaled = pixels.to(self.device).float()
-        if pixels.dtype == torch.uint8:
-            scaled = scaled.div_(127.5).sub_(1.0)
+        pixels = pixels.to(self.device)
+        scaled = to_float(pixels) if pixels.dtype == torch.uint8 else pixels.float()
         # channels_last makes convolutions a fifth faster, on a CPU too.
         scaled = scaled.contiguous(memory_format=torch.channels_last)
         if self.precision == "bfloat16":
@@ -153,11 +150,7 @@ class VQGANTokenizer:
             return self.model.encode(scaled)
 
     def code_match(self, pixels: Tensor) -> float:
-        """Return the share of codes, 0 to 1, that equal those of float32.
-
-        Args:
-            pixels: As for ``encode``.
-        """
+        """Return the share of an image's codes, 0 to 1, that equal those of float32."""
         codes, chosen = self.encode(pixels), self.precision
         self.precision = "float32"
         try:
@@ -260,7 +253,8 @@ def load_image_tokenizer(path: Path | str) -> VQGANTokenizer:
         return VQGANTokenizer(pretrained.read_taming(path))
     if path.is_dir() and (path / "vqgan.ckpt").is_file():
         return VQGANTokenizer(pretrained.read_taming(path / "vqgan.ckpt"))
-    if path.suffix == ".safetensors" or (path.is_dir() and pretrained.is_chameleon(path)):
+    model_type = pretrained.read_json_or_empty(path / "config.json").get("model_type")
+    if path.suffix == ".safetensors" or model_type in ("chameleon", "chameleon_vqgan"):
         return VQGANTokenizer(pretrained.read_chameleon(path))
     raise CheckpointError(
         f"{path}: not an image tokenizer. Use a tokenizer folder (config.json with format "

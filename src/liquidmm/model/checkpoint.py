@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.errors import CheckpointError, ConfigError, first_line
 from liquidmm.files import atomic_folder
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
-from liquidmm.model.processor import LiquidProcessor, first_line, read_config, read_json
+from liquidmm.model.processor import LiquidProcessor, read_config, read_json
 from liquidmm.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -68,11 +68,7 @@ class Checkpoint:
         return self.processor.vocabulary
 
     def require_image_tokenizer(self) -> ImageTokenizer:
-        """Return the image tokenizer.
-
-        Raises:
-            CheckpointError: This checkpoint has none.
-        """
+        """Return the image tokenizer, or raise a `CheckpointError`."""
         if self.image_tokenizer is None:
             raise CheckpointError(
                 f"checkpoint: has no image tokenizer (no {IMAGE_TOKENIZER_FOLDER}/). Pass the "
@@ -158,11 +154,7 @@ def embedding_weight(model: PreTrainedModel) -> torch.Tensor:
 
 
 def check_codebook(image_tokenizer: ImageTokenizer | None, codebook_size: int) -> None:
-    """Check that an image tokenizer has as many codes as the language model has image tokens.
-
-    Raises:
-        CheckpointError: The numbers differ.
-    """
+    """Raise a `CheckpointError` unless there are as many codes as image tokens."""
     if image_tokenizer is not None and image_tokenizer.codebook_size != codebook_size:
         found = image_tokenizer.codebook_size
         raise CheckpointError(
@@ -174,15 +166,7 @@ def check_codebook(image_tokenizer: ImageTokenizer | None, codebook_size: int) -
 def load_parts(
     folder: Path, device: torch.device, image_tokenizer: Path | None = None
 ) -> tuple[LiquidProcessor, ImageTokenizer | None]:
-    """Load everything but the language model.
-
-    Args:
-        folder: A local checkpoint folder.
-        device: Device of the image tokenizer.
-        image_tokenizer: Another image tokenizer; None loads the folder's own, if it has one.
-
-    Returns:
-        The processor, and the image tokenizer or None.
+    """Load processor and image tokenizer of a local folder; another one replaces its own.
 
     Raises:
         CheckpointError: The folder is not a Liquid checkpoint, or a file in it is broken.
@@ -196,7 +180,7 @@ def load_parts(
 def load_language_model(
     folder: Path, dtype: torch.dtype, gguf_file: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load a causal language model and check that no weight is missing.
+    """Load the causal language model of a local folder and check that no weight is missing.
 
     Args:
         folder: A local model folder.
@@ -231,15 +215,10 @@ def load_language_model(
 
 
 def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """Build a folder's causal language model without loading weights.
+    """Build the language model of a local folder, float32, with its parameters on the meta device.
 
-    Args:
-        folder: A local model folder.
-        **options: Further options of `from_config`, such as `attn_implementation`.
-
-    Returns:
-        The model, float32, with its parameters on the meta device. Buffers are real, because they
-        are computed and not stored in any file.
+    Buffers are real, because they are computed and not stored in any file. Further options of
+    `from_config`, such as `attn_implementation`, are passed on.
 
     Raises:
         CheckpointError: The configuration cannot be read.
@@ -273,11 +252,7 @@ def _gguf_options(gguf_file: str) -> dict[str, Any]:
 
 
 def local_folder(name: str | Path) -> Path:
-    """Return the local folder of a path or of a model on the hub.
-
-    Args:
-        name: A path; or owner/name, which is downloaded (safetensors and JSON only) or taken from
-            the local cache.
+    """Return a local folder, or that of owner/name on the hub, which is downloaded and cached.
 
     Raises:
         CheckpointError: Neither exists.

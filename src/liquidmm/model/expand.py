@@ -165,11 +165,7 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def check_decoder(folder: Path) -> None:
-    """Check that a folder's `config.json` is that of a decoder-only language model.
-
-    Raises:
-        CheckpointError: The architecture is unknown or not a causal language model.
-    """
+    """Raise a `CheckpointError` unless a folder's `config.json` is that of a decoder-only model."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -191,11 +187,7 @@ def check_decoder(folder: Path) -> None:
 
 
 def check_output_folder(out: Path) -> None:
-    """Check that an output folder is missing or empty, before long work starts.
-
-    Raises:
-        CheckpointError: It is not.
-    """
+    """Raise a `CheckpointError` unless a folder is missing or empty, before long work starts."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out}: exists already and is not empty. Choose another folder.")
 
@@ -209,12 +201,8 @@ def add_rows(
 ) -> None:
     """Grow embedding and head in place to ``vocabulary.size`` rows.
 
-    Args:
-        model: The base model.
-        vocabulary: The layout after the expansion.
-        trained: Number of rows that belong to a token; only they count in the statistics.
-        config: How the new rows start.
-        codebook: Vectors of the image codes, (K, d); needed for the `codebook` start.
+    Only the first ``trained`` rows, which belong to a token, count in the statistics. The vectors
+    of the image codes, (K, d), are needed for the `codebook` start.
     """
     old_rows = embedding_weight(model).shape[0]
     # The rows that transformers samples here are overwritten below, so keep the global state.

@@ -82,15 +82,7 @@ class InitConfig:
 
 
 def create_base_model(texts: Iterable[str], out: Path, config: InitConfig | None = None) -> Path:
-    """Train a tokenizer on texts, create random weights, and write both as one folder.
-
-    Args:
-        texts: Training texts of the tokenizer; the closer to the model's data, the better.
-        out: Folder to write; must be missing or empty.
-        config: Shape and seed; None takes the defaults.
-
-    Returns:
-        ``out``.
+    """Train a tokenizer on texts, create random weights, and write both to the folder ``out``.
 
     Raises:
         DataError: All texts are empty.
@@ -127,12 +119,9 @@ def train_text_tokenizer(
     templates = [*prompts.REQUESTS, prompts.CAPTION_PROMPT, "user\n", "assistant\n", "system\n"]
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -194,14 +183,7 @@ def build_model(config: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTr
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Read every text of a JSON Lines file of records of any kind.
-
-    Args:
-        path: One JSON object per line; `text`, `caption`, `captions`, `text_prompt` and the
-            contents of `messages` are read.
-
-    Yields:
-        Each text, without image placeholders.
+    """Yield every text of a JSON Lines file of records of any kind, without image placeholders.
 
     Raises:
         DataError: The file cannot be read, or a line is not a JSON object.

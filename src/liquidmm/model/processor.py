@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from transformers.processing_utils import ProcessorMixin
 
-from liquidmm.errors import CheckpointError
+from liquidmm.errors import CheckpointError, first_line
 from liquidmm.sequences import Sequences
 from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -52,8 +52,8 @@ class LiquidProcessor(ProcessorMixin):
         """Check and combine the parts.
 
         Args:
-            tokenizer: The Hugging Face tokenizer, including the three image special tokens.
-            vocabulary: Id ranges of text tokens, image tokens and special tokens.
+            tokenizer: The tokenizer, including the three image special tokens.
+            vocabulary: The layout of its ids.
             sizes: Width and height in pixels of the training images; empty if there were none.
             resize: How training images were fitted to ``sizes``.
             sampling: The model's default fields of `liquidmm.generate.sampling.SamplingConfig`.
@@ -190,11 +190,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _read_options(folder: Path) -> dict[str, Any]:
     """Read sizes, resize mode and sampling defaults."""
     path = folder / PROCESSOR_FILE
@@ -227,7 +222,7 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
         pieces = {piece[0]: index for index, piece in enumerate(pieces)}
     added = {token["content"]: token["id"] for token in data.get("added_tokens", ())}
     tokens = {**pieces, **added}
-    if not all(token in tokens for token in SPECIAL_TOKENS):
+    if not tokens.keys() >= set(SPECIAL_TOKENS):
         return None
     text_size = len(tokens)
     if rows != text_size + PUBLISHED_CODEBOOK:

@@ -32,14 +32,11 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
-    """Add the three special tokens to a tokenizer.
+    """Return a tokenizer with the three special tokens.
 
     Args:
         tokenizer: A tokenizer without them; it is not changed if tokens are renamed.
         rows: Rows of the model's embedding; only an unused token with a row is renamed.
-
-    Returns:
-        The tokenizer with the special tokens.
 
     Raises:
         CheckpointError: The tokenizer's format does not keep the ids.

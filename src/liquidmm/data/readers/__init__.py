@@ -53,10 +53,6 @@ def list_chunks(config: SourceConfig, records: int) -> list[Chunk]:
     A compressed file is always one chunk, and a row group of Parquet is cut into at most 32, so a
     chunk may be much larger: read it as a stream.
 
-    Args:
-        config: The source.
-        records: Records of a chunk, 1 or more.
-
     Raises:
         ConfigError: A setting is wrong, or names a field that the source does not have.
         DataError: A file does not exist, its format is unknown, or the source is empty.
@@ -81,12 +77,7 @@ def list_chunks(config: SourceConfig, records: int) -> list[Chunk]:
 
 
 def read_chunk(config: SourceConfig, chunk: Chunk) -> Iterator[ParsedRecord]:
-    """Yield the records of a chunk in order, rejected ones included, of the selected splits.
-
-    Args:
-        config: The source that the chunk was cut from.
-        chunk: One of its chunks.
-    """
+    """Yield the records of a chunk in order, rejected ones included, of the selected splits."""
     for item in chunk.ranges:
         schema = RecordSchema(config, item.file)
         for raw in registry.read(chunk.format, item, schema):

@@ -119,13 +119,7 @@ def cut_uncompressed(
 
 
 def group_ranges(ranges: Iterable[FileRange], records: int, form: str) -> Iterator[Chunk]:
-    """Join neighboring ranges into chunks of about `records` records.
-
-    Args:
-        ranges: All ranges of a source in order. One of unknown size becomes a chunk.
-        records: Records of a chunk.
-        form: Format of the source.
-    """
+    """Join neighboring ranges into chunks of about `records`; one of unknown size is alone."""
     group: list[FileRange] = []
     size = 0
     for item in ranges:

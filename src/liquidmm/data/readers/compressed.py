@@ -7,7 +7,6 @@ the disk is raised as it is.
 import io
 import lzma
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -17,9 +16,14 @@ class DamagedError(OSError):
     """Compressed data is truncated or damaged."""
 
 
-COMPRESSED: Mapping[str, str] = MappingProxyType(
-    {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz", ".lz4": "lz4"}
-)
+COMPRESSED: Mapping[str, str] = {
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bz2",
+    ".xz": "xz",
+    ".lz4": "lz4",
+}
 """Suffix of a file -> its codec."""
 
 _CODECS = {**COMPRESSED, ".tgz": "gzip"}

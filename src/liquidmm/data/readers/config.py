@@ -50,15 +50,14 @@ class Fields:
 
     def given(self) -> dict[str, tuple[str, ...]]:
         """Return our name of each field that is named -> its names in the source."""
-        named: dict[str, tuple[str, ...]] = {}
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if value is not None:
-                named[name] = (value,) if isinstance(value, str) else value
-        return named
+        given = ((name, getattr(self, name)) for name in self.__slots__)
+        return {
+            name: (value,) if isinstance(value, str) else value
+            for name, value in given
+            if value is not None
+        }
 
     def __post_init__(self) -> None:
-        """Check that no name is empty."""
         for name, values in self.given().items():
             if not values or not all(value.strip() for value in values):
                 raise ConfigError(f"{name}: is empty. Give the name of a field or remove the key.")
@@ -96,7 +95,6 @@ class SourceConfig:
     """Split, for records without one."""
 
     def __post_init__(self) -> None:
-        """Check that no path is empty."""
         if not self.paths or not all(path.strip() for path in self.paths):
             raise ConfigError("path: is empty. Give a file, a folder, a pattern or a URL.")
 

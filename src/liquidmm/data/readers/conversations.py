@@ -8,7 +8,6 @@ system turn, user and assistant must alternate, and the user begins. Other keys 
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from liquidmm.data.records import (
@@ -16,48 +15,50 @@ from liquidmm.data.records import (
     ImageSource,
     Message,
     Role,
+    check_images,
     metadata,
     parse_image,
+    parse_turns,
 )
 from liquidmm.data.validation import describe, names, string
 from liquidmm.errors import DataError, suggest
 from liquidmm.prompts import IMAGE_PLACEHOLDER
 
-_ROLES: Mapping[str, Role] = MappingProxyType(
-    {
-        "system": "system",
-        "human": "user",
-        "user": "user",
-        "gpt": "assistant",
-        "assistant": "assistant",
-        "chatgpt": "assistant",
-        "bard": "assistant",
-        "bing": "assistant",
-    }
-)
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+}
 """Name of a speaker in published datasets -> role."""
 
-_TURN_KEYS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"conversations": ("from", "value"), "conversation": ("role", "content")}
-)
+_TURN_KEYS: Mapping[str, tuple[str, str]] = {
+    "conversations": ("from", "value"),
+    "conversation": ("role", "content"),
+}
 """Key of the turns -> keys of speaker and text in a turn."""
 
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
 def parse_conversation(obj: Mapping[str, Any], where: str, root: Path | str) -> ChatRecord:
-    """Parse a published conversation.
-
-    Args:
-        obj: A JSON object with `conversations` or `conversation`.
-        where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder or URL that image paths are relative to.
+    """Parse a JSON object with `conversations` or `conversation`; see `parse_record`.
 
     Raises:
         DataError: The conversation does not follow its layout.
     """
     name = next(name for name in _TURN_KEYS if name in obj)
-    messages = _messages(obj[name], name, where)
+    speaker_key, text_key = _TURN_KEYS[name]
+
+    def parse(value: object, where: str) -> Message:
+        return _message(value, where, speaker_key, text_key)
+
+    messages = parse_turns(obj[name], name, where, parse)
+    _check_order(messages, name, where)
     images = _images(obj, where, root)
     return ChatRecord(
         key=_key(obj, where),
@@ -77,23 +78,8 @@ def _key(obj: Mapping[str, Any], where: str) -> str:
     return where
 
 
-def _messages(value: object, name: str, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise DataError(
-            f"{where}: '{name}' must be a list of turns (got {describe(value)}). "
-            "Correct or drop the record."
-        )
-    messages = tuple(
-        _message(item, f"{where}: {name}[{n}]", *_TURN_KEYS[name]) for n, item in enumerate(value)
-    )
-    _check_order(messages, name, where)
-    return messages
-
-
 def _message(value: object, where: str, speaker_key: str, text_key: str) -> Message:
-    found = describe(value)
-    if isinstance(value, Mapping):
-        found = f"the keys {names(value)}"
+    found = f"the keys {names(value)}" if isinstance(value, Mapping) else describe(value)
     if not isinstance(value, Mapping) or speaker_key not in value or text_key not in value:
         raise DataError(
             f"{where}: a turn must have '{speaker_key}' and '{text_key}' (got {found}). "
@@ -123,11 +109,6 @@ def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
                 f"{where}: {name}[{index}]: two turns of the {message.role} in a row. Merge them "
                 "or drop the record."
             )
-    if all(message.role != "assistant" for message in messages):
-        raise DataError(
-            f"{where}: '{name}' has no assistant turn, so there is nothing to train on. "
-            "Drop the record."
-        )
 
 
 def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[ImageSource, ...]:
@@ -164,9 +145,5 @@ def _place_images(messages: tuple[Message, ...], images: int, where: str) -> tup
         content = f"{IMAGE_PLACEHOLDER}\n{messages[first].content}"
         message = Message(role="user", content=content)
         return (*messages[:first], message, *messages[first + 1 :])
-    if images != expected:
-        raise DataError(
-            f"{where}: {images} images for {expected} {IMAGE_PLACEHOLDER} in the turns. "
-            "Give one image per placeholder, in order."
-        )
+    check_images(messages, images, where)
     return messages

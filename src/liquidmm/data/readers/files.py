@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from liquidmm.data.readers.compressed import COMPRESSED, DamagedError, decompress
-from liquidmm.errors import ConfigError, DataError, LiquidError
+from liquidmm.errors import ConfigError, DataError, LiquidError, one_line
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -74,9 +74,6 @@ def list_names(folder: str) -> tuple[list[str], list[str]]:
     """Return the names of the files and of the folders in a folder, each sorted.
 
     A link counts as its target, a broken link as a file.
-
-    Raises:
-        OSError: The folder cannot be read.
     """
     if is_url(folder):
         fs, path = _file_system(folder)
@@ -94,11 +91,7 @@ def list_names(folder: str) -> tuple[list[str], list[str]]:
 
 
 def list_files(folder: str) -> list[File]:
-    """Return the files in a folder with size and version, sorted by name.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
+    """Return the files in a folder with size and version, sorted by name."""
     if is_url(folder):
         fs, path = _file_system(folder)
         files = [_remote_file(fs, info) for info in fs.ls(path, detail=True)]
@@ -124,12 +117,7 @@ def is_compressed(name: str) -> bool:
 
 
 def open_raw(name: str) -> BinaryIO:
-    """Open a file without decompressing it.
-
-    Raises:
-        OSError: It cannot be opened.
-        ConfigError: The protocol of the URL is unknown.
-    """
+    """Open a file without decompressing it."""
     if not is_url(name):
         return Path(name).open("rb")
     fs, path = _file_system(name)
@@ -150,16 +138,10 @@ def permanent_reason(name: str, error: BaseException) -> str:
     """
     if is_url(name) and isinstance(error, OSError) and not isinstance(error, _PERMANENT):
         raise LiquidError(
-            f"{name}: cannot be read at the moment ({describe_error(error)}). Run the command "
+            f"{name}: cannot be read at the moment ({one_line(error)}). Run the command "
             "again; it resumes from here."
         ) from error
-    return describe_error(error)
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an exception's message in one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    return one_line(error)
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -200,9 +182,7 @@ def _find_remote(name: str) -> list[File]:
         else:
             found = {path: fs.info(path)} if fs.exists(path) else {}
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{name}: cannot be listed ({describe_error(error)}). Check the URL."
-        ) from error
+        raise DataError(f"{name}: cannot be listed ({one_line(error)}). Check the URL.") from error
     return [_remote_file(fs, info) for _, info in sorted(found.items())]
 
 
@@ -241,7 +221,7 @@ def _check_protocol(protocol: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise ConfigError(f"{protocol}://: {describe_error(error)}.") from error
+        raise ConfigError(f"{protocol}://: {one_line(error)}.") from error
     except ValueError as error:
         raise ConfigError(
             f"{protocol}://: unknown protocol. Use one that fsspec supports, such as s3://."

@@ -52,7 +52,8 @@ def read(images: FileRange) -> Iterator[RawRecord]:
         if images.stop is None:
             names = _record_names(images.file)
         else:
-            names = _cached_record_names(images.file, _modified(images.file))
+            modified = 0 if is_url(images.file) else Path(images.file).stat().st_mtime_ns
+            names = _cached_record_names(images.file, modified)
     except OSError as error:
         reason = permanent_reason(images.file, error)
         problem = f"cannot be listed ({reason}). Check the folder."
@@ -68,11 +69,7 @@ def read(images: FileRange) -> Iterator[RawRecord]:
 
 
 def versions(root: str) -> Iterator[str]:
-    """Yield a line for every file in a folder and its subfolders that changes when the file does.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
+    """Yield a line for every file below a folder, which changes when the file does."""
     for folder in folders(root):
         for file in list_files(folder):
             yield f"{file.name.removeprefix(root)}\0{file.size}\0{file.version}\n"
@@ -107,10 +104,6 @@ def _record_names(folder: str) -> list[str]:
 @lru_cache(maxsize=4)
 def _cached_record_names(folder: str, _modified: int) -> list[str]:
     return _record_names(folder)
-
-
-def _modified(folder: str) -> int:
-    return 0 if is_url(folder) else Path(folder).stat().st_mtime_ns
 
 
 def _value(path: str, root: str) -> dict[str, object]:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from liquidmm.data.readers import parquet
 from liquidmm.data.readers.chunks import FileRange, RawRecord, index_range, rejected
 from liquidmm.data.readers.config import SourceConfig
-from liquidmm.data.readers.files import describe_error, is_url
-from liquidmm.errors import DataError
+from liquidmm.data.readers.files import is_url
+from liquidmm.errors import DataError, one_line
 from liquidmm.runtime import require_extra
 
 _SAVED = ("state.json", "dataset_dict.json")
@@ -69,22 +69,19 @@ def read(rows: FileRange, config: SourceConfig, columns: Collection[str]) -> Ite
             for record in parquet.batch_records(batch, name, start):
                 if not record.problem:
                     for column, labels in classes.items():
-                        record.value[column] = _label(record.value[column], labels)
+                        number = record.value[column]
+                        is_known = number is not None and number >= 0  # -1 marks an unknown class
+                        record.value[column] = labels[number] if is_known else None
                     if config.fields.split is None:
                         record.value["split"] = rows.split
                 yield record
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = (
-            f"cannot be read ({describe_error(error)}). Rows {row} to {stop - 1} are lost; create "
+            f"cannot be read ({one_line(error)}). Rows {row} to {stop - 1} are lost; create "
             "or download the dataset again."
         )
         yield rejected(f"{name}[{row}]", row, problem, rest_lost=True)
-
-
-def _label(value: int | None, labels: list[str]) -> str | None:
-    """Return the name of a class; -1 marks an unknown one."""
-    return labels[value] if value is not None and value >= 0 else None
 
 
 def _splits(path: str, config: SourceConfig) -> Mapping[str, Any]:
@@ -113,7 +110,7 @@ def _open(path: str, subset: str, revision: str, saved: int | None) -> Mapping[s
         KeyError,
     ) as error:
         raise DataError(
-            f"{path}: cannot be loaded as a Hugging Face dataset ({describe_error(error)}). Check "
+            f"{path}: cannot be loaded as a Hugging Face dataset ({one_line(error)}). Check "
             "the path or hub id, 'subset' and 'revision'."
         ) from error
     if isinstance(found, datasets.DatasetDict):

@@ -102,7 +102,8 @@ def array_items(
     try:
         text = _Text(stream, read_bytes or READ_BYTES, start)
         if not first:
-            text.skip_bom()
+            if text.peek() == "\ufeff":
+                text.expect("\ufeff", "a byte order mark")
             text.expect("[", "the start of an array")
         ended = not first and text.peek() == "]"
         while not ended:
@@ -149,10 +150,6 @@ class _Text:
             if self.at < len(self._text) or not self._read():
                 return self._text[self.at : self.at + 1]
 
-    def skip_bom(self) -> None:
-        if self.peek() == "\ufeff":
-            self._move(self.at + 1)
-
     def expect(self, character: str, name: str) -> None:
         """Skip one character that must come next."""
         if self.peek() != character:
@@ -184,10 +181,9 @@ class _Text:
         return _ArrayError(f"not valid JSON ({message} at byte {self.offset})")
 
     def _read(self) -> bool:
-        """Drop what was parsed and read at least as much as is kept, so long items stay cheap.
+        """Drop what was parsed and read at least as much as is kept; return whether there was more.
 
-        Returns:
-            Whether there was more.
+        Reading as much as is kept makes long items cheap.
         """
         kept, new, block = self._text[self.at :], "", b"-"
         while block and not new:

@@ -23,7 +23,6 @@ liuhaotian/LLaVA-Instruct-150K, and public loaders of JourneyDB's annotation fil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from liquidmm.data.readers.conversations import parse_conversation
@@ -54,44 +53,40 @@ class Layout:
     """Names of the fields."""
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        "liquid": Layout(keys=("messages", "image", "text")),
-        "llava": Layout(keys=("conversations",), parse=parse_conversation),
-        "sharegpt": Layout(keys=("conversations",), parse=parse_conversation),
-        "lmsys": Layout(keys=("conversation",), parse=parse_conversation),
-        "journeydb": Layout(
-            keys=("img_path",),
-            names={"image": ("img_path",), "captions": ("Task2.Caption", "prompt")},
-        ),
-        "imagefolder": Layout(keys=("file_name",), names={"image": ("file_name",)}),
-        "dclm": Layout(keys=("text",), names={"text": ("text",)}),
-        "slimpajama": Layout(
-            keys=("text",), names={"text": ("text",), "source": ("meta.redpajama_set_name",)}
-        ),
-        "starcoder": Layout(
-            keys=("content",),
-            names={
-                "text": ("content",),
-                "key": ("hexsha", "id"),
-                "license": ("max_stars_repo_licenses",),
-            },
-        ),
-    }
-)
+LAYOUTS: Mapping[str, Layout] = {
+    "liquid": Layout(keys=("messages", "image", "text")),
+    "llava": Layout(keys=("conversations",), parse=parse_conversation),
+    "sharegpt": Layout(keys=("conversations",), parse=parse_conversation),
+    "lmsys": Layout(keys=("conversation",), parse=parse_conversation),
+    "journeydb": Layout(
+        keys=("img_path",),
+        names={"image": ("img_path",), "captions": ("Task2.Caption", "prompt")},
+    ),
+    "imagefolder": Layout(keys=("file_name",), names={"image": ("file_name",)}),
+    "dclm": Layout(keys=("text",), names={"text": ("text",)}),
+    "slimpajama": Layout(
+        keys=("text",), names={"text": ("text",), "source": ("meta.redpajama_set_name",)}
+    ),
+    "starcoder": Layout(
+        keys=("content",),
+        names={
+            "text": ("content",),
+            "key": ("hexsha", "id"),
+            "license": ("max_stars_repo_licenses",),
+        },
+    ),
+}
 """Name of a layout -> its definition."""
 
-LAYOUT_BY_KEY: Mapping[str, str] = MappingProxyType(
-    {
-        "messages": "liquid",
-        "conversations": "llava",
-        "conversation": "lmsys",
-        "image": "liquid",
-        "text": "liquid",
-        "img_path": "journeydb",
-        "content": "starcoder",
-    }
-)
+LAYOUT_BY_KEY: Mapping[str, str] = {
+    "messages": "liquid",
+    "conversations": "llava",
+    "conversation": "lmsys",
+    "image": "liquid",
+    "text": "liquid",
+    "img_path": "journeydb",
+    "content": "starcoder",
+}
 """Key of a record -> its layout; the first key that is there decides."""
 
 _OTHER_CAPTIONS = ("caption", "text_prompt")
@@ -103,14 +98,14 @@ def parse_fields(
     where: str,
     root: Path | str,
     layout: str = "auto",
-    named: FieldNames = MappingProxyType({}),
+    named: FieldNames | None = None,
 ) -> Record:
     """Parse a record of any layout.
 
     Args:
         obj: The JSON object or row.
-        where: `file:line` or `file[index]`, for messages and as the key of a record without one.
-        root: Folder or URL that image paths are relative to.
+        where: As for `parse_record`.
+        root: As for `parse_record`.
         layout: One of `LAYOUTS`, or `auto`.
         named: Names of fields in this source; they take precedence over those of the layout.
 
@@ -119,6 +114,7 @@ def parse_fields(
     """
     if not isinstance(obj, Mapping):
         return parse_record(obj, where, root)
+    named = named or {}
     fields = rename_fields(obj, named)
     if layout == "auto":
         layout = next((name for key, name in LAYOUT_BY_KEY.items() if key in fields), "")
@@ -141,11 +137,7 @@ def rename_fields(obj: Mapping[str, Any], named: FieldNames) -> Mapping[str, Any
     """Return a record with the named fields under our names.
 
     Fields that had our names before are dropped. If `text` is named and no image or conversation
-    is, the fields of those are dropped as well.
-
-    Args:
-        obj: The record.
-        named: Names of the fields; a dot selects a nested field.
+    is, the fields of those are dropped as well. A dot in a name selects a nested field.
     """
     if not named:
         return obj
@@ -154,7 +146,7 @@ def rename_fields(obj: Mapping[str, Any], named: FieldNames) -> Mapping[str, Any
     for name, candidates in named.items():
         found = [value for candidate in candidates if (value := lookup(obj, candidate))]
         if found:
-            result[name] = _CONVERTERS.get(name, _first)(found)
+            result[name] = _convert(name, found)
     if "captions" in named and "image" in result:
         result.pop("text", None)  # it would replace missing captions
     if "messages" in named and _is_sharegpt(result.get("messages")):
@@ -169,34 +161,17 @@ def _dropped_keys(named: FieldNames) -> set[str]:
     return dropped
 
 
-def _first(found: list[Any]) -> Any:
-    return found[0]
-
-
-def _merge_captions(found: list[Any]) -> Any:
-    if len(found) == 1:
-        return found[0]
-    return [item for value in found for item in (value if isinstance(value, list) else [value])]
-
-
-def _text(found: list[Any], separator: str = ", ") -> Any:
-    """Return the first value as text: a number, or a list of strings, is converted."""
+def _convert(name: str, found: list[Any]) -> Any:
+    """Make the value of a field from the values found under its names."""
+    if name == "captions" and len(found) > 1:
+        return [item for value in found for item in (value if isinstance(value, list) else [value])]
     value = found[0]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return separator.join(value)
-    return str(value) if isinstance(value, int) else value
-
-
-_CONVERTERS: Mapping[str, Callable[[list[Any]], Any]] = MappingProxyType(
-    {
-        "captions": _merge_captions,
-        "key": _text,
-        "source": _text,
-        "split": _text,
-        "license": lambda found: _text(found, " AND "),
-    }
-)
-"""Field -> makes its value of the values found under its names."""
+    if name in ("key", "source", "split", "license"):
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return (" AND " if name == "license" else ", ").join(value)
+        if isinstance(value, int):
+            return str(value)
+    return value
 
 
 def _is_sharegpt(messages: Any) -> bool:

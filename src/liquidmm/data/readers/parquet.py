@@ -5,8 +5,7 @@ images stay the bytes they are stored as. If rows cannot be read, that is report
 continues with the next row group. Text that is not UTF-8 spoils only its own row.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,7 +16,6 @@ from liquidmm.data.readers.files import File, open_raw, permanent_reason
 
 _MAX_RANGES = 32  # of one row group; each decodes the group from its start
 _BUFFER = 2**20
-_THREADS = 16
 _BATCH_BYTES = 2**22
 _MAX_BATCH_ROWS = 1024
 
@@ -32,12 +30,6 @@ class Footer:
     """Names of the columns; nested fields are `outer.inner`."""
     groups: tuple[int, ...]
     """Rows in each row group."""
-
-
-def read_footers(files: Sequence[File]) -> list[Footer | None]:
-    """Read the footers of files in parallel; None for a broken file."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_footer, files))
 
 
 def cut(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
@@ -75,12 +67,7 @@ def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
 
 
 def batch_rows(rows: int, size: int) -> int:
-    """Return the rows of a batch of a table, so that memory use stays bounded.
-
-    Args:
-        rows: Rows of the table.
-        size: Bytes of the table.
-    """
+    """Return the rows of a batch that needs little memory, given rows and bytes of the table."""
     return min(max(_BATCH_BYTES * rows // max(size, 1), 1), _MAX_BATCH_ROWS)
 
 
@@ -94,32 +81,23 @@ def column_names(fields: Iterable[pa.Field]) -> Iterator[str]:
 
 
 def batch_records(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> Iterator[RawRecord]:
-    """Yield the rows of a batch.
-
-    Args:
-        batch: The rows.
-        name: The file, for messages.
-        first: Index of the first row in the file.
-    """
+    """Yield the rows of a batch, whose first row has the index `first` in the file `name`."""
     try:
         values = batch.to_pylist()
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            problem = f"not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
+            yield rejected(f"{name}[{first}]", first, problem)
+            return
         for index in range(len(batch)):  # find the row
-            yield _record(batch.slice(index, 1), f"{name}[{first + index}]", first + index)
+            yield from batch_records(batch.slice(index, 1), name, first + index)
         return
     for index, value in enumerate(values, start=first):
         yield RawRecord(where=f"{name}[{index}]", line=index, value=value)
 
 
-def _record(row: pa.RecordBatch | pa.Table, where: str, index: int) -> RawRecord:
-    try:
-        return RawRecord(where=where, line=index, value=row.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
-        return rejected(where, index, problem)
-
-
-def _footer(file: File) -> Footer | None:
+def read_footer(file: File) -> Footer | None:
+    """Read the footer of a file; None if it is broken."""
     try:
         with open_raw(file.name) as stream, pq.ParquetFile(stream) as opened:
             metadata = opened.metadata

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 
 from liquidmm.data.readers import (
     folder,
@@ -24,7 +23,6 @@ from liquidmm.data.readers.chunks import FileRange, RawRecord
 from liquidmm.data.readers.config import SourceConfig
 from liquidmm.data.readers.files import (
     File,
-    describe_error,
     find_files,
     list_names,
     open_raw,
@@ -33,33 +31,29 @@ from liquidmm.data.readers.files import (
     suffix,
 )
 from liquidmm.data.readers.schema import METADATA, RecordSchema, field_names
-from liquidmm.errors import ConfigError, DataError
+from liquidmm.errors import ConfigError, DataError, one_line
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES
 
-SUFFIXES: Mapping[str, str] = MappingProxyType(
-    {
-        ".jsonl": "jsonl",
-        ".ndjson": "jsonl",
-        ".json": "json",
-        ".csv": "csv",
-        ".tsv": "csv",
-        ".parquet": "parquet",
-        ".tar": "webdataset",
-        ".tgz": "webdataset",
-    }
-)
+SUFFIXES: Mapping[str, str] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+}
 """Suffix of a file, before that of its compression -> format."""
 
 _THREADS = 16
-_CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = MappingProxyType(
-    {
-        "jsonl": jsonl.cut,
-        "json": json_array.cut,
-        "csv": tables.cut,
-        "folder": folder.cut,
-        "webdataset": lambda file, _: iter((FileRange(file=file.name),)),
-    }
-)
+_CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = {
+    "jsonl": jsonl.cut,
+    "json": json_array.cut,
+    "csv": tables.cut,
+    "folder": folder.cut,
+    "webdataset": lambda file, _: iter((FileRange(file=file.name),)),
+}
 _HASHED_BYTES = 2**28
 """Size of a source up to which its digest is that of the content."""
 _BLOCK = 2**20
@@ -101,7 +95,8 @@ def cut(
     """
     match form:
         case "parquet":
-            footers = parquet.read_footers(files)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                footers = list(pool.map(parquet.read_footer, files))
             found = list(zip(files, footers, strict=True))
             _check_columns({file.name: footer.columns for file, footer in found if footer}, schema)
             for file, footer in found:
@@ -174,7 +169,7 @@ def digest(config: SourceConfig) -> str:
                 total.update(block)
     except OSError as error:
         raise DataError(
-            f"{', '.join(config.paths)}: cannot be read ({describe_error(error)}). Check the files."
+            f"{', '.join(config.paths)}: cannot be read ({one_line(error)}). Check the files."
         ) from error
     return total.hexdigest()[:16]
 
@@ -232,10 +227,9 @@ def _detect_folder(file: File, form: str) -> tuple[str, list[File]]:
 
 def _metadata_files(root: str, names: Sequence[str], folders: Sequence[str]) -> list[File]:
     """Return the tables in a folder and its subfolders that describe images."""
-    found = [f"{root}/{name}" for name in names if name in METADATA]
-    for inner in folders:
-        listed = _list_names(f"{root}/{inner}")[0]
-        found += [f"{root}/{inner}/{name}" for name in listed if name in METADATA]
+    listed = {root: names}
+    listed |= {path: _list_names(path)[0] for path in (f"{root}/{inner}" for inner in folders)}
+    found = [f"{path}/{name}" for path in listed for name in listed[path] if name in METADATA]
     return [file for name in found for file in find_files(name)]
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from liquidmm.data.readers.chunks import ParsedRecord, RawRecord
 from liquidmm.data.readers.config import SourceConfig
-from liquidmm.data.readers.files import describe_error, is_url, open_raw, parent
+from liquidmm.data.readers.files import is_url, open_raw, parent
 from liquidmm.data.readers.layouts import LAYOUT_BY_KEY, LAYOUTS, parse_fields
-from liquidmm.errors import ConfigError, DataError, suggest
+from liquidmm.errors import ConfigError, DataError, one_line, suggest
 
 _COMMON_FIELDS = frozenset(
     (
@@ -78,11 +78,7 @@ class RecordSchema:
         return _COMMON_FIELDS | fields | {name.partition(".")[0] for name in fields}
 
     def check_fields(self, found: Collection[str], where: str) -> None:
-        """Check that the named fields exist and that some field can make a record.
-
-        Args:
-            found: Fields of the file; nested ones are `outer.inner`.
-            where: The file.
+        """Check that the named fields are among those found, and that some can make a record.
 
         Raises:
             ConfigError: A named field does not exist, or no layout fits the fields.
@@ -137,7 +133,7 @@ def _read_classes(file: str) -> tuple[str, ...]:
             names = stream.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"classes: {file} cannot be read ({describe_error(error)}). Check the path."
+            f"classes: {file} cannot be read ({one_line(error)}). Check the path."
         ) from error
     if not all(name.strip() for name in names):
         raise ConfigError(f"classes: {file} contains an empty line. Write one name per line.")

@@ -24,12 +24,7 @@ _OTHER_CONTENT = frozenset({"text", "messages", "conversations", "conversation"}
 
 
 def read(file: FileRange, named: Collection[str]) -> Iterator[RawRecord]:
-    """Yield the samples of a file.
-
-    Args:
-        file: A whole file.
-        named: Our names of the fields that the run file names.
-    """
+    """Yield the samples of a whole file; `named` are the fields that the run file names."""
     index = 0
     try:
         with open_file(file.file) as stream, _Tar.open(fileobj=stream, mode="r|") as tar:
@@ -128,9 +123,7 @@ def _value(key: str, members: list[tuple[str, bytes]], named: Collection[str]) -
 
 def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
     """Return the only image, if any; without one the sample needs other content in `present`."""
-    image = _only(
-        fields, [ending.removeprefix(".") for ending in IMAGE_SUFFIXES], "image", "images"
-    )
+    image = _only(fields, _IMAGES, "image", "images")
     if not image and _OTHER_CONTENT.isdisjoint(present):
         for field in fields:
             if f".{field}" in UNSUPPORTED_SUFFIXES:

@@ -55,10 +55,8 @@ def check_run(run: TrainTokenizerConfig) -> None:
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            out.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = value
+        inner = isinstance(value, Mapping)
+        out |= _flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return out
 
 

@@ -72,12 +72,7 @@ class MovingCodebook:
             value.copy_(state[name])
 
     def reset(self, vectors: Tensor, uses: float) -> None:
-        """Replace all vectors.
-
-        Args:
-            vectors: (K, D).
-            uses: Expected number of latents per code in one step.
-        """
+        """Replace all vectors, (K, D), each expected to be used ``uses`` times in a step."""
         self.quantizer.embedding.weight.data.copy_(vectors)
         self.uses.fill_(uses)
         self.sums.copy_(vectors * uses)
@@ -86,12 +81,7 @@ class MovingCodebook:
 
     @torch.no_grad()
     def update(self, latents: Tensor, codes: Tensor) -> None:
-        """Add the latents of one step to the averages.
-
-        Args:
-            latents: (B, D, h, w).
-            codes: (B, h, w), the code of each latent.
-        """
+        """Add the latents (B, D, h, w) of one step, with their codes (B, h, w), to the averages."""
         vectors = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
         flat = codes.flatten()
         counts = torch.bincount(flat, minlength=len(self.uses))
@@ -112,16 +102,7 @@ class MovingCodebook:
 
     @torch.no_grad()
     def restart(self, latents: Tensor, after: int, random: torch.Generator) -> Tensor:
-        """Move codes unused for ``after`` steps to current latents.
-
-        Args:
-            latents: (B, D, h, w) to choose from.
-            after: Steps.
-            random: Random state on the CPU.
-
-        Returns:
-            The moved codes, (M,), int64.
-        """
+        """Move codes unused for ``after`` steps to some latents, (B, D, h, w), and return them."""
         dead = (self.idle >= after).nonzero().flatten()
         if not len(dead):
             return dead
@@ -142,13 +123,10 @@ class MovingCodebook:
 
 
 def code_usage(counts: Tensor) -> dict[str, float]:
-    """Return the share of codes in use and their perplexity.
+    """Return the share of codes in use and their perplexity, from the uses of each, (K,) int64.
 
     The perplexity is the effective number of codes, exp of the entropy of the use counts, from 1 to
     K; 0 if nothing was counted.
-
-    Args:
-        counts: Uses of each code, (K,), int64.
     """
     total = counts.sum()
     share = counts.double() / total.clamp(min=1)

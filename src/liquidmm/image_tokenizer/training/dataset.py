@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.image_tokenizer.formats import IMAGE_SUFFIXES
-from liquidmm.image_tokenizer.images import center_crop, open_image, pad_square
+from liquidmm.image_tokenizer.images import center_crop, open_image, pad_square, to_float
 from liquidmm.image_tokenizer.training.config import ImageDataConfig
 from liquidmm.runtime import generator
 
@@ -32,11 +32,7 @@ class ImageSplits(NamedTuple):
 
 
 def load_images(config: ImageDataConfig, seed: int) -> ImageSplits:
-    """Load all images of a run.
-
-    Args:
-        config: The data table of the run file.
-        seed: Chooses the held-out images if there are no ``eval_splits``.
+    """Load all images of a run; the seed chooses which are held out.
 
     Raises:
         DataError: An image or a line is broken, or a path does not exist.
@@ -108,17 +104,9 @@ def _open_all(paths: list[Path], config: ImageDataConfig) -> Tensor:
 
 
 def get_batch(images: Tensor, step: int, size: int, seed: int, config: ImageDataConfig) -> Tensor:
-    """Return the images of one step.
+    """Return the images of one step, counted from 0, as (size, 3, S, S), float32 in [-1, 1].
 
-    Args:
-        images: (N, 3, S, S), uint8.
-        step: Counted from 0; each epoch has its own order, and batches continue across epochs.
-        size: Images per step.
-        seed: The run's seed.
-        config: Shift and flip.
-
-    Returns:
-        (size, 3, S, S), float32 in [-1, 1].
+    The images, (N, 3, S, S), have another order in each epoch; batches continue across epochs.
     """
     first = step * size
     indices: list[int] = []
@@ -144,8 +132,3 @@ def _augment(images: Tensor, random: torch.Generator, config: ImageDataConfig) -
         part = padded[index, :, top : top + side, left : left + side]
         out[index] = part.flip(-1) if config.flip and mirrored[index] else part
     return out
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Scale uint8 images to float32 in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1.0)

@@ -158,11 +158,7 @@ def hinge_loss(real: Tensor, made: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return the ratio of two losses' gradients at the decoder's last layer.
-
-    Returns:
-        A scalar in [0, 1e4], detached.
-    """
+    """Return the ratio of two losses' gradients at the last layer: detached, in [0, 1e4]."""
     (ours,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (theirs,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     weight: Tensor = ours.norm() / (theirs.norm() + 1e-4)

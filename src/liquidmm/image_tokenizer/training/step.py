@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from liquidmm.errors import ConfigError
+from liquidmm.image_tokenizer.images import to_float
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 from liquidmm.image_tokenizer.training.codebook import MovingCodebook, kmeans
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
-from liquidmm.image_tokenizer.training.dataset import to_float
 from liquidmm.image_tokenizer.training.losses import (
     PatchDiscriminator,
     adaptive_weight,
@@ -127,11 +127,7 @@ class VQGANForTraining:
         return self.step >= self.run.codebook.warmup_steps
 
     def train_step(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Update everything once and return the losses.
-
-        Args:
-            pixels: (B, 3, H, W), float32 in [-1, 1].
-        """
+        """Update everything once from (B, 3, H, W), float32 in [-1, 1]; return the losses."""
         pixels = pixels.to(self.device)
         lr = learning_rate(self.step, self.run.train)
         started = self.step >= self.run.loss.adversarial_start

@@ -19,17 +19,12 @@ from tqdm import tqdm
 
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.files import atomic_file
-from liquidmm.image_tokenizer.images import contact_sheet, psnr, to_image
+from liquidmm.image_tokenizer.images import contact_sheet, psnr, to_float, to_image
 from liquidmm.image_tokenizer.tokenizer import VQGANTokenizer
 from liquidmm.image_tokenizer.training import checkpoint
 from liquidmm.image_tokenizer.training.codebook import code_usage
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
-from liquidmm.image_tokenizer.training.dataset import (
-    ImageSplits,
-    get_batch,
-    load_images,
-    to_float,
-)
+from liquidmm.image_tokenizer.training.dataset import ImageSplits, get_batch, load_images
 from liquidmm.image_tokenizer.training.optim import learning_rate
 from liquidmm.image_tokenizer.training.step import VQGANForTraining
 from liquidmm.runtime import get_logger, resolve_device
@@ -121,10 +116,8 @@ class Trainer:
             if model.step % config.log_every == 0 or model.step == until:
                 speed = count * config.batch_size / (time.perf_counter() - since)
                 means = {name: float(value) / count for name, value in sums.items()}
-                usage = model.codebook.report()
-                self._log(
-                    {"split": "train", **means, **usage, "images_per_second": round(speed, 1)}
-                )
+                line = {"split": "train", **means, **model.codebook.report()}
+                self._log({**line, "images_per_second": round(speed, 1)})
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.0f} img/s")
                 since, sums, count = time.perf_counter(), {}, 0
             self._run_callbacks(until)
