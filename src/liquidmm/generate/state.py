@@ -43,7 +43,6 @@ class RequestHandle:
     """A submitted request and its unread events."""
 
     request: TokenRequest
-    """The request."""
     index: int = 0
     """Its place among the requests it was submitted with."""
     events: deque[Event] = field(default_factory=deque)
