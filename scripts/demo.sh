@@ -7,7 +7,7 @@ liquid=.venv/bin/liquid
 rm -rf "$out"
 mkdir -p "$out"
 
-# Shows a command the way a user would type it, runs it, and keeps what it says.
+# Shows a command the way a user would type it, runs it, and keeps its output.
 show() {
     local word line="liquid"
     for word in "$@"; do
@@ -17,10 +17,10 @@ show() {
         esac
     done
     printf '\n$ %s\n' "$line"
-    "$liquid" "$@" | tee -a "$out/said.txt"
+    "$liquid" "$@" | tee -a "$out/output.txt"
 }
 
-# The first three were picked because they come out well; how often others do stands in MODEL_CARD.md.
+# The first three were picked because they come out well; how often others do is in MODEL_CARD.md.
 show generate "a kangaroo, twemoji style" -o "$out/kangaroo.png"
 show generate "an atom symbol, emojione style" -o "$out/atom.png"
 show generate "a video camera, noto style" -o "$out/video-camera.png"
@@ -39,6 +39,6 @@ END
 sed 's/^/> /' "$out/chat-input.txt"
 "$liquid" chat --out "$out" <"$out/chat-input.txt" | tee "$out/chat-answers.txt"
 
-printf '\nThe first three prompts were picked because they come out well; MODEL_CARD.md says how often others do.\n'
-printf 'The pictures and the texts are in %s/:\n' "$out"
+printf '\nThe first three prompts were picked because they come out well; MODEL_CARD.md has the success rates.\n'
+printf 'The images and the text are in %s/:\n' "$out"
 ls -1 "$out"

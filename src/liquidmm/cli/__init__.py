@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "icons": ("liquidmm.cli.icons:command", "Build the built-in dataset: icons, scenes and text."),
     "encode": (
         "liquidmm.cli.encode:command",
-        "Turn pictures and their texts into shards of codes.",
+        "Encode images and their texts into shards of image codes.",
     ),
     "inspect": (
         "liquidmm.cli.inspect:command",

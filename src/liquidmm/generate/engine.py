@@ -134,12 +134,7 @@ class Engine:
             )
 
     def submit(self, request: TokenRequest, index: int = 0) -> RequestHandle:
-        """Queue a request; `step` and `run` answer it. ``index`` is passed to its handle.
-
-        Raises:
-            DataError: The prompt is empty or too long.
-            ConfigError: A setting does not fit the model.
-        """
+        """Check and queue a request; `step` and `run` answer it. The handle gets ``index``."""
         self.check(request)
         handle = RequestHandle(request=request, index=index)
         with self._lock:
@@ -221,12 +216,7 @@ class Engine:
     def generate_codes(
         self, requests: Sequence[ImageRequest], progress: Progress | None = None
     ) -> list[Tensor]:
-        """Return the codes of each image, (h, w), int64, on the CPU, in order.
-
-        Raises:
-            DataError: A prompt is empty or too long.
-            ConfigError: A setting does not fit the model.
-        """
+        """Return the codes of each image, (h, w), int64, on the CPU; errors as in `check`."""
         codes: dict[int, Tensor] = {}
         for handle, event in self.run(requests, progress):
             if isinstance(event, End) and event.error is not None:

@@ -67,11 +67,7 @@ class Liquid:
     """A language model that generates and reads images and text."""
 
     def __init__(self, checkpoint: Checkpoint, engine: EngineConfig | None = None) -> None:
-        """Use a loaded checkpoint; its model is set to eval mode.
-
-        Raises:
-            ConfigError: The model cannot be run that way.
-        """
+        """Use a loaded checkpoint; its model is set to eval mode."""
         processor = checkpoint.processor
         checkpoint.model.eval()  # type: ignore[no-untyped-call]
         self.checkpoint = checkpoint
@@ -161,11 +157,7 @@ class Liquid:
         return self.engine.generate_codes(images, progress)
 
     def describe(self, image: ImageLike, *, max_tokens: int = 64) -> str:
-        """Return a caption of an image.
-
-        Raises:
-            DataError: The image cannot be read.
-        """
+        """Return a caption of an image."""
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
@@ -175,11 +167,7 @@ class Liquid:
     def ask(
         self, image: ImageLike | Sequence[ImageLike], question: str, *, max_tokens: int = 128
     ) -> str:
-        """Answer a question about an image, or about several in a list.
-
-        Raises:
-            DataError: An image cannot be read, or the question is empty or too long.
-        """
+        """Answer a question about an image, or about several in a list."""
         return self.ask_many([(image, question)], max_tokens=max_tokens)[0]
 
     def ask_many(
@@ -321,12 +309,7 @@ class Liquid:
         return list(self._builder.chat_prompt(messages, images))
 
     def encode(self, image: ImageLike) -> Tensor:
-        """Return the codes of an image, (h, w), int64, on the CPU; codes are returned unchanged.
-
-        Raises:
-            DataError: The image cannot be read.
-            CheckpointError: The checkpoint was not trained on images.
-        """
+        """Return the codes of an image, (h, w), int64, on the CPU; codes are returned unchanged."""
         return self._images.encode(image)
 
     def decode(self, codes: Tensor) -> Image.Image:

@@ -19,7 +19,6 @@ class TextStep:
     """The model generated one text token."""
 
     token: int
-    """Token id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +26,7 @@ class ImageRows:
     """The first rows of an image are complete."""
 
     codes: Tensor
-    """Codes of these rows, (r, w) with r below h, int64, on the CPU."""
+    """(r, w) with r below h, int64, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,17 +34,15 @@ class ImageStep:
     """The model completed an image."""
 
     codes: Tensor
-    """Codes, (h, w), int64, on the CPU."""
+    """(h, w), int64, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class End:
-    """The last event of a request."""
+    """The last event of a request; it contains the error if the request failed."""
 
     finish: Finish
-    """Why it ended."""
     error: LiquidError | None = None
-    """The error, if it failed."""
 
 
 Event = TextStep | ImageRows | ImageStep | End
@@ -53,30 +50,26 @@ Event = TextStep | ImageRows | ImageStep | End
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextPiece:
-    """The next part of the text."""
+    """The next part of the text: complete characters, never empty."""
 
     text: str
-    """Complete characters, never empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagePreview:
-    """An image that is still being generated."""
+    """An incomplete image at full size; the missing part is gray."""
 
     image: Image.Image
-    """The image at full size; the missing part is gray."""
     done: float
     """Share of its rows that are complete, above 0 and below 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagePiece:
-    """A complete image."""
+    """A complete image, RGB, and its codes, (h, w), int64."""
 
     image: Image.Image
-    """RGB."""
     codes: Tensor
-    """Its codes, (h, w), int64."""
 
 
 Piece = TextPiece | ImagePreview | ImagePiece
@@ -84,13 +77,10 @@ Piece = TextPiece | ImagePreview | ImagePiece
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """The whole output of a request."""
+    """The whole output of a request; text and images are empty if it failed."""
 
     text: str = ""
     """The text, with `<image>` in place of each image."""
     images: tuple[Image.Image, ...] = ()
-    """The images, in order."""
     finish: Finish = "stop"
-    """Why it ended."""
     error: LiquidError | None = None
-    """The error, if the request failed; text and images are then empty."""

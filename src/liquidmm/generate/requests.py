@@ -53,11 +53,11 @@ class GenerationRequest:
     """As in `SamplingConfig`, for the codes of "image" and the text of the other modes; None is
     the default of the checkpoint or the mode."""
     top_k: int | None = None
-    """As in `SamplingConfig`."""
+    """As `temperature`."""
     top_p: float | None = None
-    """As in `SamplingConfig`."""
+    """As `temperature`."""
     greedy: bool | None = None
-    """As in `SamplingConfig`."""
+    """As `temperature`."""
     max_tokens: Annotated[int, Ge(1)] = 512
     """Maximum number of text tokens."""
     stop: tuple[str, ...] = ()
@@ -75,9 +75,7 @@ class ImageRequest:
     grid: tuple[int, int]
     """Rows and columns of codes."""
     sampling: SamplingConfig
-    """How codes are sampled."""
     seed: int = 0
-    """From 0 to 2**63 - 1."""
     preview_every: Annotated[int, Ge(0)] = 0
     """Rows of codes between two `ImageRows` events; 0 gives none."""
 
@@ -91,7 +89,6 @@ class TextRequest:
     """One text to generate, in tokens; it may contain images."""
 
     prompt: tuple[int, ...]
-    """Tokens before the text."""
     max_tokens: Annotated[int, Ge(1)]
     """Maximum number of text tokens; the context may end the text earlier."""
     sampling: SamplingConfig
@@ -99,11 +96,9 @@ class TextRequest:
     image_sampling: SamplingConfig
     """How the codes of an image in the text are sampled."""
     seed: int = 0
-    """From 0 to 2**63 - 1."""
     grid: tuple[int, int] | None = None
     """Rows and columns of an image that the model may open; None forbids images."""
     preview_every: Annotated[int, Ge(0)] = 0
-    """As in `ImageRequest`, for images in the text."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

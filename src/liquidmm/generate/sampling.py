@@ -154,9 +154,6 @@ class Sampler:
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the distribution that `sample` uses for rows that are not greedy.
 
-        Args:
-            logits: Guided logits, (B, V); -inf excludes a column.
-
         Returns:
             Probabilities, (B, k), float32, each row summing to 1; and the columns they belong to,
             (B, k), or None if they are all columns in order.

@@ -15,7 +15,7 @@ from liquidmm.generate.state import ModelSpec, RequestHandle, SequenceState
 
 
 class Scheduler:
-    """Runs requests on one batch, which nobody else uses."""
+    """Runs requests on one batch, which it owns."""
 
     def __init__(self, batch: Batch, spec: ModelSpec, slots: int) -> None:
         """Start without requests; at most ``slots`` slots run at once."""

@@ -40,10 +40,9 @@ class ModelSpec:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class RequestHandle:
-    """A submitted request and its events that nobody has read yet."""
+    """A submitted request and its unread events."""
 
     request: TokenRequest
-    """The request."""
     index: int = 0
     """Its place among the requests it was submitted with."""
     events: deque[Event] = field(default_factory=deque)
