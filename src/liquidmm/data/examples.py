@@ -60,7 +60,6 @@ class Example:
     labels: TokenIds
     """The same ids where they are trained on, `IGNORE_INDEX` elsewhere; (T,), int32."""
     task: Task
-    """The task it was built for."""
     key: str = ""
     """Name of the record, for messages."""
     can_split: bool = False

@@ -30,7 +30,6 @@ class RejectedSample:
     where: str
     """`file:line`, `file[index]`, or the path of the image."""
     reason: str
-    """The error message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,6 @@ class Provenance:
     fingerprint: str
     """Fingerprint of the image tokenizer."""
     codebook_size: int
-    """Number of codes of the image tokenizer."""
     downsample_factor: int
     """Pixels per code and side."""
     source: str
@@ -78,15 +76,12 @@ class Shard:
     """One file of a folder."""
 
     name: str
-    """File name."""
     chunk: str
     """Name of the chunk of the source that it was made from."""
     bytes: int
-    """Size of the file."""
     sha256: str
     """SHA-256 of the file, hexadecimal."""
     stats: ShardStats
-    """What it contains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,9 +89,7 @@ class Manifest:
     """The content of `manifest.json`."""
 
     schema_version: int
-    """Version of the folder layout."""
     provenance: Provenance
-    """What the samples were made from."""
     complete: bool
     """Whether all shards are written; until then they are not listed."""
     num_chunks: int
@@ -106,7 +99,6 @@ class Manifest:
     totals: ShardStats
     """Sum over all listed shards."""
     shards: tuple[Shard, ...]
-    """The shards in order."""
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -87,7 +87,6 @@ class PackedBuffer:
     contents: list[list[Example]]
     """The examples of each sequence."""
     config: PackingConfig
-    """How they were packed."""
     pad_id: int
     """Token id of padding; any id will do, because padding is never trained on or attended to."""
     dropped: tuple[tuple[str, int], ...] = ()

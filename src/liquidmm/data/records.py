@@ -27,7 +27,6 @@ class Message:
     """One turn of a conversation."""
 
     role: Role
-    """Who speaks."""
     content: str
     """The text; each `<image>` in it is a placeholder for the next image of the conversation."""
 
@@ -59,7 +58,6 @@ class ImageTextRecord(_Record):
     """An image with captions."""
 
     image: ImageSource
-    """The image."""
     captions: tuple[str, ...]
     """One or more captions, none empty; the first is the canonical one."""
 

@@ -23,7 +23,6 @@ class Sample:
     """One record with its images as codes; fields that its kind does not use are empty."""
 
     kind: SampleKind
-    """Kind of the record."""
     key: str
     """Name of the record, used in messages."""
     source: str = ""

@@ -58,11 +58,9 @@ class ShardInfo:
     """The metadata of a shard."""
 
     schema_version: int
-    """Version of the layout."""
     chunk: str
     """Name of the chunk of the source that it was made from."""
     stats: ShardStats
-    """What it contains."""
     rejected: tuple[RejectedSample, ...]
     """The entries of the chunk that were rejected."""
 

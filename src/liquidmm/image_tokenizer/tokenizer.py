@@ -231,15 +231,12 @@ class VQGANTokenizer:
 
 
 def load_image_tokenizer(path: Path | str) -> VQGANTokenizer:
-    """Open an image tokenizer of any supported kind.
+    """Open an image tokenizer of any supported kind, on the CPU.
 
     Args:
         path: A folder written by ``save``; a taming-style ``vqgan.ckpt`` with its ``.yaml`` next to
             it, or the folder of both; a Chameleon checkpoint of transformers (folder or one
             ``.safetensors`` file), which can only encode.
-
-    Returns:
-        The tokenizer, on the CPU.
 
     Raises:
         CheckpointError: The path is none of these, or the files are broken or do not fit.

@@ -72,14 +72,10 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def nearest(self, vectors: Tensor, chunk: int = 16384) -> Tensor:
-        """Find the index of the nearest codebook vector.
+        """Map vectors (N, D) to the nearest of the codebook, (N,), int64.
 
-        Args:
-            vectors: (N, D).
-            chunk: Vectors searched at once, which limits the memory to chunk x K floats.
-
-        Returns:
-            Indices, (N,), int64; the lower one of two at equal distance.
+        Of two at equal distance it is the lower one. Searching ``chunk`` vectors at once limits the
+        memory to chunk x K floats.
         """
         codebook = self.embedding.weight.float()
         half_norms = codebook.square().sum(1).mul(0.5)  # (K,)
@@ -92,10 +88,7 @@ class Quantizer(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize for training.
-
-        Args:
-            latents: (B, D, h, w).
+        """Quantize latents (B, D, h, w) for training.
 
         Returns:
             The nearest vectors, (B, D, h, w), float32, whose gradient passes straight through to
@@ -137,9 +130,8 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
-        )
+        widens = channels != out_channels
+        self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if widens else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
@@ -332,11 +324,7 @@ class VQGAN(nn.Module):
         return self.quantize.nearest(flat).view(latents.shape[0], *latents.shape[2:])
 
     def decode_latents(self, quantized: Tensor) -> Tensor:
-        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not clamped.
-
-        Raises:
-            RuntimeError: The model was built without a decoder.
-        """
+        """Map codebook vectors (B, D, h, w) to pixels, (B, 3, H, W), not clamped."""
         if self.decoder is None:
             raise RuntimeError("vqgan: has no decoder. Load weights that have one.")
         pixels: Tensor = self.decoder(self.post_quant_conv(quantized))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge
 
@@ -192,25 +192,21 @@ def read_texts(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield from _texts_of(_parse_record(line, f"{path}:{number}"))
+                    yield from _texts_of(line, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Expected a JSON Lines file.") from error
 
 
-def _parse_record(line: str, where: str) -> dict[str, Any]:
+def _texts_of(line: str, where: str) -> Iterator[str]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: invalid JSON ({error}). Write one object per line.") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, got {line[:40]!r}.")
-    return record
-
-
-def _texts_of(record: dict[str, Any]) -> Iterator[str]:
     for key in ("text", "caption", "text_prompt", "captions"):
         value = record.get(key, ())
         yield from (text for text in ([value] if isinstance(value, str) else value) if text)
-    placeholder = re.escape(prompts.IMAGE_PLACEHOLDER)
     for message in record.get("messages", ()):
-        yield re.sub(rf"{placeholder}\n?", "", message.get("content", ""))
+        text = message.get("content", "")
+        yield re.sub(rf"{re.escape(prompts.IMAGE_PLACEHOLDER)}\n?", "", text)

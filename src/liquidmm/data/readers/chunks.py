@@ -52,35 +52,33 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawRecord:
-    """A record as its file stores it, before any field is checked."""
+class _Place:
+    """Where a record is, and why it cannot be used."""
 
     where: str
     """`file:line`, `file[index]` in a JSON array or a table, or the path of an image."""
-    line: int
+    line: int = 0
     """Line from 1 or index from 0, as in `where`; 0 in a folder."""
-    value: Any = None
-    """The mapping of fields, or whatever the file has in its place."""
     problem: str = ""
-    """Why there is no value; empty if there is one."""
+    """Why it is rejected; empty if it is not."""
     rest_lost: bool = False
     """Whether the records after this one cannot be read either."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParsedRecord:
+class RawRecord(_Place):
+    """A record as its file stores it, before any field is checked."""
+
+    value: Any = None
+    """The mapping of fields, or whatever the file has in its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedRecord(_Place):
     """A checked record, or the reason why it was rejected."""
 
-    where: str
-    """As in `RawRecord`."""
     record: Record | None
     """The record; None if it was rejected."""
-    problem: str = ""
-    """Why it was rejected."""
-    line: int = 0
-    """As in `RawRecord`."""
-    rest_lost: bool = False
-    """As in `RawRecord`."""
 
 
 def index_range(name: str, start: int, stop: int, *, split: str = "", root: str = "") -> FileRange:

@@ -32,15 +32,7 @@ _CODEC_ERRORS = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 
 
 def decompress(name: str, open_stored: Callable[[], BinaryIO]) -> BinaryIO:
-    """Open a file as a buffered stream of its decompressed content.
-
-    Args:
-        name: Its suffix selects the codec; without one the file is opened unchanged.
-        open_stored: Opens the stored file at its start.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
+    """Open a file as a buffered stream of its content; the suffix of its name selects the codec."""
     codec = next((codec for end, codec in _CODECS.items() if name.endswith(end)), None)
     if codec is None:
         return open_stored()

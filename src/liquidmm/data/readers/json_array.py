@@ -87,12 +87,7 @@ def array_items(
 ) -> Iterator[tuple[int, Any]]:
     """Yield the byte offset and the value of each item of an array.
 
-    Args:
-        stream: A file in UTF-8, at its start or at an item.
-        where: Name of the file, for messages.
-        read_bytes: Bytes to read at once; None: `READ_BYTES`.
-        first: Index of the item at the stream's position; 0 at the start of the file.
-        start: Byte offset of the stream's position.
+    The stream is at its start, or at byte `start`, where the item `first` begins.
 
     Raises:
         DataError: The file is not a valid JSON array from some item on; names the file and item.

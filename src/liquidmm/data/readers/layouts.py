@@ -102,12 +102,8 @@ def parse_fields(
 ) -> Record:
     """Parse a record of any layout.
 
-    Args:
-        obj: The JSON object or row.
-        where: As for `parse_record`.
-        root: As for `parse_record`.
-        layout: One of `LAYOUTS`, or `auto`.
-        named: Names of fields in this source; they take precedence over those of the layout.
+    `layout` is one of `LAYOUTS`, or `auto`. `named` are names of fields in this source, which take
+    precedence over those of the layout.
 
     Raises:
         DataError: The record matches no layout, or not the named one, or breaks it.

@@ -220,10 +220,9 @@ class VQGANForTraining:
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruct uint8 images with the averaged model.
+        """Return reconstructions in [-1, 1] of uint8 images by the averaged model, and their codes.
 
-        Returns:
-            Reconstructions in [-1, 1], and the codes, flat; none during the warmup.
+        The codes are flat; there are none during the warmup.
         """
         made, codes = [], []
         for part in torch.split(images, self.run.train.batch_size):

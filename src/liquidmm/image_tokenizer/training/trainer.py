@@ -39,17 +39,10 @@ _MAX_SAMPLES = 16
 def train_tokenizer(
     run: TrainTokenizerConfig, resume: bool = False, stop_at: int | None = None
 ) -> Path:
-    """Train an image tokenizer.
+    """Train an image tokenizer and return its folder.
 
-    SIGTERM and SIGINT end the training after the current step with a checkpoint.
-
-    Args:
-        run: The run file.
-        resume: Resume from the checkpoint in ``run.out``.
-        stop_at: Step to stop at as if interrupted, with a checkpoint; None trains to the end.
-
-    Returns:
-        The tokenizer folder; after ``stop_at`` it contains the averaged weights so far.
+    SIGTERM and SIGINT end the training after the current step with a checkpoint and the averaged
+    weights so far, as does reaching the step ``stop_at``.
 
     Raises:
         ConfigError: The run does not fit its data, ``init_from`` or the checkpoint, or ``out``
