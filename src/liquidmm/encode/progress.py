@@ -1,8 +1,8 @@
 """Shared progress counters and a stop flag, as small files in one folder.
 
-They work between threads, processes and machines that share a file system. Each task writes its own
-counts atomically and sums those of all tasks to enforce the error budget. The process that started
-the tasks, or one that failed, writes the stop flag; the others end before their next batch.
+They work across threads, processes and machines that share a file system. Each task writes its own
+counts atomically and adds up the counts of all tasks to enforce the error budget. The process that
+started the tasks, or one that failed, writes the stop flag; the others end before their next batch.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Work that was done."""
+    """Counts of finished work."""
 
     records: int = 0
     """Records read from the source."""
     rejected: int = 0
-    """Problems with records or their images."""
+    """Number of rejected records and images."""
     images: int = 0
     """Encoded images."""
     shards: int = 0
     """Finished shards."""
     problem: str = ""
-    """One of the problems."""
+    """Error message of one rejected record."""
 
     @classmethod
     def of(cls, stats: ShardStats, problem: str = "") -> Counts:
@@ -66,20 +66,20 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBudget:
-    """How many records may be rejected."""
+    """The maximum fraction of rejected records."""
 
     max_rate: float
-    """Largest share of rejected records, 0 to 1."""
+    """Maximum fraction of rejected records, 0 to 1."""
     min_records: int
-    """Number of records before which the share is not checked."""
+    """Minimum number of records for the check."""
     rejected_file: Path
     """File that lists the rejected records, for the message."""
 
     def check(self, counts: Counts) -> None:
-        """Check the share of rejected records.
+        """Check the fraction of rejected records.
 
         Raises:
-            DataError: The share is too large.
+            DataError: The fraction is too large.
         """
         if counts.records < self.min_records or counts.rejected <= self.max_rate * counts.records:
             return
@@ -112,7 +112,7 @@ class Progress:
         return total
 
     def stop(self, error: LiquidError) -> None:
-        """Tell all tasks to end because of an error; only the first one is kept."""
+        """Stop all tasks because of an error; only the first error is kept."""
         if self.error() is None:
             with atomic_file(self.folder / _STOP) as temporary:
                 text = f"{type(error).__name__}\n{error}"
@@ -140,8 +140,8 @@ class TaskProgress:
         Args:
             progress: Folder of counters.
             task: Number of the task.
-            budget: Checked regularly against the counts of all tasks.
-            before: Counts of earlier runs, which no task counts again.
+            budget: Limit that is checked regularly against the counts of all tasks.
+            before: Counts of earlier runs, which no task includes in its own.
         """
         self._progress = progress
         self._path = progress.folder / f"task-{task:05d}.json"
@@ -166,7 +166,7 @@ class TaskProgress:
             self._check(now)
 
     def finish_shard(self, stats: ShardStats) -> None:
-        """Replace the counts of the current shard by its exact numbers.
+        """Replace the counts of the current shard with the exact numbers.
 
         Raises:
             StoppedError: The stop flag is set.
@@ -199,9 +199,9 @@ def progress_bar(
     Args:
         progress: Folder of counters.
         before: Counts of earlier runs.
-        num_records: Records of the source; None if only reading it can tell. The total is then
-            estimated from the finished shards.
-        num_shards: Shards of the folder.
+        num_records: Records in the source; None if that is only known after reading it. The total
+            is then estimated from the finished shards.
+        num_shards: Number of shards in the folder.
     """
     ended = threading.Event()
     bar = tqdm(total=num_records, initial=before.records, unit="rec", desc="encode", disable=None)
