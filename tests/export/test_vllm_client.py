@@ -40,9 +40,7 @@ def test_client_text_equals_liquid(client, engine, liquid):
     image = liquid.generate_image(PROMPTS[0])
     assert client.describe(image, max_tokens=9) == liquid.describe(image, max_tokens=9)
     question = "How many cats are there?"
-    assert client.ask(image, question, max_tokens=9) == liquid.ask(
-        image, question, max_tokens=9
-    )
+    assert client.ask(image, question, max_tokens=9) == liquid.ask(image, question, max_tokens=9)
     messages = [{"role": "user", "content": "What is this? <image>"}]
     reply = client.chat(messages, [image], max_tokens=9)
     assert reply == liquid.chat(

@@ -1,4 +1,4 @@
-"""The reference page docs/cli.md, generated from the commands; `python -m liquidmm.cli.docs`.
+"""The reference page docs/cli.md, generated from the commands of `liquid`.
 
 The page is a pure function of the click objects, and a test compares it with the file.
 """
