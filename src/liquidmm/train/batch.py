@@ -23,7 +23,7 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    """Positions; they start at 0 with every document of a sequence."""
+    """Positions, restarting at 0 in every document of a sequence."""
     targets: Tensor
     """The next token of each position; `IGNORE_INDEX` where no loss is computed."""
     task_ids: Tensor
@@ -74,7 +74,7 @@ def shift_labels(labels: Tensor, position_ids: Tensor) -> Tensor:
 
     Args:
         labels: Unshifted labels, (B, T); `IGNORE_INDEX` where no loss is computed.
-        position_ids: Positions, (B, T); they start at 0 with every document of a sequence.
+        position_ids: Positions, (B, T), restarting at 0 in every document of a sequence.
 
     Returns:
         Targets, (B, T), int64; `IGNORE_INDEX` at the last position of every document.

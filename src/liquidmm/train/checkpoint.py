@@ -1,13 +1,13 @@
-"""Checkpoints of a training in progress, and the final model.
+"""Checkpoints of a run in progress, and the final model.
 
     OUT/checkpoints/step-00000500/  shard-*.safetensors   trainable parameters and optimizer state
                                     state.json            step, data position and settings
     OUT/final/                                            a Liquid checkpoint with a model card
 
-A checkpoint appears completely or not at all: the ranks write in the background to a folder of
-another name, and the first rank renames it when all of them are done. Older checkpoints are removed
-only after that. A resumed run equals an uninterrupted one bit for bit; with another number of ranks
-it is equal up to the order of additions.
+A checkpoint is never visible half-written: the ranks write in the background to a temporary folder,
+and the first rank renames it when all of them are done. Only then are older checkpoints removed. A
+resumed run equals an uninterrupted one bit for bit; with a different number of ranks, the results
+are equal up to the order of additions.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Checkpointer:
         self._world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pending: tuple[Future[Any], Path] | None = None
-        # One rank has no process group on purpose.
+        # A single rank deliberately has no process group.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
     def start(
@@ -92,7 +92,7 @@ class Checkpointer:
         Args:
             named: Trainable parameters.
             optimizers: Their optimizers.
-            state: The rest; only that of the first rank is written.
+            state: Everything else; only the first rank's is written.
 
         Returns:
             The folder that will appear.
@@ -134,7 +134,7 @@ class Checkpointer:
         """Wait for the checkpoint in progress, if any, and publish it.
 
         Raises:
-            LiquidError: It cannot be written; the previous checkpoint remains.
+            LiquidError: The checkpoint cannot be written; the previous one remains.
         """
         if self._pending is None:
             return
@@ -193,7 +193,7 @@ def restore(
     Args:
         folder: A checkpoint.
         named: Trainable parameters, allocated.
-        optimizers: Fresh optimizers of them.
+        optimizers: Newly created optimizers of these parameters.
         world: The ranks.
 
     Raises:
@@ -212,12 +212,12 @@ def restore(
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
             f"{folder}: cannot be read ({reason}). Remove this checkpoint to resume from the "
-            "previous one, or use the model and optimizer of the saved run."
+            "previous one, or use the saved run's model and optimizer."
         ) from error
     if missing:
         raise CheckpointError(
-            f"{folder}: does not contain {missing[0]}. Resume with the model and the "
-            "optim.optimizer of the saved run."
+            f"{folder}: does not contain {missing[0]}. Resume with the saved run's model "
+            "and optim.optimizer."
         )
 
 
@@ -326,7 +326,7 @@ def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> d
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line."""
+    """Turn disk errors into one-line messages."""
     try:
         yield
     except (OSError, CheckpointException, SafetensorError) as error:

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """How the ranks share the model. Changes memory and speed, never the result."""
+    """How the ranks share the model; this affects memory and speed but never the result."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "replicas": "dp_replicate",
@@ -115,7 +115,7 @@ class Distributed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the process group; after an error without waiting for ranks that may be gone."""
+        """Leave the process group; after an error, do not wait for ranks that may have exited."""
         if self.size > 1 and dist.is_initialized():
             if error is None:
                 dist.barrier()
@@ -142,7 +142,7 @@ class Distributed:
         return cast("list[T]", values)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on some rank."""
+        """Return whether the flag is set on any rank."""
         return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(float(flag))))
 
     @contextlib.contextmanager
@@ -150,8 +150,8 @@ class Distributed:
         """Let a block succeed on all ranks or fail on all of them.
 
         Raises:
-            LiquidError: The block failed on some rank. The first rank raises, with the number of
-                the failed rank if that is another one; the others exit silently.
+            LiquidError: The block failed on some rank. The first rank raises the error, which names
+                the failed rank if it is a different one; the others exit silently.
         """
         failure: LiquidError | None = None
         try:
@@ -167,17 +167,17 @@ class Distributed:
         raise failure or LiquidError(f"rank {failed}: {messages[failed]}")
 
     def check_equal(self, value: object, name: str, fix: str) -> None:
-        """Check that the text of a value is the same on all ranks.
+        """Check that ``str(value)`` is the same on all ranks.
 
         Raises:
-            LiquidError: It differs; the message contains ``name`` and ends with ``fix``.
+            LiquidError: The values differ; the message contains ``name`` and ends with ``fix``.
         """
         values = self.gather(str(value))
         with self.raise_together():
             other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
             if other is not None:
                 raise LiquidError(
-                    f"rank {other}: {name} is {values[other]}, on rank 0 it is {values[0]}. {fix}"
+                    f"rank {other}: {name} is {values[other]}; on rank 0 it is {values[0]}. {fix}"
                 )
 
     def shard(
@@ -187,7 +187,7 @@ class Distributed:
         config: ParallelConfig,
         precision: torch.dtype,
     ) -> None:
-        """Shard a model over the ranks, block by block; with one rank do nothing.
+        """Shard a model over the ranks, block by block; do nothing if there is only one rank.
 
         Args:
             root: The whole model; the parameters outside its blocks form one FSDP unit.
@@ -230,7 +230,7 @@ class Distributed:
 def set_gradient_sync(root: nn.Module, sync: bool) -> None:
     """Set whether the next backward pass reduces gradients over the ranks.
 
-    Without it the gradients of micro-batches accumulate unsharded on each rank.
+    If not, the gradients of micro-batches accumulate unsharded on each rank.
     """
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(sync)
