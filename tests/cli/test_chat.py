@@ -46,7 +46,7 @@ def test_piped_lines_answered_in_order(run, conversation: Conversation) -> None:
 
 def test_small_model_note_at_start(run) -> None:
     assert "This model has 0M parameters" in run("/exit").stderr
-    assert chat.size_note(12_000_000).startswith("This model has 12M parameters. It generates")
+    assert chat.size_note(12_000_000).startswith("This model has 12M parameters")
     assert chat.size_note(135_000_000).startswith("This model has 135M parameters: its answers")
     assert chat.size_note(7_000_000_000) == ""
 
