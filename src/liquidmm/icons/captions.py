@@ -1,4 +1,4 @@
-"""English for images of known things: articles, plurals and captions. Pure functions of text."""
+"""English text for images of known things: articles, plurals and captions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ STYLE_WORDS: Mapping[str, str] = {
     "noto-v1": "old noto",
     "streamline-emojis": "streamline",
 }
-"""Icon set to its name in captions, where that is not its prefix with spaces."""
+"""Icon set -> its name in captions, if that is not its prefix with spaces."""
 
 _KINDS: Mapping[str, str] = {
     "animal-mammal": "an animal",
@@ -120,7 +120,7 @@ def indefinite(name: str) -> str:
 def with_article(name: str) -> str:
     """Add the article to a name: "a red apple", "an owl", "the sun".
 
-    Plurals, mass nouns and the names of people get none: "grapes".
+    Plurals, mass nouns and the names of people have no article: "grapes".
     """
     if name in _BARE or is_plural(name) or is_mass(name):
         return name
@@ -167,11 +167,11 @@ def captions(
         style: Prefix of the icon set.
         subgroup: Official subgroup, or empty.
         tags: Official keywords, or other names of the drawing.
-        noun: What the images of the set are: "emoji" or "icon".
+        noun: Noun for the images of the set: "emoji" or "icon".
 
     Returns:
-        Captions such as "a red apple, noto style", which is the canonical first one. All but the
-        last name the style.
+        Captions; the canonical first one is like "a red apple, noto style". All except the last
+        name the style.
     """
     named, words = with_article(name), style_words(style)
     found = [

@@ -1,9 +1,9 @@
-"""What an icon shows: one concept per meaning, shared by all icon sets, and one drawing for each.
+"""The concepts of icons: one concept per meaning, shared by all icon sets, with one drawing each.
 
 Concepts that cannot be recognized at 64 pixels or are not things are dropped: flags, skin tones,
 keycaps, clock faces, family permutations, mirrored duplicates, and the gendered variants of a
-neutral person. Drawings are chosen by rules and a hash of names, never by order; whatever is
-dropped is counted by reason.
+neutral person. Rules and a hash of names, never the order, determine which drawings are used;
+dropped icons are counted by reason.
 """
 
 import io
@@ -52,10 +52,10 @@ _REWORDED = (
 )
 _GENDER_SIGNS = ("-200D-2640", "-200D-2642")
 _LAST = 1 << 30
-"""Official order of what has none."""
+"""Order of concepts that have no official order."""
 _MIN_DISTANCE = 5.0
-"""Root mean square at 32 x 32 pixels below which two images look the same."""
-# Endings by which icon sets distinguish drawings of one thing.
+"""Root-mean-square difference at 32 x 32 pixels below which two images look the same."""
+# Suffixes that icon sets use to distinguish drawings of the same thing.
 _VARIANT_WORDS = frozenset({"flat", "duo", "fill", "color", "one", "two", "alt"})
 
 
@@ -64,7 +64,7 @@ class Concept:
     """One meaning, the same in every style."""
 
     id: str
-    """Lower-case words joined by hyphens, unique in the table: `red-apple`."""
+    """Lowercase words joined by hyphens, unique in the table: `red-apple`."""
     name: str
     """Plain English, without an article: `red apple`."""
     group: str
@@ -74,7 +74,7 @@ class Concept:
     tags: tuple[str, ...] = ()
     """Official keywords."""
     order: int = 0
-    """Official order; it decides ties and duplicates."""
+    """Official order, which resolves ties and duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,11 +82,11 @@ class ConceptTable:
     """Concepts by code sequence, and all their known names."""
 
     by_code: Mapping[str, Concept | None]
-    """Normalized code sequence to concept; None if it is dropped on purpose."""
+    """Normalized code sequence -> concept; None if deliberately dropped."""
     by_name: Mapping[str, str]
-    """Slug of a label or shortcode to code sequence."""
+    """Slug of a label or shortcode -> code sequence."""
     gendered: Mapping[str, str] = field(default_factory=dict)
-    """Code sequence of a man or woman to that of the neutral person."""
+    """Code sequence of a man or woman -> that of the neutral person."""
 
     def code(self, names: Sequence[str], codes: Iterable[str]) -> str | None:
         """Find the code sequence of an icon.
@@ -114,19 +114,19 @@ class Choice:
     """One icon to render."""
 
     concept: Concept
-    """What it shows."""
+    """Concept of the icon."""
     icon: str
     """Its name in the set."""
 
 
 def slug(text: str) -> str:
-    """Spell a label like an icon name: `woman\u2019s hat` becomes `womans-hat`."""
+    """Convert a label to an icon name: `woman\u2019s hat` becomes `womans-hat`."""
     text = re.sub("[\u2019']", "", text.lower()).replace("\u00f1", "n").replace("&", "and")
     return re.sub("[^a-z0-9]+", "-", text).strip("-")
 
 
 def normalize(code: str) -> str:
-    """Return a code sequence in upper case, without variation selectors: `2764-fe0f` is `2764`."""
+    """Return a code sequence in uppercase, without variation selectors: `2764-fe0f` is `2764`."""
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
 
@@ -148,7 +148,7 @@ def read_concepts(
     Args:
         data: `en/data.json`: hexcode, label, tags, group, subgroup, order.
         groups: `meta/groups.json`: numbers to names of groups and subgroups.
-        shortcodes: Files of `en/shortcodes`, the most trusted first.
+        shortcodes: Files of `en/shortcodes`, in descending order of trust.
 
     Returns:
         Concepts with unique ids.
@@ -194,7 +194,7 @@ def choose(
             dropped[found] += 1
             continue
         concept, gendered = found
-        # A gendered drawing is used only if the set has no neutral one; the hash decides which.
+        # A gendered drawing is used only if the set has no neutral one; the hash chooses which.
         exact = slug(concept.name) == name
         rank = (gendered, "" if exact else text_hash(f"{concept.id}/{name}"))
         if concept.id in best:
@@ -209,14 +209,14 @@ def choose(
 def distinct(
     images: Sequence[tuple[Choice, bytes]], dropped: Counter[str]
 ) -> list[tuple[Choice, bytes]]:
-    """Keep the first of several images that look the same, and no empty image.
+    """Keep the first of several images that look the same, and drop empty images.
 
     Args:
         images: Choices with their PNG files.
         dropped: Number of dropped images by reason; updated.
 
     Returns:
-        The others, in order.
+        The remaining choices, in order.
     """
     kept: list[tuple[Choice, bytes]] = []
     seen = np.empty((len(images), 32 * 32 * 3), dtype=np.float32)
@@ -249,7 +249,7 @@ def _concept(row: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) ->
 def _identify(
     icons: IconSet, name: str, table: ConceptTable, trademarks: Collection[str]
 ) -> tuple[Concept, bool] | str:
-    """Return what an icon shows and whether it is a gendered variant, or why it is dropped."""
+    """Return an icon's concept and whether it is a gendered variant, or the reason to drop it."""
     names = (name, *icons.aliases.get(name, ()))
     code = table.code(names, icons.codes.get(name, ()))
     if code is not None:
@@ -266,7 +266,7 @@ def _identify(
 
 
 def _unofficial_concept(icons: IconSet, name: str) -> Concept | None:
-    """Make a concept for an unknown icon; None in emoji sets, whose rest is letters and copies."""
+    """Create a concept for an unknown icon; None in emoji sets, where it is a letter or copy."""
     words = [word for word in name.split("-") if not word.isdigit()]
     while len(words) > 1 and words[-1] in _VARIANT_WORDS:
         words.pop()

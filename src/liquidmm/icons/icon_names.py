@@ -1,4 +1,4 @@
-"""Exceptions to the official names of emoji. Data only."""
+"""Exceptions to the official names of emoji; contains only data."""
 
 from collections.abc import Mapping
 
@@ -132,7 +132,7 @@ PLAIN_NAMES: Mapping[str, str] = {
     "light rail": "light rail train",
     "metro": "metro train",
 }
-"""Official label (`emojibase-data`) to a plainer name, where it is not a noun or not common."""
+"""Official label (`emojibase-data`) -> a plainer name, if the label is not a common noun."""
 
 SET_NAMES: Mapping[str, str] = {
     "direct-hit": "1F3AF",
@@ -172,4 +172,4 @@ SET_NAMES: Mapping[str, str] = {
 """Names in older icon sets that are neither labels nor shortcodes, and their codes."""
 
 MISLEADING = frozenset({"pistol"})
-"""Names in icon sets whose drawing does not show what the official name means today."""
+"""Names in icon sets whose drawing does not match today's meaning of the official name."""

@@ -13,11 +13,11 @@ PERMISSIVE = frozenset({
     "Apache-2.0", "MIT", "ISC", "BSD-3-Clause", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense",
     "OFL-1.1",
 })  # fmt: skip
-"""SPDX identifiers that allow use with at most attribution."""
+"""SPDX identifiers of licenses that require at most attribution."""
 SHARE_ALIKE = frozenset({"CC-BY-SA-3.0", "CC-BY-SA-4.0"})
-"""SPDX identifiers whose terms also apply to everything made from the work."""
+"""SPDX identifiers of licenses that also apply to derived works."""
 _BRANDS = frozenset({"devicon", "skill-icons", "gcp", "k8s", "unjs", "thesvg"})
-"""Sets of trademarks that are not in the category of logos."""
+"""Sets of trademarks outside the logo category."""
 _OWN_PADDING = frozenset({"fluent-emoji-flat", "fluent-emoji", "streamline-emojis"})
 
 
@@ -30,17 +30,17 @@ class Collection:
     title: str
     """The set's full name: `Noto Emoji`."""
     author: str
-    """Who made it, with a link if there is one."""
+    """Author, with a link if there is one."""
     license: str
     """SPDX identifier."""
     category: str
-    """Its category in iconify; empty if hidden."""
+    """Category in iconify; empty if hidden."""
     color: bool
     """True if the icons are colored."""
 
     @property
     def is_emoji(self) -> bool:
-        """Whether it is a set of the official emoji."""
+        """Whether the set contains the official emoji."""
         return self.category == "Emoji" or "emoji" in self.prefix
 
 
@@ -51,13 +51,13 @@ class IconSet:
     collection: Collection
     """Author and license."""
     icons: Mapping[str, Mapping[str, Any]]
-    """Icon name to body and optional width, height, left, top, hFlip, vFlip."""
+    """Icon name -> body and optional width, height, left, top, hFlip, vFlip."""
     aliases: Mapping[str, tuple[str, ...]]
-    """Icon name to the other names of the same drawing."""
+    """Icon name -> other names of the same drawing."""
     codes: Mapping[str, tuple[str, ...]]
-    """Icon name to the code sequences it is declared for."""
+    """Icon name -> code sequences that the set declares for the icon."""
     categories: Mapping[str, str]
-    """Icon name to the set's own category."""
+    """Icon name -> the set's own category."""
     width: float
     """Default width of an icon, in its own units."""
     height: float
@@ -68,8 +68,8 @@ class IconSet:
 
         Args:
             name: Name of an icon of this set.
-            size: Side of the image in pixels.
-            margin: Empty border in pixels; not added to sets whose drawings have a border.
+            size: Width and height of the image in pixels.
+            margin: Empty border in pixels, not added if the set's drawings already have a border.
 
         Returns:
             The document; the drawing is centered and keeps its aspect ratio.
@@ -93,7 +93,7 @@ class IconSet:
 
 
 def read_json(tarball: Path, members: Sequence[str]) -> list[Any]:
-    """Read JSON files of an npm tarball, in the order of `members`.
+    """Read JSON files from an npm tarball, in the order of `members`.
 
     Raises:
         DataError: The tarball is missing or damaged, or lacks a file.
@@ -103,15 +103,15 @@ def read_json(tarball: Path, members: Sequence[str]) -> list[Any]:
         return [json.loads(found[member]) for member in members]
     except ValueError as error:
         raise DataError(
-            f"{tarball}: cannot be read ({error}). Fetch it again with `make icons`."
+            f"{tarball}: cannot be read ({error}). Download it again with `make icons`."
         ) from error
 
 
 def read_collections(tarball: Path) -> dict[str, Collection]:
-    """Read the list of sets of an `@iconify/json` tarball, by prefix.
+    """Read the sets listed in an `@iconify/json` tarball, by prefix.
 
     Raises:
-        DataError: The tarball is missing, damaged or another package.
+        DataError: The tarball is missing or damaged, or contains another package.
     """
     found = {}
     for prefix, entry in read_json(tarball, ["collections.json"])[0].items():
@@ -131,7 +131,7 @@ def read_collections(tarball: Path) -> dict[str, Collection]:
 def license_terms(
     collection: Collection,
 ) -> Literal["permissive", "share-alike", "brand", "rejected"]:
-    """Return the terms under which a set may be used."""
+    """Return the terms of use of a set."""
     if collection.prefix in _BRANDS or collection.category in {"Logos", "Brands / Social"}:
         return "brand"
     if collection.license in PERMISSIVE:
@@ -142,12 +142,12 @@ def license_terms(
 def check_license(
     collections: Mapping[str, Collection], style: str, share_alike: bool
 ) -> Collection:
-    """Return the set called `style` if it may be used.
+    """Return the set called `style` if its license allows use.
 
     Args:
         collections: All sets of the tarball.
         style: Prefix of the set.
-        share_alike: Whether share-alike licenses are accepted.
+        share_alike: Accept share-alike licenses.
 
     Raises:
         ConfigError: The set does not exist, or its license does not allow its use.
@@ -174,7 +174,7 @@ def check_license(
 
 
 def color_styles(collections: Mapping[str, Collection]) -> tuple[str, ...]:
-    """Name all permissively licensed color sets except flags and map markers."""
+    """Return the names of all permissively licensed color sets except flags and map markers."""
     return tuple(
         prefix
         for prefix, entry in sorted(collections.items())
@@ -185,7 +185,7 @@ def color_styles(collections: Mapping[str, Collection]) -> tuple[str, ...]:
 
 
 def read_trademarks(tarball: Path, collections: Mapping[str, Collection]) -> frozenset[str]:
-    """Read the names of all logos of the tarball; empty if it has no set of logos.
+    """Read the names of all logos in the tarball; empty if it has no set of logos.
 
     Raises:
         DataError: The tarball is damaged or lacks the set.
@@ -196,7 +196,7 @@ def read_trademarks(tarball: Path, collections: Mapping[str, Collection]) -> fro
 
 
 def read_sets(tarball: Path, collections: Sequence[Collection]) -> list[IconSet]:
-    """Read some sets, in the given order.
+    """Read the given sets, in order.
 
     Raises:
         DataError: The tarball is damaged or lacks a set.

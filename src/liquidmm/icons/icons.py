@@ -7,7 +7,7 @@
     summary.json                    counts per style, split and license, and what was dropped
 
 The same input gives the same bytes. The split depends on a hash of the concept (and style), never
-on order, so a concept keeps its split when styles are added.
+on the order, so adding styles does not change the split of a concept.
 """
 
 import io
@@ -41,7 +41,7 @@ from liquidmm.runtime import require_extra
 DEFAULT_STYLES = ("noto", "twemoji", "fluent-emoji-flat", "emojione")
 """The four styles of the default model."""
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps a list of work items, to show a bar."""
+"""Wraps a list of work items to show a progress bar."""
 Split = Literal["train", "held_out_concepts", "held_out_pairs"]
 _SHORTCODES = ("cldr", "emojibase", "github", "joypixels", "iamcal", "emojibase-legacy")
 
@@ -55,17 +55,18 @@ class IconsConfig:
     all_styles: bool = False
     """Use every permissively licensed color set instead of `styles`."""
     share_alike: bool = False
-    """Accept share-alike sets in `styles`; their license also applies to what is made from them."""
+    """Accept share-alike sets in `styles`; their license also applies to derived works."""
     size: int = 64
-    """Side of the images in pixels."""
+    """Width and height of the images in pixels."""
     margin: int = 2
-    """White border in pixels, for sets whose drawings have none."""
+    """White border in pixels for sets whose drawings have no border."""
     held_out_concepts: Annotated[float, Ge(0), Le(0.5)] = 0.04
-    """Share of concepts that are held out in all styles."""
+    """Fraction of concepts that are held out in all styles."""
     held_out_pairs: Annotated[float, Ge(0), Le(0.5)] = 0.06
-    """Share of (concept, style) pairs held out; two other styles of the concept are in training."""
+    """Fraction of (concept, style) pairs that are held out; training includes two other styles of
+    the concept."""
     seed: int = 0
-    """Seed of the split."""
+    """Seed for the split."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -76,7 +77,7 @@ class IconsConfig:
                 f"{self.size} and margin {self.margin}."
             )
         if not self.styles and not self.all_styles:
-            raise ConfigError("styles: is empty. Name at least one icon set, or use all of them.")
+            raise ConfigError("styles: is empty. Add at least one icon set, or use all of them.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,12 +197,12 @@ def split_pairs(
     """Assign each image to a split.
 
     Args:
-        pairs: (concept, style), each once, in any order.
-        config: Shares and seed.
+        pairs: Unique (concept, style) pairs in any order.
+        config: Fractions and seed.
 
     Returns:
-        The split of each pair. The concept of a held-out pair is in training in at least two other
-        styles.
+        The split of each pair. Training includes the concept of a held-out pair in at least two
+        other styles.
     """
     styles: dict[str, list[str]] = {}
     for concept, style in pairs:

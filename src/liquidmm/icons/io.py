@@ -1,4 +1,4 @@
-"""Files of the built-in dataset: npm tarballs, JSON Lines, summaries; and stable hashes."""
+"""Files of the built-in dataset (npm tarballs, JSON Lines, summaries) and stable hashes."""
 
 import hashlib
 import json
@@ -15,34 +15,34 @@ REBUILD = "Build the data again with `liquid icons build`."
 
 
 def find_tarball(folder: Path, name: str) -> Path:
-    """Find the one tarball of an npm package, such as `iconify-json-2.2.535.tgz`.
+    """Find the only tarball of an npm package, such as `iconify-json-2.2.535.tgz`.
 
     Args:
-        folder: Where `npm pack` wrote it.
+        folder: Folder where `npm pack` wrote it.
         name: File name without version: `iconify-json`.
 
     Raises:
-        DataError: There is none, or more than one.
+        DataError: There is no tarball, or more than one.
     """
     found = sorted(folder.glob(f"{name}-*.tgz"))
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or "none"
         raise DataError(
-            f"{folder}: expected one {name}-*.tgz, got {listed}. Fetch the packages with "
+            f"{folder}: expected one {name}-*.tgz, got {listed}. Download the packages with "
             "`make icons`, and remove duplicates."
         )
     return found[0]
 
 
 def read_package(tarball: Path, members: Collection[str]) -> dict[str, bytes]:
-    """Read files of an npm tarball in one pass.
+    """Read files from an npm tarball in one pass.
 
     Args:
-        tarball: A `.tgz` file as `npm pack` writes it.
+        tarball: A `.tgz` file written by `npm pack`.
         members: Paths inside the package: `json/noto.json`.
 
     Returns:
-        Path to content.
+        Path -> content.
 
     Raises:
         DataError: The tarball is missing or damaged, or lacks a file.
@@ -58,12 +58,12 @@ def read_package(tarball: Path, members: Collection[str]) -> dict[str, bytes]:
                     break
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{tarball}: cannot be read ({error}). Fetch it again with `make icons`."
+            f"{tarball}: cannot be read ({error}). Download it again with `make icons`."
         ) from error
     if missing := sorted(set(members) - set(found)):
         raise DataError(
-            f"{tarball}: file package/{missing[0]} is missing. Check that this is the tarball of "
-            "the right package."
+            f"{tarball}: file package/{missing[0]} is missing. Check that this is the tarball "
+            "of the right package."
         )
     return found
 
@@ -113,5 +113,5 @@ def text_hash(text: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text only."""
+    """Return a number in [0, 1) that depends only on the text."""
     return int(text_hash(text)[:13], 16) / 16**13

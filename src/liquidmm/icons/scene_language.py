@@ -1,9 +1,9 @@
 """Captions, questions and answers about a scene of a few things on a 2 x 2 grid.
 
-Every caption and answer is true by construction. Answers are short and in lower case: "two",
-"a dog", "red". A yes/no or location answer is a short chain of thought that ends with the verdict
-after a colon ("a dog at the top left: yes"), because a small model learns to look first and to
-decide last, but hardly the other way around. Yes and no are about equally likely.
+Every caption and answer is true by construction. Answers are short and lowercase: "two", "a dog",
+"red". A yes/no or location answer is a short chain of thought that ends with the verdict after a
+colon ("a dog at the top left: yes") because a small model learns to look first and then decide, but
+can hardly learn the reverse. Yes and no are about equally likely.
 """
 
 import random
@@ -21,13 +21,13 @@ NUMBERS = ("no", "one", "two", "three", "four")
 """Words for counts."""
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 """Words for the cells of the grid, in reading order."""
-# Upper ends in degrees. Hues without a name are those that people disagree about.
+# Upper limits in degrees. Hues that people disagree about have no name.
 _HUES = (
     (14, "red"), (17, ""), (35, "orange"), (44, ""), (66, "yellow"), (70, ""), (165, "green"),
     (185, ""), (250, "blue"), (260, ""), (292, "purple"), (310, ""), (340, "pink"), (361, "red"),
 )  # fmt: skip
 _COLOR_SHARE = 0.6
-"""Share of the vivid pixels that must have one color."""
+"""Minimum fraction of the vivid pixels that must have the same color."""
 _SIDES = {(0, -1): "to the left of", (0, 1): "to the right of", (-1, 0): "above", (1, 0): "below"}
 
 
@@ -40,7 +40,7 @@ class Thing:
     name: str
     """Plain name: ``red apple``."""
     color: str = ""
-    """Its one color, ``red``; empty if it has none."""
+    """Its single color, such as ``red``; empty if it has several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Scene:
     """One to four things, each in its own cell."""
 
     style: str
-    """Prefix of the icon set that all of them come from."""
+    """Prefix of the icon set that contains all of them."""
     things: tuple[tuple[int, Thing], ...]
     """(cell, thing), by cell; cells 0 to 3 in reading order."""
 
@@ -65,8 +65,8 @@ class Question:
     """A question with its only correct answer."""
 
     task: str
-    """What it tests: presence, count, relation, which, place, comparison, list or `colour`, the
-    name in the published data."""
+    """Skill that it tests: presence, count, relation, which, place, comparison, list or `colour`
+    (the name in the published data)."""
     text: str
     """The question."""
     answer: str
@@ -74,15 +74,15 @@ class Question:
 
 
 def verdict(answer: str) -> str:
-    """Return the verdict of an answer: "yes" of "a dog at the top left: yes", or all of it."""
+    """Return the verdict of an answer: "yes" for "a dog at the top left: yes", or all of it."""
     return answer.rpartition(": ")[2]
 
 
 def chain_answers(scene: Scene, questions: Sequence[Question]) -> tuple[str, ...]:
     """Return the answers of one conversation.
 
-    The first answer with a chain of thought is preceded by everything in the scene; later ones can
-    refer to that.
+    The first answer with a chain of thought starts with everything in the scene; later answers can
+    refer to it.
     """
     seen = _join(_placed(scene))
     answers: list[str] = []
@@ -97,11 +97,11 @@ def chain_answers(scene: Scene, questions: Sequence[Question]) -> tuple[str, ...
 
 
 def dominant_color(sprite: Image.Image) -> str:
-    """Name the one color of an RGB image on white.
+    """Return the name of the dominant color of an RGB image on white.
 
     Returns:
         red, orange, yellow, green, blue, purple, pink or brown if most vivid pixels have that
-        color, gray if almost none is vivid, and "" if the image has no single color.
+        color, gray if almost none are vivid, and "" if the image has no single color.
     """
     pixels = np.asarray(sprite, dtype=np.float32).reshape(-1, 3)
     pixels = pixels[pixels.min(axis=1) < 225]
@@ -139,12 +139,12 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
 def scene_questions(
     scene: Scene, names: Sequence[str], count: int, rng: random.Random
 ) -> tuple[Question, ...]:
-    """Ask about a scene: at most three questions per task, none twice, not even reworded.
+    """Ask about a scene: at most three questions per task, without duplicates, even reworded ones.
 
     Args:
         scene: The scene.
-        names: Names of all things that could be there, for questions whose answer is no.
-        count: Number of questions wanted.
+        names: Names of all things that could be in the scene, for questions whose answer is no.
+        count: Number of questions to ask.
         rng: Random state.
 
     Returns:
@@ -170,7 +170,7 @@ def scene_questions(
         question = make()
         if question is None or question.text in found or len(found) == count:
             continue
-        # More things are missing than there: without a limit most answers would be no.
+        # More things are absent than present: without a limit, most answers would be no.
         answer = question.task, verdict(question.answer)
         answers[answer] += 1
         asked = [known.task for known in found.values()].count(question.task)
@@ -277,7 +277,7 @@ def _single(scene: Scene) -> list[tuple[int, Thing]]:
 
 
 def _side(first: int, second: int) -> str:
-    """Return where ``first`` is, seen from ``second``; empty if they share no row or column."""
+    """Return where ``first`` is relative to ``second``; empty if they share no row or column."""
     (row, column), (other_row, other_column) = divmod(first, 2), divmod(second, 2)
     return _SIDES.get((row - other_row, column - other_column), "")
 

@@ -1,6 +1,6 @@
 """Scenes of a few icons with exactly known captions and answers.
 
-`build_scenes` reads the folder of `build_icons` and writes another one::
+`build_scenes` reads the folder of `build_icons` and writes another folder::
 
     images/scenes/<number>.png   one to four icons of one style on a 2 x 2 grid, on white
     images/icons/<style>-<concept>.png   single icons with questions
@@ -10,8 +10,8 @@
     summary.json                 counts per split, task and answer
 
 The same input and seed give the same bytes. Only icons of the train split are used. Held-out scenes
-show combinations of things (with one kind of thing: layouts) that are in no training scene; a hash
-decides which.
+show combinations of things (or layouts, for one kind of thing) that no training scene contains; a
+hash chooses them.
 """
 
 import io
@@ -57,7 +57,7 @@ _COLORED = frozenset({
     "cactus", "evergreen-tree", "rose", "star", "balloon", "umbrella", "basketball", "car",
     "guitar", "butterfly", "crown",
 })  # fmt: skip
-"""Objects whose color may be asked for; it is measured in each style."""
+"""Objects with questions about their color, which is measured in each style."""
 _OPEN = {"name", "which", "list"}
 """Tasks with too many different answers to count."""
 _COMPOSITIONS = {
@@ -66,9 +66,10 @@ _COMPOSITIONS = {
 }  # fmt: skip
 """Number of things of each kind in a scene, and the weight of such scenes."""
 _MAX_QUESTIONS = {1: 5, 2: 5, 3: 4, 4: 4}
-"""By number of things: with more things the answers are longer, and 256 tokens have to suffice."""
+"""By number of things: more things need longer answers, and a conversation is limited to 256
+tokens."""
 _MIN_OBJECTS = 8
-"""Number of objects that a style needs for scenes."""
+"""Minimum number of objects that a style needs for scenes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,13 +77,14 @@ class ScenesConfig:
     """Number and kind of scenes."""
 
     count: Annotated[int, Ge(1)] = 12_000
-    """Number of scenes in both splits together."""
+    """Total number of scenes in both splits."""
     seed: int = 0
     """Random seed."""
     size: Annotated[int, Ge(32)] = 64
-    """Side of the images in pixels; a multiple of 16, so that cells align with 8 x 8 codes."""
+    """Width and height of the images in pixels; a multiple of 16 so that cells align with 8 x 8
+    codes."""
     held_out: Annotated[float, Ge(0), Le(0.5)] = 0.1
-    """Share of combinations that are kept out of training."""
+    """Fraction of combinations that are held out."""
     icon_questions: Annotated[float, Ge(0), Le(10)] = 0.1
     """Conversations about single icons, per scene."""
 
@@ -95,7 +97,7 @@ class ScenesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sprites:
-    """The objects that scenes are made of, by (style, concept)."""
+    """The objects used in scenes, by (style, concept)."""
 
     records: Mapping[tuple[str, str], Mapping[str, Any]]
     images: Mapping[tuple[str, str], Image.Image]
@@ -153,8 +155,8 @@ def draw_scene(scene: Scene, sprites: Mapping[tuple[str, str], Image.Image], siz
 
     Args:
         scene: The scene.
-        sprites: (style, concept) to an RGB image at most ``size // 2`` wide.
-        size: Side of the image in pixels.
+        sprites: (style, concept) -> an RGB image at most ``size // 2`` wide.
+        size: Width and height of the image in pixels.
 
     Returns:
         A PNG file, RGB.
@@ -223,7 +225,7 @@ def _scenes(styles: Mapping[str, Sequence[Thing]], config: ScenesConfig) -> Iter
 
 
 def _is_held_out(scene: Scene, config: ScenesConfig) -> bool:
-    """Decide by the combination of things, or by the layout if they are all the same."""
+    """Decide by the combination of things, or by the layout if all things are the same."""
     kinds = sorted({thing.concept for _, thing in scene.things})
     layout = [] if len(kinds) > 1 else [scene.style, *(str(cell) for cell, _ in scene.things)]
     return hash_share("/".join([str(config.seed), *kinds, *layout])) < config.held_out
@@ -270,7 +272,7 @@ def _conversation(
 def _icon_chats(
     icons: Path, folder: Path, trained: Sequence[Mapping[str, Any]], config: ScenesConfig
 ) -> list[dict[str, Any]]:
-    """Ask what single icons are, and copy their images."""
+    """Ask what each single icon shows, and copy the images."""
     rng = _rng(config, "icons")
     chats = []
     for icon in rng.sample(trained, min(len(trained), round(config.count * config.icon_questions))):

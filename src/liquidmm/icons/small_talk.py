@@ -1,11 +1,11 @@
-"""Small talk: answers of the default model to greetings and questions about itself. Data only."""
+"""Small talk: the default model's answers to greetings and questions about itself; only data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Talk:
-    """Ways to say one thing, and good answers to it."""
+    """Ways to say the same thing, and good answers."""
 
     said: tuple[str, ...]
     """Messages of the user."""

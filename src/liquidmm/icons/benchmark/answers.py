@@ -1,14 +1,14 @@
 """Captions of real icons, and exact answers to questions about unseen scenes.
 
-Rule for captions: case, punctuation, articles and the word "style" are ignored, and so is
-everything up to a colon ("a bird: duck"). Of all known concept names in the caption, as whole and
-consecutive words, the longest counts (of equally long ones the first). The caption is correct if it
-is the name of the icon's concept. So "a green apple" does not name "apple", and a synonym is wrong.
-The style is judged by the same rule among the names of the styles.
+Rule for captions: case, punctuation, articles, the word "style" and everything up to a colon ("a
+bird: duck") are ignored. The longest known concept name that occurs in the caption as whole,
+consecutive words counts (the first one in a tie). The caption is correct if this is the name of the
+icon's concept. So "a green apple" does not name "apple", and a synonym is wrong. The same rule,
+applied to the names of the styles, judges the style.
 
 Rule for scenes: an answer is correct if its verdict, the part after the last colon, equals the
-known one except for case, punctuation and articles. Next to each accuracy is that of always giving
-the most frequent answer to questions of this kind.
+known one except for case, punctuation and articles. Each accuracy is reported with a baseline,
+which always gives the most frequent answer to questions of this kind.
 """
 
 from collections import Counter
@@ -36,9 +36,9 @@ class Question:
     """One question about one image."""
 
     key: str
-    """Unique in the dataset."""
+    """Key that is unique in the dataset."""
     kind: str
-    """What is asked for, such as "count"."""
+    """Subject of the question, such as "count"."""
     image: Path
     """Image file."""
     text: str
@@ -48,7 +48,7 @@ class Question:
 
 
 def captions(context: Context) -> None:
-    """Describe trained icons and icons of held-out pairs; count correct concepts and styles.
+    """Describe trained and held-out icons; count correct concepts and styles.
 
     Raises:
         DataError: The icons are missing, a split is empty, or an image is damaged.
@@ -79,7 +79,7 @@ def scenes(context: Context) -> None:
     """Ask questions about unseen scenes; count correct answers by kind of question.
 
     Raises:
-        DataError: The scenes are missing, or none is held out.
+        DataError: The scenes are missing, or none are held out.
     """
     questions = read_questions(context.data)
     order = np.random.default_rng(context.config.seed).permutation(len(questions))
@@ -121,7 +121,7 @@ def read_questions(folder: Path) -> list[Question]:
     """Read the questions of held-out scenes, in file order; each turn counts separately.
 
     Raises:
-        DataError: There are no scenes, a line is damaged, or none is held out.
+        DataError: There are no scenes, a line is damaged, or no scene is held out.
     """
     path = folder / "chat.jsonl"
     questions = [
@@ -133,7 +133,7 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def _questions(row: Mapping[str, Any], where: str, folder: Path) -> list[Question]:
-    """Return the questions of one line; none if it is for training."""
+    """Return the questions of one line, or none if the line is for training."""
     record = parse_record(row, where, folder)
     if not isinstance(record, ChatRecord) or not record.split.startswith("held_out"):
         return []
@@ -160,7 +160,7 @@ def _questions(row: Mapping[str, Any], where: str, folder: Path) -> list[Questio
 
 
 def _kind(task: str, question: str) -> str:
-    """Return the task of a question, with relations divided by axis."""
+    """Return the task of a question, with relations split by axis."""
     if task != "relation":
         return task
     return "left_right" if {"left", "right"} & set(words(question)) else "above_below"

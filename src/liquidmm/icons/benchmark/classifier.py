@@ -1,8 +1,8 @@
-"""A small concept classifier: a judge of images that does not depend on pixels.
+"""A small concept classifier, which judges images without comparing pixels.
 
-It is trained on real icons of the train split with augmentation; the label is the concept, the same
-in all styles. It is cached in the data folder with its own accuracy; the file name contains a hash
-of its configuration and the icons. Legend: N images, K concepts, F features.
+It is trained on augmented real icons of the train split; the label is the concept, which is the
+same in all styles. The classifier is cached in the data folder with its accuracy; the file name
+contains a hash of the configuration and the icons. Legend: N images, K concepts, F features.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class ClassifierConfig:
     """Size and training of the concept classifier."""
 
     width: int = 32
-    """Channels of the first layer; doubled at each of the three downsampling layers."""
+    """Channels of the first layer; each of the three downsampling layers doubles them."""
     features: int = 128
     """Width of the feature vector, F."""
     steps: int = 1200
@@ -40,9 +40,9 @@ class ClassifierConfig:
     learning_rate: float = 3e-3
     """Peak learning rate of the one-cycle schedule (AdamW)."""
     scale: float = 16.0
-    """Factor on the cosines before the softmax."""
+    """Scale of the cosines before the softmax."""
     seed: int = 0
-    """Seed of the initialization, the order and the augmentation."""
+    """Seed for the initialization, the order and the augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +50,16 @@ class Scores:
     """Accuracy of the classifier on real icons."""
 
     train: Accuracy
-    """On its training data."""
+    """Accuracy on the training data."""
     held_out_pairs: Accuracy
-    """On unseen (concept, style) pairs of concepts that it knows."""
+    """Accuracy on unseen (concept, style) pairs of trained concepts."""
 
 
 class ConceptNet(nn.Module):
     """Four convolutions, global pooling, and the cosine similarity to one vector per concept."""
 
     def __init__(self, config: ClassifierConfig, concepts: Sequence[str]) -> None:
-        """Initialize it with the global random state; `concepts` are the K labels."""
+        """Initialize with the global random state; `concepts` are the K labels."""
         super().__init__()
         self.concepts = tuple(concepts)
         self.scale = config.scale
@@ -104,7 +104,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = torch.stack([cos, -sin, 0.12 * noise[:, 2], sin, cos, 0.12 * noise[:, 3]], dim=1)
     grid = functional.affine_grid(rows.view(n, 2, 3), list(images.shape), align_corners=False)
-    # White is mapped to 0, because grid_sample pads with 0.
+    # White is mapped to 0 because grid_sample pads with 0.
     moved = functional.grid_sample(images - 1, grid, align_corners=False)
     contrast = 1 + 0.2 * noise[:, 4].view(n, 1, 1, 1)
     tint = 0.15 * (torch.rand(n, 3, 1, 1, generator=generator).to(images.device) * 2 - 1)
@@ -123,7 +123,7 @@ def load_classifier(
         icons: All icons of the folder.
         folder: Folder of the cache file.
         config: Size and training; None uses the default.
-        on_step: Receives the number of finished steps and of all steps.
+        on_step: Called with the number of finished steps and the total.
 
     Returns:
         The network in evaluation mode on the CPU, and its accuracy.
@@ -152,7 +152,7 @@ def load_classifier(
 
 
 def _fingerprint(icons: Sequence[Icon], config: ClassifierConfig) -> str:
-    """Hash the configuration, the icons and the labels; twelve hexadecimal digits."""
+    """Return a hash of the configuration, icons and labels, as twelve hexadecimal digits."""
     facts = [asdict(config), [(icon.key, icon.concept, icon.split) for icon in icons]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 

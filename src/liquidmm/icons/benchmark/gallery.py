@@ -1,4 +1,4 @@
-"""The real icons: seeded samples, and search for the one nearest to an image. Legend: N images."""
+"""The real icons: seeded samples, and search for the nearest icon. Legend: N images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from liquidmm.icons.io import REBUILD, read_rows
 from liquidmm.image_tokenizer.images import open_image, to_tensor
 
 SPLITS = ("train", "held_out_pairs", "held_out_concepts")
-"""Splits: trained, unseen (concept, style) pair of a trained concept, and unseen concept."""
+"""Splits: trained pairs, unseen (concept, style) pairs of trained concepts, and unseen concepts."""
 
 SIDE = 32
-"""Side in pixels at which images are compared."""
+"""Width and height in pixels at which images are compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +31,9 @@ class Icon:
     image: Path
     """Image file."""
     concept: str
-    """What it shows, the same in every style."""
+    """Concept of the icon, the same in every style."""
     style: str
-    """Icon set it is from."""
+    """Icon set that contains it."""
     captions: tuple[str, ...]
     """At least one caption; the first is canonical."""
     name: str
@@ -61,7 +61,7 @@ def sample(icons: Sequence[Icon], split: str, limit: int, seed: int) -> list[Ico
     Args:
         icons: All icons.
         split: One of ``SPLITS``.
-        limit: Maximum number.
+        limit: Maximum number of icons.
         seed: Random seed.
 
     Raises:
@@ -79,13 +79,13 @@ def sample(icons: Sequence[Icon], split: str, limit: int, seed: int) -> list[Ico
 
 
 def concept_names(icons: Iterable[Icon]) -> Mapping[str, tuple[str, ...]]:
-    """Return the words of each concept name for ``metrics.named``, unless there are none."""
+    """Return the words of each non-empty concept name, for ``metrics.named``."""
     names = {icon.concept: words(icon.name) for icon in icons}
     return {concept: parts for concept, parts in names.items() if parts}
 
 
 def shrink(images: Iterable[Image.Image], side: int = SIDE) -> Tensor:
-    """Resize images with a box filter, so that images of different sizes can be compared.
+    """Resize images with a box filter so that images of different sizes can be compared.
 
     Returns:
         (N, 3, side, side) float32 in [-1, 1].
@@ -106,7 +106,7 @@ class Gallery:
     """
 
     def __init__(self, icons: Sequence[Icon], styles: Iterable[str] | None = None) -> None:
-        """Open the icons of some styles, or of all.
+        """Open the icons of the given styles, or of all styles.
 
         Raises:
             DataError: An image is missing or damaged.
@@ -119,7 +119,7 @@ class Gallery:
             self._by_style.setdefault(icon.style, []).append(index)
 
     def chance(self, style: str) -> float:
-        """Return the accuracy of random guessing: one over the number of concepts of the style."""
+        """Return the accuracy of random guessing: 1 divided by the style's number of concepts."""
         return 1.0 / len({self.icons[index].concept for index in self._by_style[style]})
 
     def nearest_concepts(
@@ -133,7 +133,7 @@ class Gallery:
         Args:
             images: N images of any size.
             styles: The N requested styles, all in this gallery.
-            features: Maps (N, 3, 32, 32) images to (N, ...) vectors that are compared by mean
+            features: Maps (N, 3, 32, 32) images to (N, ...) vectors, which are compared by mean
                 squared difference; the default compares pixels.
         """
         queries = features(shrink(images)).flatten(1)

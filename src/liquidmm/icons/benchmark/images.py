@@ -1,9 +1,9 @@
 """Generated icons: prompt fidelity, and a contact sheet.
 
-Prompt fidelity has three parts: trained (concept, style) pairs at the default guidance, held-out
-pairs, and the trained pairs without guidance. An image is correct if the nearest real icon of its
-style shows the requested concept. "Nearest" is measured twice: by pixels at 32 x 32, and by the
-features of a classifier that was trained on real icons only.
+Prompt fidelity has three parts: trained (concept, style) pairs with the default guidance, held-out
+pairs, and trained pairs without guidance. An image is correct if the nearest real icon of its style
+shows the requested concept. "Nearest" is measured twice: by pixels at 32 x 32, and by the features
+of a classifier that was trained on real icons only.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def prompt_fidelity(context: Context) -> None:
     icons = read_icons(context.data)
     trained = sample(icons, "train", context.limit, seed)
     held_out = sample(icons, "held_out_pairs", context.limit, seed)
-    # Loads the model before the classifier is trained: a damaged checkpoint should fail at once.
+    # Load the model before training the classifier: a damaged checkpoint should fail at once.
     sampling = context.sampling()
     gallery = Gallery(icons, {icon.style for icon in (*trained, *held_out)})
     network, scores = load_classifier(
@@ -66,7 +66,7 @@ def prompt_fidelity(context: Context) -> None:
 def contact_sheet(context: Context) -> None:
     """Write ``contact-sheet.png``: real icons, reconstructions, and images from their captions.
 
-    It has one block of three rows for trained icons and one for held-out pairs.
+    The sheet has a block of three rows for trained icons and one for held-out pairs.
 
     Raises:
         ConfigError: ``out`` is not given.
@@ -101,7 +101,7 @@ def contact_sheet(context: Context) -> None:
         missing = SHEET_COLUMNS - len(chosen)
         for images, words in rows:
             cells += [image.resize((side, side), Image.Resampling.NEAREST) for image in images]
-            # A short block is filled up, so that rows stay aligned.
+            # A short block is padded so that rows stay aligned.
             cells += [Image.new("RGB", (side, side), "white")] * missing
             captions += words + [""] * missing
         context.progress(split, len(chosen), len(chosen))
