@@ -1,8 +1,8 @@
 """A queue in front of a scheduler that releases both requests of a guided pair together.
 
-Entries leave in FIFO order of their completion, so no request starves. A request waits for its
-partner for at most `PAIR_TIMEOUT` seconds and then leaves alone. A pair leaves only when both
-requests fit. Nothing here knows an engine; `vllm_scheduler` asks and answers.
+Pairs leave in the order in which they became complete, so no request starves. A request waits for
+its partner for at most `PAIR_TIMEOUT` seconds and then leaves alone. A pair leaves only when both
+requests fit. This module is independent of any engine; `vllm_scheduler` connects it to vLLM.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Generic, TypeVar
 from liquidmm.export.vllm_pairs import GuidedRequest
 
 PAIR_TIMEOUT = 10.0
-"""Seconds that a request waits for its partner."""
+"""Maximum time in seconds that a request waits for its partner."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """The capacity of one step and of the cache, or what requests use of it."""
+    """The capacity of one step and of the cache, or the part of it that requests use."""
 
     requests: int
     """Requests in a step."""
@@ -48,7 +48,7 @@ class Capacity:
 
 
 class PairQueue(Generic[R]):
-    """Requests that wait to be started; any objects."""
+    """Requests, which can be any objects, waiting to be started."""
 
     def __init__(self) -> None:
         self._single: dict[str, tuple[R, float]] = {}  # pair -> request and its deadline
@@ -63,8 +63,8 @@ class PairQueue(Generic[R]):
 
         Args:
             request: The request.
-            guided: Its part of a guided pair; None if it does not belong to one.
-            now: Seconds of any clock.
+            guided: Its role in a guided pair; None if it does not belong to a pair.
+            now: Time in seconds on any clock.
         """
         if guided is None or not guided.needs_partner:
             self._entries.append((request,))
@@ -74,15 +74,15 @@ class PairQueue(Generic[R]):
             self._single[guided.pair] = (request, now + PAIR_TIMEOUT)
 
     def pop_ready(self, fits: Callable[[tuple[R, R]], bool], now: float) -> Iterator[R]:
-        """Release what may start.
+        """Release the requests that can start.
 
         Args:
             fits: Whether both requests of a pair can start now. It is called for one pair at a
                 time, after everything yielded before has been started.
-            now: Seconds of the clock of `add`.
+            now: Time in seconds on the clock used for `add`.
 
         Yields:
-            The requests, those of a pair one after the other.
+            The requests; the requests of a pair are adjacent.
         """
         for name in [name for name, (_, deadline) in self._single.items() if deadline <= now]:
             self._entries.append((self._single.pop(name)[0],))
