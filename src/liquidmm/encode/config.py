@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from liquidmm.config import check_ranges, to_dict
+from liquidmm.config import RangeChecked, check_ranges, to_dict
 from liquidmm.data.readers import SourceConfig
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.tokenizer import Precision
@@ -35,7 +35,6 @@ class BucketConfig:
     """Largest enlargement of an image; images that need more are rejected. 0: no limit."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_ranges(self)
         for name in ("areas", "ratios"):
             values = getattr(self, name)
@@ -102,7 +101,6 @@ class EncoderConfig:
     """The run stops if a larger share of the records is rejected."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_ranges(self)
         if self.max_aspect and not self.max_aspect > 1:
             raise ConfigError(
@@ -113,7 +111,7 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConfig:
+class WorkerConfig(RangeChecked):
     """Processes and threads."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"workers": "num", "decoders": "decode_threads"}
@@ -127,13 +125,9 @@ class WorkerConfig:
     """Threads of a worker that open and resize images. 0: one on a CPU; with GPUs the CPU cores are
     divided among the workers, at most 16 each."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SlurmConfig:
+class SlurmConfig(RangeChecked):
     """Submit the run as a Slurm array job. Needs a folder that all nodes can access."""
 
     num_tasks: Annotated[int, Ge(1)]
@@ -144,13 +138,9 @@ class SlurmConfig:
     options: dict[str, str] = field(default_factory=dict)
     """Options of sbatch without dashes, such as `partition`, `time` or `gpus-per-task`."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RayConfig:
+class RayConfig(RangeChecked):
     """Run the workers on a Ray cluster."""
 
     address: str = "auto"
@@ -160,10 +150,6 @@ class RayConfig:
     """GPUs per worker."""
     memory: Annotated[float, Gt(0)] = 4.0
     """Memory in GiB for each CPU core of a worker."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +176,6 @@ class EncodeConfig:
     """Run on a Ray cluster."""
 
     def __post_init__(self) -> None:
-        """Check that there is one place to run."""
         if self.slurm is not None and self.ray is not None:
             raise ConfigError("slurm: cannot be combined with [ray]. Remove one of the tables.")
         if self.ray is not None and not self.workers.num:
@@ -200,8 +185,7 @@ class EncodeConfig:
 def settings(source: SourceConfig, config: EncoderConfig) -> dict[str, Any]:
     """Return everything that determines the samples of a folder, for its manifest.
 
-    Returns:
-        JSON-compatible values without nested tables; of the source those that are not the default.
+    JSON-compatible values without nested tables; of the source those that are not the default.
     """
     values = to_dict(config)
     found = {

@@ -68,19 +68,14 @@ class EncodeTask:
     """Everything that a worker needs."""
 
     source: SourceConfig
-    """The source of the records."""
     shards: tuple[tuple[int, Chunk], ...]
     """Number and chunk of the shards to write."""
     provenance: Provenance
-    """What the samples are made from."""
     out: Path
-    """Output folder."""
     tokenizer: Callable[[], ImageTokenizer]
     """Returns the image tokenizer; pickled if other processes encode."""
     config: EncoderConfig
-    """Images and shards."""
     budget: ErrorBudget
-    """How many records may be rejected."""
     before: Counts
     """Counts of the shards that existed before."""
     threads: int

@@ -132,11 +132,7 @@ class ModelFile:
 
 
 def check_family(config: Any) -> Family:
-    """Return a model's family, or reject what llama.cpp does not compute.
-
-    Raises:
-        CheckpointError: The model is not of `FAMILIES`, or differs from its family.
-    """
+    """Return a model's family; raise a `CheckpointError` for what llama.cpp does not compute."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise _unsupported(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")
