@@ -41,16 +41,16 @@ check: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_language.py
-	$(BIN)/python -m liquidmm.cli.docs | diff docs/cli.md - || { echo "run: make docs"; exit 1; }
-	$(BIN)/python -m liquidmm.cli.config_docs | diff docs/config.md - || { echo "run: make docs"; exit 1; }
+	$(BIN)/python scripts/cli_page.py | diff docs/cli.md - || { echo "run: make docs"; exit 1; }
+	$(BIN)/python scripts/config_page.py | diff docs/config.md - || { echo "run: make docs"; exit 1; }
 
 format: .venv/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: .venv/.ready
-	$(BIN)/python -m liquidmm.cli.docs > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
-	$(BIN)/python -m liquidmm.cli.config_docs > docs/config.md.new && mv docs/config.md.new docs/config.md
+	$(BIN)/python scripts/cli_page.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	$(BIN)/python scripts/config_page.py > docs/config.md.new && mv docs/config.md.new docs/config.md
 
 bench: .venv/.ready
 	@sed -n '/^|/p' benchmarks/README.md

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from liquidmm.cli import config_docs, docs
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")})
 
 
-@pytest.mark.parametrize(("name", "page"), [("cli.md", docs.page), ("config.md", config_docs.page)])
-def test_generated_page_equals_file(name, page):
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page(), "run: make docs"
+@pytest.mark.parametrize("name", ["cli", "config"])
+def test_generated_page_equals_file(name):
+    command = [sys.executable, f"scripts/{name}_page.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == done.stdout, "make docs"
 
 
 def test_readme_fits_in_500_words():

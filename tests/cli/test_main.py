@@ -87,12 +87,3 @@ def test_interruption(raising, error):
 def test_a_bug_keeps_its_traceback(raising):
     raising(ZeroDivisionError("bug"))
     assert isinstance(run("boom").exception, ZeroDivisionError)
-
-
-def test_reference_page_is_up_to_date():
-    # In a process of its own: click keeps the help option a command was first called with.
-    page = subprocess.run(
-        [sys.executable, "-m", "liquidmm.cli.docs"], capture_output=True, text=True, check=True
-    ).stdout
-    file = ROOT / "docs" / "cli.md"
-    assert file.read_text(encoding="utf-8") == page, "Run `make docs`."

@@ -1,9 +1,9 @@
-"""The command `liquid`: one file per subcommand, each imported only when it is needed.
+"""The `liquid` command: one file per subcommand, each imported only when needed.
 
-Errors become exit codes only here: a `LiquidError` is one line on stderr and exit 1, wrong usage
-exits with 2, Ctrl-C with 130, and a bug keeps its traceback. stdout is the result, stderr the
-progress. `liquid --help` imports no subcommand; a test keeps the one-line help in the table below
-equal to that of the command.
+Errors become exit codes only here: a `LiquidError` prints one line to stderr and exits with 1,
+wrong usage exits with 2, Ctrl-C with 130, and a bug shows its traceback. Results go to stdout,
+progress to stderr. `liquid --help` imports no subcommand; a test compares the one-line help in the
+table below with that of each command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 from liquidmm import __version__
 from liquidmm.errors import LiquidError, suggest
 
-# Name -> where the click command is ("module:attribute") and its one-line help, in the order shown.
+# Name -> location of the click command ("module:attribute") and its help, in display order.
 COMMANDS: dict[str, tuple[str, str]] = {
     # use a model
     "generate": ("liquidmm.cli.generate:command", "Generate images from a prompt."),
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.chat:command",
         "Chat with text and images; type /help for the commands.",
     ),
-    # make one
+    # make a model
     "expand": (
         "liquidmm.cli.expand:command",
         "Turn a decoder language model into a Liquid checkpoint.",
@@ -62,17 +62,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "liquidmm.cli.export:command",
         "Export a checkpoint to vLLM or llama.cpp.",
     ),
-    # judge one
+    # evaluate a model
     "evaluate": ("liquidmm.cli.evaluate:command", "Measure a checkpoint."),
     "info": ("liquidmm.cli.info:command", "Show versions, the device and a checkpoint's layout."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a subcommand when it is called or its own help is shown."""
+    """A group that imports a subcommand only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Give the names in the order of the table."""
+        """Return the names in table order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -86,13 +86,13 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or suggest one."""
+        """Find the command, or suggest a similar one."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"No such command '{args[0]}'.{suggest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing what it names."""
+        """Write the table without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -115,5 +115,5 @@ def main() -> None:
 
     Every command uses the default model that ships with this package unless you name another.
     """
-    # The advice of transformers is for programmers; the commands report what a user must know.
+    # transformers' warnings are for programmers; the commands report what users need to know.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""`liquid ask`: print the answer to a question about one image or several to stdout."""
+"""`liquid ask`: print the answer to a question about one or more images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(images: tuple[Path, ...], question: str, **model: Any) -> None:
     """Answer a question about an image.
 
-    Several images are possible if the model was trained on such questions.
+    Pass several images only if the model was trained on such questions.
     """
     from liquidmm.image_tokenizer.images import open_image
 

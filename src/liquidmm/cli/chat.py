@@ -1,8 +1,8 @@
 """`liquid chat`: a conversation with text and images.
 
-Answers and the paths of generated images go to stdout, everything else to stderr. At a terminal an
-error is shown and the conversation continues; input from a pipe stops at the first error with exit
-code 1. A generated image never replaces a file.
+Answers and the paths of generated images go to stdout, everything else to stderr. On a terminal, an
+error is shown and the conversation continues; piped input stops at the first error with exit code
+1. A generated image never replaces an existing file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELP = """\
 /generate PROMPT  generate an image and save it
 /reset            start a new conversation
 /help             show this text
-/exit             leave (also at the end of the input)"""
+/exit             leave (end of input also works)"""
 
 
 @click.command("chat")
@@ -149,12 +149,12 @@ def _prompted_lines() -> Iterator[str]:
 
 
 def size_note(parameters: int) -> str:
-    """Return what to expect of a small model, or "" for a large one."""
+    """Return a note on the limits of a small model, or "" for a large one."""
     size = f"{parameters / 1e6:.0f}M"
     if parameters < 100_000_000:
         return (
-            f"This model has {size} parameters. It generates and names what it was trained on, but "
-            "its text is often wrong. Use --checkpoint FOLDER for a larger one."
+            f"This model has {size} parameters. It can generate and name only what it was trained "
+            "on, and its text is often wrong. Use --checkpoint FOLDER for a larger model."
         )
     if parameters < 1_000_000_000:
         return f"This model has {size} parameters: its answers are short and often wrong."

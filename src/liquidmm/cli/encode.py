@@ -1,6 +1,6 @@
 """`liquid encode`: encode records and images into shards of image codes.
 
-stdout is the output folder (with --json: the manifest); progress and a summary go to stderr.
+The output folder (with --json, the manifest) goes to stdout; progress and a summary go to stderr.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ _KEYS = {
 @click.option("-o", "--out", type=_PATH, help="Output folder for the shards.")
 @click.option("--resolution", type=click.IntRange(1), help="Width and height in pixels.")
 @click.option(
-    "--workers", type=click.IntRange(0), help="Number of processes; 0: one per CPU core or GPU."
+    "--workers", type=click.IntRange(0), help="Number of processes; 0 means one per core or GPU."
 )
 @click.option(
-    "--task", type=click.IntRange(0), metavar="I", help="Write only the shards of task I, from 0."
+    "--task",
+    type=click.IntRange(0),
+    metavar="I",
+    help="Write only the shards of task I (0 to N-1).",
 )
 @click.option("--num-tasks", type=click.IntRange(1), metavar="N", help="Number of tasks.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
@@ -50,17 +53,17 @@ def command(
     """Encode images and their texts into shards of image codes.
 
     SOURCE is a run file (.toml), or anything that `[source] path` in a run file accepts: a file of
-    records, a published dataset, a folder of images with captions in .txt files, a pattern or a
-    URL. Without a run file, --tokenizer and --out are required.
+    records, a published dataset, a folder of images with captions in .txt files, a glob pattern or
+    a URL. Without a run file, --tokenizer and --out are required.
 
-    Re-running the same command resumes an interrupted run. To divide a run among machines, start N
+    Re-running the same command resumes an interrupted run. To split a run across machines, start N
     commands with --task 0 to N-1 and the same --num-tasks N.
     """
     from liquidmm.config import to_dict
     from liquidmm.data.manifest import REJECTED
 
     if (task is None) != (num_tasks is None):
-        raise click.UsageError("--task and --num-tasks are required together.")
+        raise click.UsageError("--task and --num-tasks must be given together.")
     given = {name: value for name, value in options.items() if value is not None}
     run = _load_config(source, given, overrides)
     manifest = _encode(run, source, given, overrides, task, num_tasks)
@@ -109,7 +112,7 @@ def _load_config(source: str, given: dict[str, Any], overrides: tuple[str, ...])
     if not {"tokenizer", "out"} <= given.keys():
         raise click.UsageError("--tokenizer and --out are required without a run file.")
     if overrides:
-        raise click.UsageError("--set overrides a run file. Write one for these settings.")
+        raise click.UsageError("--set requires a run file. Put these settings in one.")
     values: dict[str, Any] = {"source": {"path": source}}
     for name, value in given.items():
         table, _, key = _KEYS[name].rpartition(".")

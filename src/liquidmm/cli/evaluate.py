@@ -46,21 +46,23 @@ def tasks() -> dict[str, Task]:
 @click.option(
     "--baseline", type=_FOLDER, help="Another causal language model to compare with (task text)."
 )
-@click.option("--limit", type=int, help="Maximum size of each sample.  [default: the task's own]")
+@click.option(
+    "--limit", type=int, help="Maximum number of items per test.  [default: set by the task]"
+)
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--guidance", type=float, help="Guidance scale of images.  [default: the checkpoint's]"
+    "--guidance", type=float, help="Guidance scale for images.  [default: the checkpoint's]"
 )
 @click.option(
-    "--temperature", type=float, help="Temperature of images.  [default: the checkpoint's]"
+    "--temperature", type=float, help="Temperature for images.  [default: the checkpoint's]"
 )
 @click.option(
     "--resolution",
     type=int,
-    help="Resize and crop images to this square (task reconstruction).  [default: their own size]",
+    help="Resize and crop images to this square (task reconstruction).  [default: original size]",
 )
-@click.option("--batch-size", default=25, show_default=True, help="Images processed together.")
-@click.option("--device", help="cpu, cuda or mps.  [default: the fastest one]")
+@click.option("--batch-size", default=25, show_default=True, help="Number of images per batch.")
+@click.option("--device", help="cpu, cuda or mps.  [default: the fastest available]")
 @click.option(
     "--dtype",
     type=click.Choice(("auto", "float32", "bfloat16", "float16")),
@@ -69,7 +71,7 @@ def tasks() -> dict[str, Task]:
     help="dtype of the weights.",
 )
 @click.option("--quantize", type=click.Choice(("int8",)), help="Quantize the weights (CPU only).")
-@click.option("-o", "--out", type=_FOLDER, help="Keep answers, images and the result here.")
+@click.option("-o", "--out", type=_FOLDER, help="Folder for answers, images and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a checkpoint.
@@ -97,7 +99,7 @@ def command(task: str, checkpoint: Path | None, as_json: bool, **options: Any) -
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one progress bar at a time; a new name ends the last one."""
+    """Show one progress bar at a time; a new name replaces the previous bar."""
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None

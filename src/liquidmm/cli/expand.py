@@ -22,13 +22,13 @@ _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
     help="Number of image tokens.  [default: the image tokenizer's, or 8192]",
 )
 @click.option(
-    "--init", type=_INITS, default="mean", show_default=True, help="Start of the new rows."
+    "--init", type=_INITS, default="mean", show_default=True, help="Initial values of the new rows."
 )
 @click.option(
     "--init-std",
     default=1.0,
     show_default=True,
-    help="Standard deviation of the normal and codebook starts, relative to the old rows.",
+    help="Standard deviation for --init normal and codebook, relative to the old rows.",
 )
 @click.option(
     "--image-tokenizer",
@@ -38,7 +38,7 @@ _DTYPES = click.Choice(["float32", "bfloat16", "float16"])
 @click.option(
     "--size", "sizes", type=Size(), multiple=True, help="Size of the training images; repeatable."
 )
-@click.option("--dtype", type=_DTYPES, help="dtype of the saved weights.  [default: the base's]")
+@click.option("--dtype", type=_DTYPES, help="dtype of the saved weights.  [default: as in BASE]")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 def command(base: str, out: Path, **options: Any) -> None:
     """Turn a decoder language model into a Liquid checkpoint.

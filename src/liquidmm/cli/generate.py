@@ -1,8 +1,8 @@
-"""`liquid generate`: images from a prompt, or the requests of a file.
+"""`liquid generate`: generate images from a prompt, or answer the requests in a file.
 
-The path of every written file is printed, one per line; with --batch-file one JSON object for each
-reply. Files are written atomically and replace existing ones. An invalid request is reported in its
-line, the others are answered, and the exit code is 1.
+The command prints the path of every file it writes, one per line, or with --batch-file one JSON
+object per reply. Files are written atomically and replace existing ones. An invalid request gets an
+error as its reply; the others are still answered, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _SETTINGS = ("size", "seed", "guidance", "temperature", "top_k", "top_p")
     help="File to write, or with --batch-file a folder; existing files are replaced.",
 )
 @click.option(
-    "-n", "n", type=int, default=1, show_default=True, help="Number of images: out-1.png, ..."
+    "-n", "n", type=int, default=1, show_default=True, help="Number of images (out-1.png, ...)."
 )
 @click.option("--grid", is_flag=True, help="Write all images into one file.")
-@click.option("--size", type=Size(), help="A size the model was trained on.  [default: its first]")
+@click.option("--size", type=Size(), help="One of the model's trained sizes.  [default: the first]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i uses seed + i.")
-@click.option("--guidance", type=float, help="How closely to follow the prompt; 1 is unguided.")
+@click.option("--guidance", type=float, help="How closely to follow the prompt; 1 is off.")
 @click.option("--temperature", type=float, help="Lower is more predictable, higher is more varied.")
-@click.option("--top-k", type=int, help="Sample from the k likeliest image tokens; 0 is off.")
+@click.option("--top-k", type=int, help="Sample from the k most likely image tokens; 0 is off.")
 @click.option(
     "--top-p",
     type=float,
-    help="Sample from the likeliest image tokens with total probability p; 1 is off.",
+    help="Sample from the most likely image tokens with total probability p; 1 is off.",
 )
 @click.option(
     "--image",
@@ -75,7 +75,7 @@ _SETTINGS = ("size", "seed", "guidance", "temperature", "top_k", "top_p")
     "--batch-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Answer the requests of a JSON Lines file together.",
+    help="Answer all requests in a JSON Lines file.",
 )
 @model_options
 def command(**options: Any) -> None:
@@ -105,7 +105,7 @@ def command(**options: Any) -> None:
 
 
 def _request(options: dict[str, Any]) -> GenerationRequest:
-    """Return the request after all checks that are possible without the model."""
+    """Check what can be checked without the model and return the request."""
     from liquidmm.config import check_ranges
     from liquidmm.generate.requests import GenerationRequest
     from liquidmm.generate.sampling import SamplingConfig
@@ -155,7 +155,7 @@ def _generate_with_previews(liquid: Liquid, request: GenerationRequest, path: Pa
 
 
 def _check_alone(options: dict[str, Any]) -> None:
-    """Reject options that belong into the requests of the file."""
+    """Reject options that belong in the file's requests."""
     source_of = click.get_current_context().get_parameter_source
     for name in (*_SETTINGS, "prompt", "n", "grid", "images", "preview_every"):
         source = source_of(name)
@@ -169,7 +169,7 @@ def _check_alone(options: dict[str, Any]) -> None:
 
 
 def _run_file(file: Path, out: Path, model: dict[str, Any]) -> None:
-    """Answer the requests of a file; a malformed line is reported like an invalid request."""
+    """Answer the requests in a file; report a malformed line like an invalid request."""
     requests: dict[int, GenerationRequest] = {}
     failed = False
     folder = Path("outputs") if out == Path("out.png") else out
@@ -230,7 +230,7 @@ def _print(found: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress_bar() -> Iterator[Progress]:
-    """Show on stderr how many image tokens were generated."""
+    """Show on stderr how many image tokens have been generated."""
     from tqdm import tqdm
 
     with tqdm(unit="token", leave=False, disable=None) as bar:

@@ -27,7 +27,7 @@ def command() -> None:
     "parts",
     type=click.Choice(("icons", "scenes", "text")),
     multiple=True,
-    help="Build one part only; may be repeated.  [default: all parts]",
+    help="Build only this part; repeatable.  [default: all parts]",
 )
 @click.option("--iconify", type=_FILE, help="Tarball of @iconify/json.  [default: in PACKAGES]")
 @click.option("--emojibase", type=_FILE, help="Tarball of emojibase-data.  [default: in PACKAGES]")
@@ -35,17 +35,17 @@ def command() -> None:
 @click.option(
     "--icons",
     type=_INPUT_FOLDER,
-    help="Icons for scenes and text, if they are not built here.  [default: OUT/icons]",
+    help="Icons for scenes and text, if not built in this run.  [default: OUT/icons]",
 )
 @click.option(
-    "--styles", help="Icon sets, separated by commas.  [default: the four of the default model]"
+    "--styles", help="Icon sets, separated by commas.  [default: those of the default model]"
 )
 @click.option("--all-styles", is_flag=True, help="Use every permissively licensed color set.")
 @click.option("--share-alike", is_flag=True, help="Accept share-alike licenses.")
-@click.option("--size", default=64, show_default=True, help="Side of the icons in pixels.")
+@click.option("--size", default=64, show_default=True, help="Icon width and height in pixels.")
 @click.option("--scenes", default=12_000, show_default=True, help="Number of scenes.")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
-@click.option("--overwrite", is_flag=True, help="Build again what exists.")
+@click.option("--overwrite", is_flag=True, help="Rebuild existing parts.")
 def build(
     packages: Path,
     out: Path,
@@ -59,7 +59,7 @@ def build(
 
     PACKAGES is the folder that `make icons` downloads them to.  [default: data]
 
-    Finished parts are kept, so an interrupted run can be repeated.
+    Finished parts are kept, so an interrupted build can be run again.
     """
     from liquidmm.icons import build as building
     from liquidmm.icons.icons import DEFAULT_STYLES, IconsConfig
@@ -96,13 +96,13 @@ def build(
     default="data/text",
     show_default=True,
     type=_INPUT_FOLDER,
-    help="Text part of `liquid icons build`; the prompts are about its words.",
+    help="Folder OUT/text of `liquid icons build`; its words are used in the prompts.",
 )
 @click.option("--count", default=1000, show_default=True, help="Number of prompts.")
 @click.option("--source", help="Name of the model.  [default: the name of its folder]")
-@click.option("--license", default="", help="SPDX name of the model's license.")
+@click.option("--license", default="", help="SPDX identifier of the model's license.")
 @click.option(
-    "--max-tokens", default=128, show_default=True, help="Maximum number of tokens of an answer."
+    "--max-tokens", default=128, show_default=True, help="Maximum number of tokens per answer."
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
@@ -115,10 +115,10 @@ def replay(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Write answers of a language model as conversations for training.
+    """Write a language model's answers as conversations for training.
 
-    CHECKPOINT is the model before training. With its own answers in the mixture it forgets less of
-    its language.
+    CHECKPOINT is the model before training. Training on its own answers helps it keep its language
+    skills.
     """
     from liquidmm.generate.liquid import load
     from liquidmm.generate.requests import GenerationRequest

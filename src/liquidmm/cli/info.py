@@ -1,4 +1,4 @@
-"""The command `liquid info`; it reads configuration files only, not weights."""
+"""The command `liquid info`, which reads configuration files but not weights."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _write_sheet(folder: Path, path: Path, count: int, tokenizer: Path | None) -
     if fingerprint != loaded.fingerprint:
         raise DataError(
             f"{folder}: encoded with the image tokenizer {fingerprint}, not with "
-            f"{loaded.fingerprint}. Give the one it was encoded with (--tokenizer)."
+            f"{loaded.fingerprint}. Pass the tokenizer it was encoded with (--tokenizer)."
         )
     samples = list(islice(_with_images(shards, count), count))
     if not samples:

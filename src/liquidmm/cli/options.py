@@ -1,7 +1,7 @@
 """Options and checks that several commands share.
 
-Importing this module is cheap. `load_model` is called after everything that can be checked without
-the model was checked.
+Importing this module is cheap. Commands call `load_model` after all checks that do not need the
+model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Formats in which every RGB image can be written."""
+"""Formats that can store any RGB image."""
 
 
 class Size(click.ParamType[Any]):
@@ -45,7 +45,7 @@ def model_options(command: Command) -> Command:
     command = click.option(
         "--quantize",
         metavar="TYPE",
-        help="Quantize the weights: int8 (CPU only). Faster and slightly less exact.",
+        help="Quantize the weights: int8 (CPU only). Faster, slightly less accurate.",
     )(command)
     command = click.option(
         "--dtype",
@@ -89,7 +89,7 @@ def check_image_path(path: Path) -> None:
     """Check that an image can be written to a path.
 
     Raises:
-        ConfigError: It is a folder, or its suffix is not that of an image format.
+        ConfigError: The path is a folder, or its suffix is not that of an image format.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder. Name a file, such as {path / 'out.png'}.")
@@ -100,7 +100,7 @@ def check_image_path(path: Path) -> None:
 
 
 def save_image(image: Any, path: Path) -> None:
-    """Write a PIL image atomically; an existing file is replaced."""
+    """Write a PIL image atomically, replacing an existing file."""
     from liquidmm.files import atomic_file
 
     with atomic_file(path) as temporary:

@@ -15,19 +15,19 @@ _PATH = click.Path(path_type=Path)
 @click.argument("image", type=_PATH)
 @click.option("-o", "--out", type=_PATH, required=True, help="Image file to write.")
 @click.option("--tokenizer", type=_PATH, help="Folder or file of an image tokenizer.")
-@click.option("--checkpoint", type=_PATH, help="Liquid model whose image tokenizer to use.")
+@click.option("--checkpoint", type=_PATH, help="Liquid model with the image tokenizer.")
 @click.option(
     "--resolution",
     type=click.IntRange(1),
-    help="Side in pixels.  [default: the tokenizer's resolution]",
+    help="Width and height in pixels.  [default: the tokenizer's resolution]",
 )
 def command(
     image: Path, out: Path, tokenizer: Path | None, checkpoint: Path | None, resolution: int | None
 ) -> None:
     """Compare an image with its reconstruction.
 
-    Writes both images next to each other and prints the PSNR and the path. The image is scaled and
-    cropped to a square first. The default tokenizer is that of the built-in model.
+    Crops the image to a square, writes it next to its reconstruction, and prints the PSNR and the
+    path. The default tokenizer is that of the built-in model.
     """
     from liquidmm.cli.options import check_image_path, save_image
     from liquidmm.image_tokenizer.images import (

@@ -1,7 +1,7 @@
 """`liquid train`: train a model from a TOML config.
 
-stdout gets the folder of the result, once; the progress bar and messages go to stderr. Samples are
-written to OUT/samples; a sample that fails is logged as a warning and does not stop the training.
+The folder of the result goes to stdout; the progress bar and messages go to stderr. Samples are
+written to OUT/samples; if sampling fails, a warning is logged and training continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GIB = 2**30
 @click.command("train")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
-@click.option("--resume", is_flag=True, help="Resume although settings have changed.")
+@click.option("--resume", is_flag=True, help="Resume even if settings changed.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -39,7 +39,7 @@ GIB = 2**30
 @click.option(
     "--peak-tflops",
     type=float,
-    help="Dense peak of a GPU (default: that of the GPU of this machine, or of an H100).",
+    help="Peak dense TFLOP/s of a GPU (default: those of this machine's GPU, or of an H100).",
 )
 @click.option("--assumed-mfu", type=float, help="Fraction of the peak to assume (default: 0.4).")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as one JSON object.")
@@ -74,7 +74,7 @@ def command(
     if not int(os.environ.get("RANK", "0")):
         click.echo(folder)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Everything is written. gloo's threads may abort a regular exit of the interpreter.
+        # All files are written; on a normal exit, gloo's threads can abort the interpreter.
         sys.stdout.flush()
         os._exit(0)
 

@@ -15,7 +15,7 @@ import click
 def command(run_file: Path, overrides: tuple[str, ...], resume: bool, stop_at: int | None) -> None:
     """Train an image tokenizer from a TOML config.
 
-    The folder of the tokenizer is printed.
+    Prints the folder of the tokenizer.
     """
     from liquidmm.config import load_run
     from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig

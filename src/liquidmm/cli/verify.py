@@ -13,7 +13,7 @@ import click
 def command(folder: Path) -> None:
     """Check the shards of a folder against their checksums.
 
-    Each damaged shard is listed with the chunk of the source that it was made from.
+    Lists each damaged shard with the source chunk it was made from.
     """
     from tqdm import tqdm
 
@@ -27,5 +27,5 @@ def command(folder: Path) -> None:
         if problem:
             tqdm.write(problem, file=sys.stderr)
     if damaged:
-        raise DataError(f"{folder}: {damaged} of {count} shards are damaged, see above.")
+        raise DataError(f"{folder}: {damaged} of {count} shards are damaged (listed above).")
     click.echo(f"{folder}: {count} shards, all intact")

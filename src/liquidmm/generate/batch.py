@@ -1,9 +1,9 @@
 """The running batch: sequences join and leave while others run.
 
 The slots of the sequences are contiguous at the beginning of the cache; when a sequence leaves, the
-last slots move into the gap. A prompt that another sequence started with, and the unconditional
-prompt, are copied instead of computed again. Sampled tokens are on the host after `collect`, which
-must be called before a sequence is added, changed or removed.
+last slots move into the gap. A prompt that another sequence started with is copied instead of
+computed again, and so is the unconditional prompt. Sampled tokens are on the host after `collect`,
+which must be called before a sequence is added, changed or removed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from liquidmm.generate.state import ModelSpec, SequenceState
 from liquidmm.generate.step import FIRST_SLOT, DecodeStep, Sampled, padded_count
 
 _ROUND_TO = 16
-"""Lengths are rounded up to a multiple of this: prompts, unless the backend is batch invariant
-(excess positions are overwritten later), attended lengths and reserved lengths."""
+"""Attended and reserved lengths are rounded up to a multiple of this, and so are prompts unless the
+backend is batch invariant (excess positions are overwritten later)."""
 
 
 class Batch:
-    """The sequences on one backend. Their slots, lengths and next tokens are changed only here."""
+    """The sequences on one backend. Nothing else changes their slots and lengths."""
 
     def __init__(self, backend: Backend, spec: ModelSpec, graphs: CudaGraphs | None = None) -> None:
         """Create an empty batch; ``graphs`` captures decoding steps, None runs them directly."""
@@ -66,7 +66,7 @@ class Batch:
             self._add_unconditional(sequence)
 
     def open_image(self, sequence: SequenceState) -> None:
-        """Continue a text, which ended with boi, with the codes of an image."""
+        """Start sampling the codes of an image after a text that ended with boi."""
         self._invalidate()
         assert isinstance(sequence.request, TextRequest)
         sequence.target, sequence.sampling = "codes", sequence.request.image_sampling
@@ -164,7 +164,7 @@ class Batch:
         sequence.guided = True
 
     def _reserve(self, length: int) -> None:
-        # Rounded up, so that requests of similar length do not move the cache each time.
+        # Round up so that requests of similar length do not move the cache each time.
         self._length = max(self._length, min(_rounded(length), self._spec.context))
         slots = FIRST_SLOT + padded_count(self.num_slots, self._backend)
         self._reserved = (max(slots, self._reserved[0]), self._length)

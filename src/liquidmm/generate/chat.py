@@ -1,8 +1,8 @@
 """A conversation that keeps its turns and images.
 
-A turn is kept once its answer is complete; a turn that fails or is interrupted leaves no trace, and
-an image attached to it stays attached. When the context is full the oldest turns are dropped, and
-`dropped` counts them.
+A turn is kept once its answer is complete; a turn that fails or is interrupted is discarded, and
+its attached image stays attached. When the context is full, the oldest turns are dropped, and
+`dropped` counts their messages.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Conversation:
         self._seed += 1
 
     def _count_dropped(self, question: dict[str, str]) -> int:
-        """Return how many of the oldest messages must go to leave room for the answer."""
+        """Return how many of the oldest messages to drop to leave room for the answer."""
         context = self._liquid.engine.context
         room = min(ANSWER_ROOM, context // 4)
         for count in range(0, len(self._messages), 2):

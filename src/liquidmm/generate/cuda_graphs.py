@@ -1,7 +1,7 @@
-"""Decoding steps captured as CUDA graphs, which launches a whole step at once.
+"""Decoding steps captured as CUDA graphs, which launch a whole step at once.
 
-A step is captured after it ran a few times, so a small image never pays for it. Steps with equal
-signatures share a graph, also across requests. The results are those of the step without a graph.
+A step is captured only after a few runs, so small images never pay for a capture. Steps with equal
+signatures share a graph, even across requests. A graph does not change the results.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from liquidmm.generate.step import DecodeStep, Sampled
 
 _MIN_LENGTH = 256
-"""Attended lengths are rounded up to powers of two from here on; each needs a graph."""
+"""Attended lengths are rounded up to powers of two, at least this; each length needs a graph."""
 _RUNS_BEFORE_CAPTURE = 4
 _MAX_STEPS = 16
-"""Steps that are kept; the oldest are dropped first."""
+"""Maximum number of steps to keep; the oldest are dropped first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +38,7 @@ class CudaGraphs:
         self._pool: Any = None
 
     def get_or_add(self, step: DecodeStep) -> DecodeStep:
-        """Return the kept step with the same signature, with the new values, or keep this one."""
+        """Update and return the kept step with the same signature, or keep and return this one."""
         kept = self._kept.get(step.signature)
         if kept is None:
             while len(self._kept) >= _MAX_STEPS:

@@ -66,7 +66,7 @@ class TextStream:
         return "" if text.endswith(_INCOMPLETE) else self._new(text)
 
     def flush(self) -> str:
-        """Return the text that was held back and start again."""
+        """Return the text that was held back and reset."""
         piece = self._new(detokenize(self._tokenizer, self._tokens))
         self._tokens, self._shown = [], ""
         return piece
@@ -90,7 +90,7 @@ class StopStrings:
         if self.hit:
             return ""
         self._held += text
-        # The string that is complete first counts, however the text is split into pieces.
+        # The string that is completed first wins, no matter how the text is split.
         ends = [(self._held.find(string), len(string)) for string in self._strings]
         if found := [(start + size, start) for start, size in ends if start >= 0]:
             self.hit = True
@@ -102,7 +102,7 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """Return the text that was held back and start again."""
+        """Return the text that was held back and reset."""
         shown, self._held = self._held, ""
         return shown
 
@@ -123,7 +123,7 @@ class Detokenizer:
         request: TokenRequest,
         stop: Sequence[str] = (),
     ) -> None:
-        """Start without pieces; ``stop`` are strings that end the text."""
+        """Start without pieces; each string in ``stop`` ends the text."""
         self.finish: Finish | None = None
         """Why the reply ended; None while it continues."""
         self._text_stream = TextStream(tokenizer)
@@ -135,7 +135,7 @@ class Detokenizer:
 
     @property
     def reply(self) -> Reply:
-        """The reply, once it ended."""
+        """The reply, once it has ended."""
         assert self.finish is not None
         return Reply(text=self._text.strip(), images=tuple(self._images), finish=self.finish)
 

@@ -2,9 +2,9 @@
 
 The result of a request depends only on the request, including its seed, not on the other requests
 in the batch. Only rounding that depends on the batch size can change it, and only between tokens
-that otherwise tie; the "cpu" backend excludes even that. An image has exactly h x w codes; a text
-runs until a stop token or a limit. A request that cannot be answered fails alone, before any
-computation.
+that are practically tied; with the "cpu" backend, not even that. An image has exactly h x w codes;
+a text runs until a stop token or a limit. A request that cannot be answered fails on its own,
+before any computation.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from liquidmm.generate.state import ModelSpec, RequestHandle
 from liquidmm.vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]
-"""Called with the number of image tokens generated so far and in all."""
+"""Called with the number of image tokens generated so far and the total."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig(RangeChecked):
-    """How a model is run. Only ``quantize`` changes the results."""
+    """How to run a model. Only ``quantize`` changes the results."""
 
     slots: Annotated[int, Ge(2)] = 32
     """KV cache slots, which limit the sequences that run at once; a guided image needs two."""
@@ -53,7 +53,8 @@ class EngineConfig(RangeChecked):
     """"cpu" (compiled C), "torch" (fused PyTorch) or "transformers" (any family); None chooses the
     fastest that supports the model."""
     cuda_graphs: bool = False
-    """Capture decoding steps as CUDA graphs. This takes seconds, so it pays for many images."""
+    """Capture decoding steps as CUDA graphs. Capturing takes seconds, so it pays off for many
+    images."""
 
 
 class Engine:
@@ -77,12 +78,12 @@ class Engine:
             vocabulary: Token ids of text and codes.
             unconditional: Unconditional prompt for guidance, up to and including boi.
             stop: Tokens that end a text.
-            config: How the model is run; None is the default.
+            config: How to run the model; None is the default.
             backend: Runs the model; None creates the one that ``config`` names.
             graphs: Captures decoding steps; None creates one if ``config`` asks for it.
 
         Raises:
-            ConfigError: The model cannot be run that way.
+            ConfigError: The model cannot be run with these settings.
         """
         self.config = config or EngineConfig()
         self.spec = ModelSpec(
@@ -123,7 +124,7 @@ class Engine:
             if min(request.grid) < 1:
                 height, width = request.grid
                 raise ConfigError(f"grid: expected at least 1 x 1, got {height} x {width}.")
-            codes_sampling.check_vocabulary(vocabulary.codebook_size, "codes of the codebook")
+            codes_sampling.check_vocabulary(vocabulary.codebook_size, "codes in the codebook")
         if length + needed > self.context:
             raise DataError(
                 f"prompt: {length} tokens and {needed} {unit} exceed the model's context of "
@@ -170,14 +171,14 @@ class Engine:
         """Answer requests together.
 
         Args:
-            requests: Any mix.
+            requests: Any mix of requests.
             progress: Called after every step with the image tokens of `ImageRequest`s.
 
         Yields:
-            The handle of a request, whose ``index`` is its place in ``requests``, and its next
-            event. The last event of each request is an `End`; that of an invalid request contains
-            the error. A request whose handle is given to `cancel` yields nothing more. Requests
-            are cancelled when the iterator is closed.
+            The handle of a request, whose ``index`` is its position in ``requests``, and its next
+            event. The last event of each request is an `End`, which contains the error if the
+            request is invalid. A request passed to `cancel` yields nothing more. Closing the
+            iterator cancels the remaining requests.
 
         Raises:
             CheckpointError: The model's logits contain NaN.

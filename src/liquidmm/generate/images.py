@@ -1,4 +1,4 @@
-"""Images to codes and back, in the sizes a checkpoint was trained on.
+"""Conversion of images to codes and back, in the sizes a checkpoint was trained on.
 
 An input image is fitted to the trained size with the nearest aspect ratio, as in training; a size
 to generate must be a trained one. Codes are (h, w), int64, on the CPU.
@@ -45,7 +45,7 @@ class ImageCodec:
         """Return the size to generate; None is the default size.
 
         Raises:
-            ConfigError: The size was not trained; the message lists those that were.
+            ConfigError: The size is not a trained one; the message lists those.
             CheckpointError: The checkpoint was not trained on images.
         """
         self._require_sizes()
@@ -86,11 +86,11 @@ class ImageCodec:
         return to_image(self._checkpoint.require_image_tokenizer().decode(codes[None])[0])
 
     def preview(self, codes: Tensor, grid: tuple[int, int]) -> Image.Image:
-        """Return an image of which only the first rows of codes are known; the rest is gray.
+        """Return the image of the first rows of codes; the rest is gray.
 
         Args:
             codes: At least one row, (r, w).
-            grid: Rows and columns of all its codes.
+            grid: Rows and columns of the complete image.
 
         Returns:
             The image, RGB. The last known rows may still change slightly.
@@ -104,5 +104,5 @@ class ImageCodec:
         if not self.sizes:
             raise CheckpointError(
                 "checkpoint: was not trained on images (no sizes in processor_config.json). "
-                "Use one that was, or train this one."
+                "Use a checkpoint that was, or train this one."
             )

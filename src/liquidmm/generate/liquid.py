@@ -1,4 +1,4 @@
-"""The Python API: a checkpoint that generates images, describes them, answers and chats.
+"""The Python API: a checkpoint that generates and describes images, answers questions and chats.
 
 The same seed gives the same result. Generated images are PIL images, RGB; an input image may also
 be a path or the codes that `encode` returned. Images use the checkpoint's own sampling defaults, or
@@ -34,7 +34,7 @@ from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.sequences import Turn
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
-"""The checkpoint that comes with the package."""
+"""The checkpoint shipped with the package."""
 
 
 def load(
@@ -47,17 +47,18 @@ def load(
     """Load a checkpoint.
 
     Args:
-        folder: Checkpoint folder, or owner/name on the Hugging Face hub; None is the model that
-            comes with the package.
+        folder: Checkpoint folder, or owner/name on the Hugging Face hub; None is the model shipped
+            with the package.
         device: "cpu", "cuda" or "mps"; None is the fastest available.
-        dtype: "float32", "bfloat16" or "float16"; "auto" is the fastest that the device supports.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the fastest one that the device
+            supports.
         image_tokenizer: For a checkpoint without one, such as `Junfeng5/Liquid_V1_7B`: a folder
             of this package or a `vqgan.ckpt`.
-        engine: How the model is run; None is the default.
+        engine: How to run the model; None is the default.
 
     Raises:
         CheckpointError: The folder is not a checkpoint.
-        ConfigError: The model cannot be run that way.
+        ConfigError: The model cannot be run with these settings.
     """
     source = DEFAULT_MODEL if folder is None else folder
     return Liquid(Checkpoint.load(source, device, dtype, image_tokenizer), engine)
@@ -104,13 +105,13 @@ class Liquid:
 
         Args:
             prompt: What the image shows.
-            size: Width and height in pixels, a trained size; None is the first of `sizes`.
+            size: Width and height in pixels, one of `sizes`; None is the first.
             seed: Random seed.
             sampling: None is the checkpoint's default, `sampling`.
 
         Raises:
             DataError: The prompt is empty or too long.
-            ConfigError: The size was not trained, or a setting does not fit the codebook.
+            ConfigError: The size is not a trained one, or a setting does not fit the codebook.
         """
         return self.generate_images([prompt], size=size, seeds=[seed], sampling=sampling)[0]
 
@@ -123,18 +124,18 @@ class Liquid:
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
     ) -> list[Image.Image]:
-        """Generate several images at once, each as `generate_image` does.
+        """Generate several images at once, each the same as from `generate_image`.
 
         Args:
-            prompts: One for each image.
-            size: For all images.
-            seeds: One for each image; None is 0, 1, 2, ...
-            sampling: For all images.
-            progress: Called with (image tokens generated, image tokens in all) after each step.
+            prompts: One prompt per image.
+            size: Size of all images.
+            seeds: One seed per image; None is 0, 1, 2, ...
+            sampling: Settings for all images.
+            progress: Called with (image tokens generated, total image tokens) after each step.
 
         Raises:
             DataError: A prompt is empty or too long.
-            ConfigError: Seeds and prompts differ in number, or as in `generate_image`.
+            ConfigError: The numbers of seeds and prompts differ, or as for `generate_image`.
         """
         codes = self.generate_codes(
             prompts, size=size, seeds=seeds, sampling=sampling, progress=progress
@@ -161,13 +162,13 @@ class Liquid:
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
-        """Describe several images at once, each as `describe` does."""
+        """Describe several images at once, with the same results as `describe`."""
         return self._texts([caption_request(image, max_tokens) for image in images])
 
     def ask(
         self, image: ImageLike | Sequence[ImageLike], question: str, *, max_tokens: int = 128
     ) -> str:
-        """Answer a question about an image, or about several in a list."""
+        """Answer a question about an image or a list of images."""
         return self.ask_many([(image, question)], max_tokens=max_tokens)[0]
 
     def ask_many(
@@ -176,7 +177,7 @@ class Liquid:
         *,
         max_tokens: int = 128,
     ) -> list[str]:
-        """Answer several (image, question) pairs at once, each as `ask` does."""
+        """Answer several (image, question) pairs at once, with the same results as `ask`."""
         return self._texts([question_request(*pair, max_tokens) for pair in questions])
 
     def chat(
@@ -188,18 +189,18 @@ class Liquid:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> Reply:
-        """Answer a conversation with text and images.
+        """Reply to a conversation with text and images.
 
         Args:
-            messages: Turns with `role` and `content`, mappings or objects; each `<image>` in a
-                content is replaced by the next image.
+            messages: Turns with `role` and `content`, mappings or objects; the next image replaces
+                each `<image>` in the content.
             images: The images, in order.
             max_tokens: Maximum number of text tokens.
             seed: Random seed.
             sampling: How text is sampled; None is `DEFAULT_CHAT_SAMPLING`.
 
         Raises:
-            DataError: There are no messages, placeholders and images differ in number, or the
+            DataError: There are no messages, the numbers of placeholders and images differ, or the
                 conversation is too long.
         """
         request = chat_request(
@@ -211,8 +212,8 @@ class Liquid:
         """Answer any mix of requests at once.
 
         Returns:
-            For each request, in order, one reply for each of its samples. An invalid request has a
-            single reply, which contains the error; the others are answered.
+            For each request, in order, one reply per sample. An invalid request has a single reply,
+            which contains the error; the others are still answered.
         """
         found: list[dict[int, Reply]] = [{} for _ in requests]
         for index, sample, reply in self.generate_as_completed(requests):
@@ -225,8 +226,8 @@ class Liquid:
         """Answer any mix of requests at once and yield each reply as soon as it is complete.
 
         Yields:
-            Index of a request, number of a sample, its reply. An invalid request has a single
-            reply, which contains the error.
+            The index of a request, the number of a sample, and its reply. An invalid request has a
+            single reply, which contains the error.
         """
         places: list[tuple[int, int]] = []
         built: list[TokenRequest] = []
@@ -257,7 +258,7 @@ class Liquid:
                 yield index, sample, stream.reply
 
     def stream(self, request: GenerationRequest) -> Iterator[Piece]:
-        """Answer a request with one sample, piece by piece.
+        """Answer a request with one sample, streaming its pieces.
 
         Yields:
             Text as it is generated, previews of images (`GenerationRequest.preview_every`), and

@@ -1,4 +1,4 @@
-"""What a request produces: events in tokens, pieces with text and images, and whole replies."""
+"""Outputs of a request: events with tokens, pieces with text and images, and whole replies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ImagePreview:
 
     image: Image.Image
     done: float
-    """Share of its rows that are complete, above 0 and below 1."""
+    """Fraction of its rows that are complete, above 0 and below 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class Reply:
     """The whole output of a request; text and images are empty if it failed."""
 
     text: str = ""
-    """The text, with `<image>` in place of each image."""
+    """The text, with `<image>` for each image."""
     images: tuple[Image.Image, ...] = ()
     finish: Finish = "stop"
     error: LiquidError | None = None

@@ -1,4 +1,4 @@
-"""Requests: what a user asks for, and the same in tokens for the engine.
+"""Requests: what a user asks for, and its tokenized form for the engine.
 
 `GenerationRequest` contains everything its replies depend on. `RequestBuilder` turns it into one
 `ImageRequest` or `TextRequest` per sample, or raises a one-line error that names the field.
@@ -22,8 +22,8 @@ from liquidmm.prompts import IMAGE_PLACEHOLDER
 from liquidmm.sequences import Sequences, Turn
 
 MODES = ("image", "text", "caption", "interleaved")
-"""An image of a text or as the answer to a conversation; an answer in text; the caption of an
-image; an answer in which the model may generate images."""
+"""In order: an image for a prompt or conversation; a text answer; a caption of an image; an answer
+in which the model can also generate images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,16 +42,17 @@ class GenerationRequest:
     images: tuple[ImageLike, ...] = ()
     """Input images, for checkpoints that were trained on such requests."""
     size: tuple[int, int] | None = None
-    """Width and height in pixels of a generated image, a trained size; None is the default size."""
+    """Width and height of a generated image in pixels, one of the trained sizes; None is the
+    default."""
     n: Annotated[int, Ge(1)] = 1
     """Number of samples; sample i uses ``seed + i``."""
     seed: int = 0
     """Seed of the first sample."""
     guidance: float | None = None
-    """Guidance of images, as in `SamplingConfig`; None is the checkpoint's default."""
+    """Guidance for images, as in `SamplingConfig`; None is the checkpoint's default."""
     temperature: float | None = None
-    """As in `SamplingConfig`, for the codes of "image" and the text of the other modes; None is
-    the default of the checkpoint or the mode."""
+    """As in `SamplingConfig`, for codes in the mode "image" and for text in the other modes; None
+    is the default of the checkpoint or the mode."""
     top_k: int | None = None
     """As `temperature`."""
     top_p: float | None = None
@@ -61,9 +62,9 @@ class GenerationRequest:
     max_tokens: Annotated[int, Ge(1)] = 512
     """Maximum number of text tokens."""
     stop: tuple[str, ...] = ()
-    """Strings that end the text; they are not part of it."""
+    """Strings that end the text and are removed from it."""
     preview_every: Annotated[int, Ge(0)] = 0
-    """Rows of codes between two previews of an image; 0 gives none."""
+    """Rows of codes between two previews of an image; 0 disables previews."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class ImageRequest:
     sampling: SamplingConfig
     seed: int = 0
     preview_every: Annotated[int, Ge(0)] = 0
-    """Rows of codes between two `ImageRows` events; 0 gives none."""
+    """Rows of codes between two `ImageRows` events; 0 disables them."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -97,7 +98,7 @@ class TextRequest:
     """How the codes of an image in the text are sampled."""
     seed: int = 0
     grid: tuple[int, int] | None = None
-    """Rows and columns of an image that the model may open; None forbids images."""
+    """Rows and columns of images in the text; None allows no images."""
     preview_every: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
@@ -115,10 +116,10 @@ def image_requests(
     seeds: Sequence[int] | None = None,
     sampling: SamplingConfig | None = None,
 ) -> list[GenerationRequest]:
-    """Return a request for an image of each prompt; the default seeds are 0, 1, 2, ...
+    """Return an image request for each prompt; the default seeds are 0, 1, 2, ...
 
     Raises:
-        ConfigError: Seeds and prompts differ in number.
+        ConfigError: The numbers of seeds and prompts differ.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
@@ -140,7 +141,7 @@ def caption_request(image: ImageLike, max_tokens: int) -> GenerationRequest:
 def question_request(
     image: ImageLike | Sequence[ImageLike], question: str, max_tokens: int
 ) -> GenerationRequest:
-    """Return a request for the answer to a question about one image or several.
+    """Return a request to answer a question about one or more images.
 
     Raises:
         DataError: The question is empty.
@@ -162,7 +163,7 @@ def chat_request(
     seed: int = 0,
     sampling: SamplingConfig | None = None,
 ) -> GenerationRequest:
-    """Return a request for the answer to a conversation; ``sampling`` applies to text."""
+    """Return a request to reply to a conversation; ``sampling`` applies to text."""
     settings = {} if sampling is None else dataclasses.asdict(sampling)
     settings.pop("guidance", None)
     turns = (
@@ -207,7 +208,7 @@ class RequestBuilder:
         """Return the tokens of a conversation up to the start of the answer.
 
         Raises:
-            DataError: There are no messages, or placeholders and images differ in number.
+            DataError: There are no messages, or the numbers of placeholders and images differ.
         """
         if not messages:
             raise DataError("messages: expected at least one message, got none.")
@@ -253,7 +254,7 @@ class RequestBuilder:
         if len(request.images) != 1 or request.prompt or request.messages:
             raise DataError(
                 f"images: a caption needs exactly one image and no text, got "
-                f"{len(request.images)} images. For questions use the mode 'text'."
+                f"{len(request.images)} images. For questions, use the mode 'text'."
             )
         codes = self._images.encode(request.images[0])
         return tuple(self._sequences.image_to_text_prompt(codes))
@@ -262,7 +263,7 @@ class RequestBuilder:
         messages: Sequence[Mapping[str, str]] = request.messages
         if not messages:
             if not request.prompt.strip():
-                raise DataError("prompt: is empty, and there are no messages. Give one of them.")
+                raise DataError("prompt: is empty, and there are no messages. Pass one of them.")
             content = IMAGE_PLACEHOLDER * len(request.images) + request.prompt.strip()
             messages = [{"role": "user", "content": content}]
         return self.chat_prompt(messages, request.images)
@@ -275,7 +276,7 @@ def _check(request: GenerationRequest) -> None:
     if not all(request.stop):
         raise ConfigError("stop: expected strings that are not empty.")
     if request.prompt and request.messages:
-        raise DataError("prompt: cannot be combined with messages. Give one of them.")
+        raise DataError("prompt: cannot be combined with messages. Pass one of them.")
     for name in ("guidance", "size") if request.mode in ("caption", "text") else ():
         if getattr(request, name) is not None:
             raise ConfigError(
@@ -292,5 +293,5 @@ def _override(
     given: dict[str, Any] = {name: getattr(request, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     if "greedy" not in given and set(given) - {"guidance"}:
-        given["greedy"] = False  # a temperature asks for sampling
+        given["greedy"] = False  # a temperature implies sampling
     return dataclasses.replace(default, **given)

@@ -28,7 +28,7 @@ def check_seed(seed: int) -> int:
     """Return the seed.
 
     Raises:
-        ConfigError: It is not from 0 to 2**63 - 1.
+        ConfigError: The seed is not from 0 to 2**63 - 1.
     """
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed}.")
@@ -41,7 +41,7 @@ def splitmix64(seed: Tensor, number: Tensor) -> Tensor:
     The shapes broadcast. The result has 64 random bits, int64.
     """
     bits = (number + 1).mul_(GAMMA) + seed
-    # The shift of a signed number copies its sign down; the mask removes the copies.
+    # Shifting a signed number copies its sign bit; the mask removes the copies.
     bits.bitwise_xor_((bits >> 30).bitwise_and_(2**34 - 1)).mul_(_FACTORS[0])
     bits.bitwise_xor_((bits >> 27).bitwise_and_(2**37 - 1)).mul_(_FACTORS[1])
     return bits.bitwise_xor_((bits >> 31).bitwise_and_(2**33 - 1))
@@ -50,8 +50,9 @@ def splitmix64(seed: Tensor, number: Tensor) -> Tensor:
 def exponential(seeds: Tensor, steps: Tensor, columns: Tensor) -> Tensor:
     """Return standard exponential random numbers.
 
-    The column with the largest ``probability / number`` is then a sample of the probabilities: the
-    waiting time ``number / probability`` of a column is exponential with its probability as rate.
+    The column with the largest ``probability / number`` is then a sample from the distribution: the
+    waiting time ``number / probability`` of a column is exponential with its probability as the
+    rate.
 
     Args:
         seeds: Seed of each row, int64, at least 0; its shape broadcasts with that of ``steps``.

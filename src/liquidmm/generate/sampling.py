@@ -2,8 +2,8 @@
 
 Guidance is applied first (`guide`), then temperature, top-k and top-p, as in the reference
 implementation. A token with logit -inf is never sampled. The result for a row depends on its
-logits, its settings and its own random numbers (`rng`), not on the other rows. A random number
-belongs to a token, not to its rank, so a rounding error changes the result only if two tokens tie.
+logits, its settings and its own random numbers (`rng`), not on the other rows. Each random number
+belongs to a token, not to a rank, so a rounding error changes the result only if two tokens tie.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from liquidmm.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig(RangeChecked):
-    """How the next token is chosen; the defaults are those of the reference implementation."""
+    """How to choose the next token; the defaults are those of the reference implementation."""
 
     guidance: Annotated[float, Ge(0)] = 7.0
-    """Scale s of classifier-free guidance of images; 1 is plain sampling, 0 ignores the prompt."""
+    """Scale s of classifier-free guidance for images; 1 is plain sampling, 0 ignores the prompt."""
     temperature: Annotated[float, Gt(0)] = 0.99
     """Divides the logits; lower is more predictable, higher is more varied."""
     top_k: Annotated[int, Ge(0)] = 4096
-    """Only the k likeliest tokens can be sampled; 0 is off."""
+    """Sample only from the k most likely tokens; 0 is off."""
     top_p: Annotated[float, Gt(0), Le(1)] = 0.96
-    """Only the likeliest tokens that together reach this probability can be sampled; 1 is off."""
+    """Sample only from the most likely tokens with this total probability; 1 is off."""
     greedy: bool = False
-    """Always choose the likeliest token; temperature, top_k and top_p then have no effect."""
+    """Always choose the most likely token; temperature, top_k and top_p then have no effect."""
 
     def check_vocabulary(self, size: int, what: str) -> None:
-        """Check top_k against the number of tokens to choose from; ``what`` is their name.
+        """Check top_k against the number of tokens to choose from, which ``what`` names.
 
         Raises:
-            ConfigError: top_k is larger.
+            ConfigError: top_k is larger than ``size``.
         """
         if self.top_k > size and not self.greedy:
             raise ConfigError(
@@ -59,7 +59,7 @@ DEFAULT_CHAT_SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)
 def reference_sampling(codebook_size: int) -> SamplingConfig:
     """Return the settings of the reference implementation for a codebook of this size.
 
-    The reference samples from the likelier half: 4,096 of 8,192 codes.
+    The reference samples from the more likely half: 4,096 of 8,192 codes.
     """
     return SamplingConfig(top_k=codebook_size // 2)
 
@@ -68,8 +68,8 @@ def saved_sampling(saved: Mapping[str, Any] | None, codebook_size: int) -> Sampl
     """Return a checkpoint's defaults for images.
 
     Args:
-        saved: The settings in its `processor_config.json`; None takes those of the reference.
-        codebook_size: Codes of its image tokenizer.
+        saved: The settings in its `processor_config.json`; None uses those of the reference.
+        codebook_size: Number of codes of its image tokenizer.
 
     Raises:
         ConfigError: A saved setting is unknown or out of range.
@@ -85,27 +85,27 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
     Args:
         conditional: Logits given the prompt, (B, V).
         unconditional: Logits given the unconditional prompt, (B, V).
-        scale: Guidance s, at least 0; or one for each row, (B, 1), float32.
+        scale: Guidance s, at least 0, or one value per row, (B, 1), float32.
 
     Returns:
-        ``unconditional + s * (conditional - unconditional)``, (B, V), float32. If both are equal,
-        exactly that row.
+        ``unconditional + s * (conditional - unconditional)``, (B, V), float32. A row where both are
+        equal is returned exactly.
     """
     base = unconditional.float()
     return base + scale * (conditional.float() - base)
 
 
 def keep_top_p(probabilities: Tensor, p: float | Tensor) -> Tensor:
-    """Keep the smallest leading group of each row that reaches p, rescaled to sum to 1.
+    """Keep the first columns of each row that reach p, rescaled to sum to 1.
 
-    Columns as likely as the last one of the group are kept with it.
+    Columns as likely as the last one kept are kept too.
 
     Args:
         probabilities: In descending order, each row sums to 1, (B, k).
-        p: Above 0; 1 keeps all; or one for each row, (B, 1).
+        p: Above 0, or one value per row, (B, 1); 1 keeps all columns.
 
     Returns:
-        Probabilities, (B, k), 0 where dropped; the likeliest is always kept.
+        Probabilities, (B, k), 0 where dropped; the most likely column is always kept.
     """
     before = probabilities.cumsum(dim=-1) - probabilities
     least = probabilities.masked_fill(before >= p, torch.inf).amin(dim=-1, keepdim=True)
@@ -119,7 +119,7 @@ class Sampler:
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str) -> None:
         sampled = [config for config in configs if not config.greedy] or list(configs)
         self.all_greedy = all(config.greedy for config in configs)
-        """Whether no row is random."""
+        """Whether all rows are greedy."""
         self.temperature = _column([config.temperature for config in configs], device)
         self.greedy = None
         if any(config.greedy for config in configs) and not self.all_greedy:
@@ -138,13 +138,13 @@ class Sampler:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of its tensors."""
+        """All tensors of the sampler."""
         parts = (self.temperature, self.greedy, self.top_k, self.top_p)
         return [part for part in parts if part is not None]
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for two samplers that do the same operations."""
+        """A key that is equal for two samplers with the same operations."""
         parts = (self.greedy, self.top_k, self.top_p)
         return (self.all_greedy, self.widest, *(part is None for part in parts))
 
@@ -180,7 +180,7 @@ class Sampler:
 
         Returns:
             Columns, (B,), int64, and whether they are valid, (B,), bool: a row with NaN or without
-            a possible column is not.
+            a possible column is invalid.
         """
         best, likeliest = logits.max(dim=-1)
         if self.all_greedy or noise is None:
@@ -200,9 +200,9 @@ class Sampler:
     def _race(self, logits: Tensor, noise: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
         """Sample from `distribution` without sorting, which is faster on a CPU.
 
-        The winner among all columns is the winner among those that top-p keeps, if top-p keeps it.
-        It does if the likelier columns do not reach top-p; otherwise the winner and all columns
-        that are less likely are removed.
+        If top-p keeps the winner among all columns, it also wins among the columns that top-p
+        keeps. Top-p keeps it if the more likely columns do not reach p; otherwise the winner and
+        all less likely columns are removed.
         """
         scores = logits.float() / self.temperature
         if 0 < self.widest < scores.shape[-1]:
@@ -221,7 +221,7 @@ class Sampler:
 
 
 def check_valid(valid: Tensor) -> None:
-    """Check what `Sampler.sample` returned.
+    """Check the validity that `Sampler.sample` returned.
 
     Raises:
         CheckpointError: A row is not valid.

@@ -1,6 +1,6 @@
-"""Which requests run together, and when the host reads what they sampled.
+"""The choice of requests that run together, and of when the host reads sampled tokens.
 
-Requests start in order of arrival as soon as there are free slots. The host reads sampled tokens
+Requests start in order of arrival as soon as enough slots are free. The host reads sampled tokens
 only when it must: for every token of a text, at the end of an image, and for a preview.
 """
 
@@ -18,7 +18,7 @@ class Scheduler:
     """Runs requests on one batch, which it owns."""
 
     def __init__(self, batch: Batch, spec: ModelSpec, slots: int) -> None:
-        """Start without requests; at most ``slots`` slots run at once."""
+        """Start without requests; at most ``slots`` slots are in use at once."""
         self._batch = batch
         self._spec = spec
         self._slots = slots
@@ -32,11 +32,11 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     def add(self, handle: RequestHandle) -> None:
-        """Queue a request that was checked."""
+        """Queue a checked request."""
         self._waiting.append(handle)
 
     def drop(self, handle: RequestHandle) -> None:
-        """Remove a request, waiting or running."""
+        """Remove a waiting or running request."""
         self._waiting = deque(one for one in self._waiting if one is not handle)
         for sequence in [one for one in self._running if one.handle is handle]:
             self._collect()
@@ -81,7 +81,7 @@ class Scheduler:
                 self._update(sequence)
 
     def _update(self, sequence: SequenceState) -> None:
-        """Change what a sequence samples, or end it, as its last token demands."""
+        """Change what a sequence samples, or end it, depending on its last token."""
         if sequence.image_complete:
             self._batch.close_image(sequence)
             sequence.check_limits()
@@ -98,7 +98,7 @@ class Scheduler:
         self._batch.remove(sequence)
 
     def _fail(self, error: BaseException) -> None:
-        """End everything that runs; waiting requests are not affected."""
+        """End all running requests; waiting requests are not affected."""
         reported = error if isinstance(error, LiquidError) else None
         for sequence in self._running:
             sequence.handle.end(End(finish="error", error=reported))

@@ -1,7 +1,7 @@
 """Log-probabilities of given answers.
 
-They are those of training: over the whole vocabulary, image codes included, by transformers' own
-forward. A prompt is processed once for all of its answers.
+They match training: transformers' own forward computes them over the whole vocabulary, image codes
+included. A prompt is processed once for all of its answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from liquidmm.generate.backends import context_length
 from liquidmm.generate.backends.hf import OutputHead
 
 _AT_ONCE = 128
-"""Positions whose logits are computed at a time."""
+"""Number of positions whose logits are computed at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Score:
     log_probs: tuple[float, ...]
     """Natural logarithm of the probability of each token."""
     is_greedy: bool
-    """Whether greedy generation would give this answer."""
+    """Whether greedy generation would produce this answer."""
 
     @property
     def total(self) -> float:
@@ -47,12 +47,12 @@ def score(
 
     Args:
         model: Causal language model in eval mode.
-        size: Tokens of its vocabulary.
+        size: Number of tokens in its vocabulary.
         prompt: Tokens before the answers, at least one.
         answers: Tokens of each answer, at least one; they may include codes.
 
     Raises:
-        DataError: Prompt or answer is empty, or both together exceed the context.
+        DataError: The prompt or an answer is empty, or both together exceed the context.
     """
     context = context_length(model)
     longest = max(map(len, answers), default=0)

@@ -1,7 +1,7 @@
-"""One running request: its tokens so far, and its place in the KV cache.
+"""One running request: its tokens so far, and its slots in the KV cache.
 
 A request is a state machine: text until boi, exactly h x w codes, eoi, and text again. `accept`
-turns sampled tokens into events; `Batch` alone writes the part that describes the cache.
+turns sampled tokens into events; only `Batch` writes the attributes that describe the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Target = Literal["text", "codes"]
 """What is sampled: text tokens, or the codes of an image."""
 
 _TEXT_ROOM = 64
-"""Cache positions that are reserved when a text begins."""
+"""Cache positions reserved when a text begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +44,11 @@ class RequestHandle:
 
     request: TokenRequest
     index: int = 0
-    """Its place among the requests it was submitted with."""
+    """Index among the requests it was submitted with."""
     events: deque[Event] = field(default_factory=deque)
     """Unread events, in order."""
     done: bool = False
-    """Whether no event will be added."""
+    """Whether all events have been added."""
     sampled: int = 0
     """Tokens sampled so far."""
 
@@ -68,22 +68,22 @@ class SequenceState:
         self.codes: list[int] = []
         """Codes of the current image."""
         self.finish: Finish | None = None
-        """Why it ended."""
+        """Why the sequence ended."""
         self.image_requested = False
         """Whether the last token was boi."""
         self._spec = spec
         self._grid = request.grid or (0, 0)
         self._num_codes = self._grid[0] * self._grid[1]
         self._rows_shown = 0
-        # The following is written by `Batch` alone.
+        # Only `Batch` writes the attributes below.
         self.target: Target = "text"
-        """What is sampled now."""
+        """What to sample now."""
         self.sampling: SamplingConfig = request.sampling
-        """How it is sampled now."""
+        """How to sample it now."""
         self.guided = False
         """Whether the second slot takes part in sampling now."""
         self.may_open_image = False
-        """Whether the next text token may be boi."""
+        """Whether the next text token can be boi."""
         self.slots: list[int] = []
         """Slots in the batch, from 0: the conditional one, then the unconditional one, if any."""
         self.lengths: list[int] = []
@@ -95,9 +95,9 @@ class SequenceState:
         self.prompt = request.prompt
         """Tokens of the first slot."""
         self.num_slots = 1
-        """Slots that it needs, now or later."""
+        """Slots that the sequence needs, now or later."""
         self.expected_length = len(request.prompt)
-        """Cache positions that it is almost sure to need."""
+        """Cache positions that the sequence will almost certainly need."""
         if isinstance(request, ImageRequest):
             self._tokens_left = 0
             self.target = "codes"
@@ -135,7 +135,7 @@ class SequenceState:
         return whole and self.finish is None
 
     def image_fits(self) -> bool:
-        """Return whether the text may open an image here and the image fits the context."""
+        """Return whether the text can contain an image here that fits the context."""
         if isinstance(self.request, ImageRequest) or self.request.grid is None:
             return False
         # boi, eoi and one text token must fit as well.

@@ -1,8 +1,8 @@
-"""One decoding step of the batch as tensor operations: from the fed tokens to the sampled ones.
+"""One decoding step of the batch as tensor operations, from fed tokens to sampled tokens.
 
-A `DecodeStep` is built for sequences that do not change for a while. All values that change from
-step to step are in its tensors and are updated in place without waiting for the device, so a step
-can be captured as a CUDA graph. Two steps with equal signatures do the same operations: one can
+A `DecodeStep` is used until one of its sequences changes. All values that change from step to step
+are in its tensors and are updated in place without waiting for the device, so a step can be
+captured as a CUDA graph. Two steps with equal signatures run the same operations: one can
 `copy_from` the other and keep its graph.
 """
 
@@ -26,11 +26,11 @@ Sampled = list[tuple[Tensor, Tensor]]
 """For each group the sampled columns, (B,), and whether they are valid, (B,)."""
 
 _NOISE_AHEAD = 2**16
-"""Approximate number of random numbers generated at a time: small operations are slow on a CPU."""
+"""Approximate number of random numbers generated at once; small operations are slow on a CPU."""
 
 
 def padded_count(count: int, backend: Backend) -> int:
-    """Round a number of sequences up to one of few, at least two, if the backend needs it."""
+    """Round a number of sequences up to one of a few values from 2, if the backend needs it."""
     if backend.batch_invariant:
         return count
     step = 2 if count <= 8 else 4 if count <= 32 else 8
@@ -81,7 +81,7 @@ class SamplingGroup:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for two groups that do the same operations."""
+        """A key that is equal for two groups with the same operations."""
         shapes = tuple(tuple(tensor.shape) for tensor in self.tensors)
         return (self._range.start, self._guided, self._sampler.signature, shapes)
 
@@ -90,7 +90,7 @@ class SamplingGroup:
 
         Args:
             hidden: Last hidden states of all slots, (S, D).
-            noise_ahead: Whether random numbers of later steps may be generated now.
+            noise_ahead: Whether to also generate random numbers for later steps.
 
         Returns:
             Columns, (B,), int64, and whether they are valid, (B,), bool.
@@ -107,7 +107,7 @@ class SamplingGroup:
         return self._sampler.sample(logits, noise)
 
     def feed(self, next_tokens: Tensor, columns: Tensor) -> None:
-        """Write what was sampled as the next tokens of its slots, (S, 1)."""
+        """Write the sampled tokens to their slots in ``next_tokens``, (S, 1)."""
         tokens = columns.index_select(0, self._source).add_(self._range.start)
         next_tokens.index_copy_(0, self._slots, tokens[:, None])
 
@@ -130,7 +130,7 @@ class SamplingGroup:
 
 
 class TextGroup(SamplingGroup):
-    """Sequences that sample text; boi is possible only where an image may be opened."""
+    """Sequences that sample text; boi is possible only where an image is allowed."""
 
     def __init__(
         self, sequences: Sequence[SequenceState], vocabulary: Vocabulary, backend: Backend
@@ -163,7 +163,7 @@ class DecodeStep:
         """Collect the state of all sequences of the batch."""
         device = backend.device
         active = [slot for sequence in sequences for slot in sequence.active_slots]
-        # Slots that do not take part run idle.
+        # Slots that do not take part run with dummy inputs.
         count = padded_count(1 + max(active), backend)
         tokens, starts, moves = [0] * count, [0] * count, [0] * count
         for sequence in sequences:
@@ -182,11 +182,11 @@ class DecodeStep:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for two steps that do the same operations."""
+        """A key that is equal for two steps with the same operations."""
         return (self._tokens.shape[0], *(group.signature for group in self.groups))
 
     def copy_from(self, other: DecodeStep) -> None:
-        """Copy sequences and values of a step with equal signature into the own tensors."""
+        """Copy the sequences and values of a step with an equal signature."""
         for target, source in zip(self._tensors(), other._tensors(), strict=True):
             target.copy_(source)
         for group, new in zip(self.groups, other.groups, strict=True):
@@ -197,7 +197,7 @@ class DecodeStep:
 
         Args:
             kv_length: Cache positions to attend to.
-            noise_ahead: Whether random numbers of later steps may be generated now.
+            noise_ahead: Whether to also generate random numbers for later steps.
         """
         hidden = self.backend.forward(self._tokens, self._starts, FIRST_SLOT, kv_length)[:, -1]
         sampled = [group.sample(hidden, noise_ahead=noise_ahead) for group in self.groups]

@@ -23,7 +23,7 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    """Positions; they start at 0 with every document of a sequence."""
+    """Positions, restarting at 0 in every document of a sequence."""
     targets: Tensor
     """The next token of each position; `IGNORE_INDEX` where no loss is computed."""
     task_ids: Tensor
@@ -70,7 +70,7 @@ class Batch:
 def shift_labels(labels: Tensor, position_ids: Tensor) -> Tensor:
     """Shift labels, (B, T), so that each position contains the next token of its document.
 
-    Positions, (B, T), start at 0 with every document; its last target, int64, is `IGNORE_INDEX`.
+    Positions, (B, T), restart at 0 in every document; its last target, int64, is `IGNORE_INDEX`.
     """
     shifted = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
     shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE_INDEX)

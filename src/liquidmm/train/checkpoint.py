@@ -1,13 +1,13 @@
-"""Checkpoints of a training in progress, and the final model.
+"""Checkpoints of a run in progress, and the final model.
 
     OUT/checkpoints/step-00000500/  shard-*.safetensors   trainable parameters and optimizer state
                                     state.json            step, data position and settings
     OUT/final/                                            a Liquid checkpoint with a model card
 
-A checkpoint appears completely or not at all: the ranks write in the background to a folder of
-another name, and the first rank renames it when all of them are done. Older checkpoints are removed
-only after that. A resumed run equals an uninterrupted one bit for bit; with another number of ranks
-it is equal up to the order of additions.
+A checkpoint is never visible half-written: the ranks write in the background to a temporary folder,
+and the first rank renames it when all of them are done. Only then are older checkpoints removed. A
+resumed run equals an uninterrupted one bit for bit; with a different number of ranks, the results
+are equal up to the order of additions.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Checkpointer:
         self._world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pending: tuple[Future[Any], Path] | None = None
-        # One rank has no process group on purpose.
+        # A single rank deliberately has no process group.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
     def start(
@@ -80,7 +80,7 @@ class Checkpointer:
     ) -> Path:
         """Start writing a checkpoint and return the folder that will appear.
 
-        The tensors are copied before this returns; only the first rank writes its ``state``.
+        The tensors are copied before this returns; only the first rank's ``state`` is written.
 
         Raises:
             LiquidError: This or the previous checkpoint cannot be written.
@@ -113,7 +113,7 @@ class Checkpointer:
         """Wait for the checkpoint in progress, if any, and publish it.
 
         Raises:
-            LiquidError: It cannot be written; the previous checkpoint remains.
+            LiquidError: The checkpoint cannot be written; the previous one remains.
         """
         if self._pending is None:
             return
@@ -163,7 +163,7 @@ def read_state(folder: Path) -> TrainState:
 def restore(
     folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: Distributed
 ) -> None:
-    """Load parameters and the state of fresh optimizers in place; each rank reads its own shards.
+    """Load parameters and the state of new optimizers in place; each rank reads its own shards.
 
     Raises:
         CheckpointError: The checkpoint is damaged or belongs to another model or optimizer.
@@ -183,12 +183,12 @@ def restore(
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
             f"{folder}: cannot be read ({reason}). Remove this checkpoint to resume from the "
-            "previous one, or use the model and optimizer of the saved run."
+            "previous one, or use the saved run's model and optimizer."
         ) from error
     if missing:
         raise CheckpointError(
-            f"{folder}: does not contain {missing[0]}. Resume with the model and the "
-            "optim.optimizer of the saved run."
+            f"{folder}: does not contain {missing[0]}. Resume with the saved run's model "
+            "and optim.optimizer."
         )
 
 
@@ -282,7 +282,7 @@ def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> d
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line."""
+    """Turn disk errors into one-line messages."""
     try:
         yield
     except (OSError, CheckpointException, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""The run file of `liquid train`: what to train, on which data, for how long.
+"""The run file of `liquid train`: what to train, on which data, and for how long.
 
 Every key has a single default, here or in the class it belongs to (`Source`, `ExampleConfig`,
 `OptimConfig`). Nothing is opened or loaded here.
@@ -42,19 +42,19 @@ class DataConfig:
     eval: tuple[Source, ...] = ()
     """Evaluation data; each source is evaluated separately, and its weight has no effect."""
     seq_len: Annotated[int, Ge(8)] = 2048
-    """Tokens of a packed sequence; its documents do not attend to each other."""
+    """Tokens per packed sequence; documents in a sequence do not attend to each other."""
     max_document_tokens: Annotated[int, Ge(0)] = 0
-    """Maximum tokens of a document; 0: ``seq_len``. Packed sequences may be longer than the context
-    of the model, which leaves less padding; documents may not."""
+    """Maximum tokens per document; 0 means ``seq_len``. Packed sequences can be longer than the
+    model's context, which reduces padding; documents cannot."""
     overlong: Literal["error", "drop"] = "error"
-    """What to do with a record that contains an image and is longer than that: stop the run with
-    its key, or drop and count it. Text without images is split."""
+    """What to do with a record that contains an image and exceeds that: stop with an error that
+    names the record, or drop and count it. Text without images is split."""
     packing_buffer: Annotated[int, Ge(1)] = 512
-    """Number of examples that are packed together. More examples leave less padding, but the start
-    takes longer."""
+    """Number of examples that are packed together. More examples reduce padding but delay the
+    start."""
     num_workers: Annotated[int, Ge(0)] = 0
-    """Processes of each rank that prepare sequences in advance; 0 prepares them between steps. The
-    sequences do not depend on it."""
+    """Number of processes per rank that prepare sequences in advance; 0 prepares them between
+    steps. The sequences are the same for any number."""
     format: ExampleConfig = field(default_factory=ExampleConfig)
     """Random choices in the layout of examples; evaluation has no caption dropout."""
 
@@ -89,9 +89,9 @@ class LoopConfig:
     steps: Annotated[int, Ge(1)]
     """Optimizer steps."""
     global_batch_size: Annotated[int, Ge(1)] = 16
-    """Packed sequences of one optimizer step, on all ranks together."""
+    """Packed sequences per optimizer step, summed over all ranks."""
     micro_batch_size: Annotated[int, Ge(0)] = 0
-    """Sequences that a rank computes at a time; 0 computes its part of a step at once."""
+    """Sequences that a rank computes at a time; 0 computes all its sequences of a step at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the matrix products; weights and optimizer state stay in float32."""
     log_every: Annotated[int, Ge(1)] = 10
@@ -99,7 +99,7 @@ class LoopConfig:
     eval_every: Annotated[int, Ge(0)] = 0
     """Steps between two evaluations; 0 evaluates only at the end."""
     eval_samples: Annotated[int, Ge(1)] = 32
-    """Packed sequences of each evaluation source, on all ranks together."""
+    """Packed sequences per evaluation source, summed over all ranks."""
     sample_every: Annotated[int, Ge(0)] = 0
     """Steps between two sample grids; 0 generates one only at the end."""
     save_every: Annotated[int, Ge(0)] = 500
@@ -107,7 +107,8 @@ class LoopConfig:
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     """Number of most recent checkpoints to keep."""
     loss_spike_sigma: Annotated[float, Ge(0)] = 6.0
-    """Report a loss this many standard deviations above the running mean; 0 reports none."""
+    """Report losses that are this many standard deviations above the running mean; 0 disables
+    it."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -123,14 +124,14 @@ class SampleConfig(RangeChecked):
     """Samples generated during training."""
 
     prompts: tuple[str, ...] = ()
-    """Captions of the image grid; empty generates none. A text file next to the grid contains the
-    model's description of each image."""
+    """Captions of the image grid; if empty, there is no grid. A text file next to the grid contains
+    the model's description of each image."""
     questions: tuple[str, ...] = ()
-    """Questions without an image; the answers go to the same text file."""
+    """Questions without an image; the answers are written to the same text file."""
     guidance: Annotated[float | None, Ge(0)] = None
-    """Guidance scale of the grid; None uses the checkpoint's own."""
+    """Guidance scale for the grid; None uses the checkpoint's own."""
     seed: int = 0
-    """Seed of the first image; the seeds of the others count up from it."""
+    """Seed of the first image; each further image adds 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +149,7 @@ class TrainConfig:
     train: LoopConfig
     """Length of the run, batch sizes and intervals."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Which parameters are trained, and how the model is computed."""
+    """Which parameters to train, and how to compute the model."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How several ranks share the model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -158,7 +159,7 @@ class TrainConfig:
     trackers: tuple[Literal["trackio", "wandb"], ...] = ()
     """Where to log metrics besides metrics.jsonl and TensorBoard."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of the data order and of caption dropout."""
+    """Seed for the data order and caption dropout."""
     device: str | None = None
     """Device; None uses the fastest."""
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -178,7 +179,7 @@ class TrainConfig:
         """Return the number of sequences that each rank computes in one step.
 
         Raises:
-            ConfigError: The sequences cannot be divided evenly.
+            ConfigError: The sequences cannot be divided evenly among the ranks.
         """
         for name in ("global_batch_size", "eval_samples"):
             size = getattr(self.train, name)
@@ -197,8 +198,8 @@ class TrainConfig:
         return size
 
 
-# Keys that do not change what is learned, so a resumed run may change them. (Some change the order
-# of additions and therefore the last digits.)
+# Keys that a resumed run can change because they do not affect what the model learns. (Some change
+# the order of additions and therefore the last digits.)
 _FREE = {
     "out",
     "device",

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig(RangeChecked):
-    """How the ranks share the model. Changes memory and speed, never the result."""
+    """How the ranks share the model; this affects memory and speed but never the result."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "replicas": "dp_replicate",
@@ -99,7 +99,7 @@ class Distributed:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Leave the process group; after an error without waiting for ranks that may be gone."""
+        """Leave the process group; after an error, do not wait for ranks that may have exited."""
         if self.size > 1 and dist.is_initialized():
             if error is None:
                 dist.barrier()
@@ -126,7 +126,7 @@ class Distributed:
         return cast("list[T]", values)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on some rank."""
+        """Return whether the flag is set on any rank."""
         return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(float(flag))))
 
     @contextlib.contextmanager
@@ -134,8 +134,8 @@ class Distributed:
         """Let a block succeed on all ranks or fail on all of them.
 
         Raises:
-            LiquidError: The block failed on some rank. The first rank raises, with the number of
-                the failed rank if that is another one; the others exit silently.
+            LiquidError: The block failed on some rank. The first rank raises the error, which names
+                the failed rank if it is a different one; the others exit silently.
         """
         failure: LiquidError | None = None
         try:
@@ -151,17 +151,17 @@ class Distributed:
         raise failure or LiquidError(f"rank {failed}: {messages[failed]}")
 
     def check_equal(self, value: object, name: str, fix: str) -> None:
-        """Check that the text of a value is the same on all ranks.
+        """Check that ``str(value)`` is the same on all ranks.
 
         Raises:
-            LiquidError: It differs; the message contains ``name`` and ends with ``fix``.
+            LiquidError: The values differ; the message contains ``name`` and ends with ``fix``.
         """
         values = self.gather(str(value))
         with self.raise_together():
             other = next((rank for rank, text in enumerate(values) if text != values[0]), None)
             if other is not None:
                 raise LiquidError(
-                    f"rank {other}: {name} is {values[other]}, on rank 0 it is {values[0]}. {fix}"
+                    f"rank {other}: {name} is {values[other]}; on rank 0 it is {values[0]}. {fix}"
                 )
 
     def shard(
@@ -171,7 +171,7 @@ class Distributed:
         config: ParallelConfig,
         precision: torch.dtype,
     ) -> None:
-        """Shard a model over the ranks, block by block; with one rank do nothing.
+        """Shard a model over the ranks, block by block; do nothing if there is only one rank.
 
         The parameters of ``root`` outside its blocks form one FSDP unit. ``precision`` is the dtype
         of the gathered weights and of the matrix products; gradients are reduced in float32.

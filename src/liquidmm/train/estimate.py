@@ -1,12 +1,11 @@
 """Estimate of a run before it starts (`--dry-run`): model, data, memory and time.
 
-`estimate` does every check of a run that needs no weights and writes nothing. Parameters, samples
-and positions are counted; data statistics come from a sample that depends on the seed alone.
-
-Memory is that of one rank: weights, gradients and optimizer state are counted, activations follow a
-formula for blocks like Llama's, with an attention kernel that does not keep its scores (all but
-"eager"). Not included: weights that FSDP gathers (about two blocks and the embedding table), the
-CUDA context, NCCL buffers and fragmentation.
+`estimate` runs every check that needs no weights and writes nothing. Parameters, samples and
+positions are exact counts; data statistics come from a sample that depends only on the seed. Memory
+is for one rank: weights, gradients and optimizer state are exact; activations follow a formula for
+Llama-like blocks and an attention kernel that does not keep its scores (any but "eager"). Not
+included: weights that FSDP gathers (about two blocks and the embedding table), the CUDA context,
+NCCL buffers and fragmentation.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from liquidmm.train.optim import build_optimizers, parameters_of
 from liquidmm.train.setup import Setup, open_setup
 
 USABLE = 0.8
-"""Fraction of a device's memory that a run may plan with; the rest is for what is not included."""
+"""Fraction of a device's memory that a run can use; the rest covers what the estimate omits."""
 
 _EXAMPLES = 100
 _SEQUENCES = 64
@@ -57,7 +56,7 @@ class Machine(RangeChecked):
     gpu_memory_gib: Annotated[float, Gt(0)] = 80.0
     """Memory of a GPU in GiB."""
     peak_tflops: Annotated[float | None, Gt(0)] = None
-    """Dense peak of a GPU in TFLOP/s; None uses that of the GPU of this machine, or of an H100."""
+    """Peak dense TFLOP/s of a GPU; None uses that of this machine's GPU, or of an H100."""
     assumed_mfu: Annotated[float, Gt(0), Le(1)] = 0.4
     """Model FLOPs utilization to assume."""
 
@@ -69,12 +68,12 @@ class SourceEstimate:
     path: Path
     task: str
     samples: int
-    """Number of samples of the kind that the task needs."""
+    """Number of samples that the task can use."""
     share: float
-    """Share of the examples."""
+    """Fraction of the examples."""
     token_share: float
     mean_tokens: float
-    """Mean tokens of an example."""
+    """Mean tokens per example."""
     epochs: float
 
 
@@ -104,7 +103,7 @@ class Memory:
     activations: int
     """Activations of a micro-batch and a chunk of logits."""
     cpu: int
-    """What `parallel.cpu_offload` keeps in CPU memory instead."""
+    """Bytes that `parallel.cpu_offload` keeps in CPU memory instead."""
 
     @property
     def total(self) -> int:
@@ -114,25 +113,25 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What a run needs."""
+    """The requirements of a run."""
 
     model: str
     """Class of the language model."""
     parameters: int
-    """Tied ones count once."""
+    """Number of parameters; tied ones count once."""
     trained: int
-    """Number of trained parameters, adapters included."""
+    """Number of trained parameters, including adapters."""
     vocabulary: dict[str, int]
     """Token id layout, and the rows of the embedding table."""
     data: DataEstimate
     steps: int
     tokens_per_step: int
-    """Positions of a step on all ranks, padding included."""
+    """Positions per step on all ranks, including padding."""
     tokens: int
-    """Positions of the run."""
+    """Positions of the whole run."""
     batch_size_per_rank: int
     micro_batches: int
-    """Number of micro-batches of a rank in a step."""
+    """Number of micro-batches per rank and step."""
     machine: Machine
     memory: Memory
     memory_total: int
@@ -142,7 +141,7 @@ class Estimate:
     flops: float
     peak_tflops: float
     peak_of: str
-    """The GPU with that peak."""
+    """Name of the GPU with that peak."""
     hours: float
     """Time of all steps without evaluation, samples and checkpoints; estimate."""
 
@@ -193,10 +192,10 @@ def estimate(run: TrainConfig, machine: Machine) -> Estimate:
 
 
 def estimate_data(setup: Setup, tokens: int) -> DataEstimate:
-    """Estimate the data of a run of so many ``tokens``; the stream's position does not change.
+    """Estimate the data that a run of ``tokens`` reads; the position of its stream does not change.
 
     Raises:
-        DataError: An example of the sample contains an image and is too long.
+        DataError: An example in the sample contains an image and is too long.
     """
     stream, packing = setup.stream, setup.run.data.packing
     identity = stream.fingerprint()
@@ -270,11 +269,11 @@ def estimate_memory(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Mem
 
 
 def block_activations(config: PreTrainedConfig, *, autocast: bool) -> int:
-    """Return how many numbers a block keeps per token for its backward pass.
+    """Return how many values a block keeps per token for its backward pass.
 
-    4 times the query width (queries, keys, values, output), 4 times the width of the feed-forward
-    layer, and 8 times the hidden size (inputs of norms and products) or 13 times under autocast,
-    which copies them. Within a fifth of what PyTorch keeps for a Llama.
+    This is 4 times the query width (queries, keys, values, output), 4 times the feed-forward width,
+    and 8 times the hidden size (inputs of norms and products) or 13 times under autocast, which
+    copies them. For a Llama, the error is below 20%.
     """
     queries: int = config.num_attention_heads * head_size(config)
     experts: int = getattr(config, "num_experts_per_tok", None) or 1
@@ -324,7 +323,7 @@ def _count_trained(model: PreTrainedModel) -> int:
 def _peak(run: TrainConfig, machine: Machine) -> tuple[float, str]:
     if machine.peak_tflops is not None:
         return machine.peak_tflops * 1e12, "as given"
-    here = resolve_device(None)  # the device of the run may be one of another machine
+    here = resolve_device(None)  # the run's device may be on another machine
     peak = peak_flops(here, _precision(run))
     if peak is not None:
         return peak, torch.cuda.get_device_name(here)

@@ -1,10 +1,10 @@
 """FLOPs of training a decoder, and the peak FLOP/s of known GPUs.
 
-Counts what the model needs, by the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311,
-appendix B) after Kaplan et al. 2020 (arXiv:2001.08361): 2 operations per token and matrix weight in
-the forward pass, 4 in the backward pass (gradients by the input and by the weight), and the
-products of attention. Norms, activation functions, softmax, embedding lookups, the optimizer and
-recomputed activations do not count.
+Counts the operations that the model needs, by the convention of PaLM (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B) after Kaplan et al. 2020 (arXiv:2001.08361): 2 operations per token
+and matrix weight in the forward pass, 4 in the backward pass (gradients of the input and of the
+weight), and the products of attention. Norms, activation functions, softmax, embedding lookups, the
+optimizer and recomputed activations do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from liquidmm.train.lora import decoder_blocks
 
 # Dense TFLOP/s from NVIDIA's data sheets: bfloat16 products with float32 sums, then float32 without
-# TF32, which PyTorch leaves off. Longer names first.
+# TF32, which is off in PyTorch by default. Longer names first.
 _PEAKS: dict[str, tuple[float, float]] = {
     "B200": (2250.0, 75.0),
     "GH200": (989.0, 67.0),
@@ -35,7 +35,7 @@ _PEAKS: dict[str, tuple[float, float]] = {
     "RTX 4090": (165.0, 82.6),
     "RTX 3090": (71.0, 35.6),
 }
-# A part of a GPU, or a smaller chip of the same name.
+# Partitions of a GPU, and smaller chips with the same name.
 _OTHER = re.compile(r"\b(MIG|Laptop)\b")
 
 
@@ -44,7 +44,7 @@ class Matrices:
     """Number of matrix weights of a decoder."""
 
     blocks: int
-    """Weights of the blocks used for each token; only the selected experts count."""
+    """Weights of the blocks that each token uses; only the selected experts count."""
     head: int
     """Weights of the output layer, (V, D), tied or not."""
 
@@ -75,14 +75,15 @@ def flops_per_token(
     target_fraction: float = 1.0,
     trained_fraction: float = 1.0,
 ) -> float:
-    """Return the operations that training needs for one token.
+    """Return the number of operations to train on one token.
 
     Args:
         config: Configuration of any causal language model of transformers.
-        document_tokens: Tokens of a document. Attention is causal, so a token attends to half of
-            them on average; for documents of different lengths, give twice that average.
+        document_tokens: Tokens per document. Attention is causal, so a token attends to half of
+            them on average; for documents of different lengths, pass twice the mean number of
+            attended tokens.
         target_fraction: Fraction of the tokens with a target, 0 to 1; the loss computes the head
-            for these alone.
+            only for these.
         trained_fraction: Fraction of the matrix weights of the blocks that is trained; a frozen
             weight needs 4 operations instead of 6.
 
@@ -112,7 +113,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def peak_of(name: str, dtype: torch.dtype) -> float | None:
-    """Return the dense peak in FLOP/s of a GPU by its name, such as "NVIDIA H100 80GB HBM3".
+    """Return the dense peak in FLOP/s of a GPU with a name such as "NVIDIA H100 80GB HBM3".
 
     None if the GPU or the dtype is unknown.
     """
@@ -126,7 +127,7 @@ def peak_of(name: str, dtype: torch.dtype) -> float | None:
 
 
 def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
-    """Return the model FLOPs utilization; 0.3 to 0.5 is usual for large models.
+    """Return the model FLOPs utilization; 0.3 to 0.5 is typical for large models.
 
     Speed and ``peak`` (in FLOP/s) are those of all devices together, ``flops`` those of one token.
     """

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, QLoRA) and fully trained new embedding rows, through PEFT.
 
-Only the low-rank matrices and the rows of image tokens and special tokens in the embedding table
-and in an untied head are trained; every other weight stays bit-identical. (The reference
-implementation adapts the blocks alone, so its new rows are never trained.)
+Training changes only the low-rank matrices and the rows of image tokens and special tokens in the
+embedding table and in an untied head; every other weight stays bit-identical. (The reference
+implementation adapts only the blocks, so it never trains its new rows.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LoraConfig(RangeChecked):
     rank: Annotated[int, Ge(1)] = 16
     """Rank of each update."""
     alpha: Annotated[float, Gt(0)] = 32.0
-    """Scale of the update: alpha / rank."""
+    """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an input of an adapter during training."""
     target_modules: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class LoraConfig(RangeChecked):
 
 
 def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraConfig) -> Any:
-    """Freeze a model in place and add adapters, so that only they and the new rows are trained.
+    """Freeze a model in place and add adapters; then only they and the new rows are trainable.
 
     Returns:
         PEFT's wrapper of the same model, for `merge_adapters`.
@@ -71,7 +71,7 @@ def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraCon
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=sorted(config.target_modules or layers),
-        # With names the rows of an untied head are trained as well; a plain list would not do that.
+        # Keyed by name, because a plain list would not train the rows of an untied head.
         trainable_token_indices=dict.fromkeys(_table_names(model), new_rows),
         task_type="CAUSAL_LM",
     )
@@ -108,8 +108,8 @@ def four_bit_config(compute_dtype: torch.dtype) -> Any:
 def keep_four_bit_layout(model: PreTrainedModel) -> None:
     """Prevent evaluation from changing frozen 4-bit weights.
 
-    On CPUs with bfloat16 instructions bitsandbytes converts them to a layout with coarser scales,
-    permanently, the first time they are used in evaluation mode.
+    On CPUs with bfloat16 instructions, bitsandbytes permanently converts them to a layout with
+    coarser scales when they are first used in evaluation mode.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -117,12 +117,12 @@ def keep_four_bit_layout(model: PreTrainedModel) -> None:
 
 
 def is_new_rows(name: str) -> bool:
-    """Return whether a parameter consists of separately trained rows of a table, by its name."""
+    """Return whether a parameter's name is that of separately trained rows of a table."""
     return ".token_adapter." in name
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
-    """Return the weight (V, D) a table or head computes with, separately trained rows included."""
+    """Return the weight (V, D) of a table or head, including separately trained rows."""
     rows: Any = getattr(layer, "token_adapter", None)
     if rows is None:
         return cast("Tensor", layer.weight)
@@ -136,7 +136,7 @@ def unwrap(layer: nn.Module) -> nn.Module:
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the decoder blocks: in every family the first list of modules."""
+    """Return the decoder blocks, which are the first list of modules in every family."""
     return next(part for part in model.base_model.modules() if isinstance(part, nn.ModuleList))
 
 

@@ -1,9 +1,8 @@
 """Next-token loss over a large vocabulary, computed from hidden states.
 
-The full logits of a batch never exist in memory: only positions with a target are computed, one
-chunk at a time, and the gradient of a chunk is taken while its logits exist. Nothing is recomputed.
-
-Max-z is the stabilizer of Baichuan 2 (Yang et al. 2023, section 2.6) as Liquid uses it: a weight
+The full logits of a batch are never in memory: only positions with a target are computed, one chunk
+at a time, and each chunk's gradient is computed while its logits exist. Nothing is recomputed.
+Max-z is the stabilizer of Baichuan 2 (Yang et al. 2023, section 2.6) as used in Liquid: a weight
 times the square of the largest logit, averaged over the positions with a target.
 """
 
@@ -23,15 +22,15 @@ from liquidmm.data.examples import IGNORE_INDEX
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig(RangeChecked):
-    """Terms besides cross-entropy, and the size of a chunk."""
+    """Loss terms besides cross-entropy, and the chunk size."""
 
     max_z_loss: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared largest logit; 0 disables it."""
     z_loss: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared log-sum-exp; 0 disables it."""
     chunk_logits: Annotated[int, Ge(0)] = 0
-    """Number of float32 logits in a chunk. 0 chooses 16 MiB on a CPU, which fit in its cache, and
-    512 MiB on a GPU, but at least 128 positions, because each chunk reads the whole head."""
+    """Number of float32 logits in a chunk. 0 chooses 16 MiB on a CPU, which fits in its cache, and
+    512 MiB on a GPU, but at least 128 positions because each chunk reads the whole head."""
 
     def positions(self, vocab_size: int, device: torch.device) -> int:
         """Return the number of positions in a chunk."""
@@ -48,13 +47,13 @@ class Head:
     weight: Tensor
     """(V, D)."""
     scale: float = 1.0
-    """Factor of the logits (Cohere, Granite)."""
+    """Multiplies the logits (Cohere, Granite)."""
     softcap: float | None = None
     """Bound c of ``c tanh(logit / c)`` (Gemma 2); None for unbounded logits."""
 
 
 class LossResult(NamedTuple):
-    """Loss and counts of one batch; a tuple, so that FSDP finds the loss in it."""
+    """Loss and counts of one batch; a tuple because FSDP must find the loss in it."""
 
     loss: Tensor
     """The value to differentiate, scalar, float32 or float64."""
@@ -78,8 +77,8 @@ def next_token_loss(
 ) -> LossResult:
     """Compute the loss of hidden states under a head.
 
-    Under autocast the matrix products use its dtype and everything after them float32 (or float64,
-    for such inputs).
+    Under autocast, the matrix products use its dtype, and everything after them uses float32 (or
+    float64 for float64 inputs).
 
     Args:
         hidden: Last hidden states, (B, T, D).
@@ -88,8 +87,8 @@ def next_token_loss(
         task_ids: Task of every position, (B, T), from 0 to ``tasks`` - 1 where there is a target.
         config: Stabilizers and chunk size.
         tasks: Number of tasks.
-        num_targets: Number of targets to average over, if this batch is a part of a step; None for
-            those of this batch. Without any target the loss is 0.
+        num_targets: Number of targets to average over if this batch is only part of a step; None
+            uses the number in this batch. Without any target, the loss is 0.
     """
     places = (targets != IGNORE_INDEX).flatten().nonzero().squeeze(1)  # (N,)
     target = targets.flatten()[places]
@@ -128,7 +127,7 @@ class _Options:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Head and loss in one; the forward pass computes the gradient chunk by chunk."""
+    """Head and loss combined; the forward pass computes the gradient chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -141,7 +140,7 @@ class _HeadLoss(torch.autograd.Function):
         correct = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         total = torch.zeros((), dtype=exact, device=states.device)
         states_grad = torch.empty_like(states) if wants_states else None
-        # Sums of many chunks lose small terms in bfloat16.
+        # In bfloat16, sums of many chunks would lose small terms.
         weight_grad = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         with torch.autocast(states.device.type, enabled=False):
             table = weight.to(states.dtype)
@@ -190,8 +189,8 @@ def _score(
 
     Returns:
         Negative log-likelihoods (n,), whether the largest logit is the target (n,), the sum of the
-        stabilizers, and the gradient of the mean loss by the logits before capping (n, V), if
-        wanted.
+        stabilizers, and the gradient of the mean loss with respect to the logits before capping (n,
+        V), if requested.
     """
     config = options.config
     largest, best = logits.max(dim=-1)

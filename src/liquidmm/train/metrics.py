@@ -1,8 +1,8 @@
 """Training metrics: loss and accuracy per task, loss spikes, metrics.jsonl and trackers.
 
-metrics.jsonl is the reference: trackers get the same values. A resumed run first removes the lines
-after its checkpoint, so that no step appears twice. Training metrics are averages since the
-previous line or, after resuming, since the checkpoint.
+metrics.jsonl is authoritative; trackers get the same values. A resumed run first removes the lines
+after its checkpoint, so no step appears twice. Training metrics are averages since the previous
+line or, after resuming, since the checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LossMeter:
     """Adds up the counts of one or more batches."""
 
     def __init__(self, tasks: tuple[str, ...]) -> None:
-        """Start at zero; ``tasks`` are names in the order of the task ids."""
+        """Start at zero; ``tasks`` lists the names in the order of the task ids."""
         self._tasks = tasks
         self._sums: Tensor | None = None
 
@@ -49,10 +49,10 @@ class LossMeter:
             self._sums = other._sums if self._sums is None else self._sums + other._sums
 
     def report(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """Return mean loss in nats and token accuracy, overall and for each task that occurred.
+        """Return mean loss in nats and token accuracy, overall and for each task in the data.
 
         The keys are "loss", "accuracy", "loss/chat" and so on; "tokens" is the number of targets.
-        ``reduce`` sums a tensor over the ranks; all of them must have added something.
+        ``reduce`` sums a tensor over the ranks; every rank must have added something.
         """
         if self._sums is None:
             return {"tokens": 0}
@@ -71,7 +71,7 @@ class LossMeter:
 
 
 class LossSpikeDetector:
-    """Detects losses far above the running mean; it changes nothing about the training."""
+    """Detects losses far above the running mean; it does not change the training."""
 
     def __init__(self, sigma: float) -> None:
         """Set the threshold in standard deviations above the mean; 0 detects nothing."""
@@ -95,7 +95,7 @@ class LossSpikeDetector:
             enter the statistics.
         """
         deviation = math.sqrt(max(0.0, self._square - self._mean**2))
-        # The loss of a converged run hardly varies; a rise below a hundredth is not a spike.
+        # The loss of a converged run hardly varies; a rise of less than 0.01 is not a spike.
         limit = self._mean + self._sigma * max(deviation, 0.01)
         if self._sigma and self._steps >= _MIN_STEPS and loss > limit:
             return f"loss {loss:.4f}, {self._mean:.4f} +- {deviation:.4f} before"
@@ -122,7 +122,7 @@ class _TensorBoard:
     def __init__(self, out: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        # TensorBoard hides what earlier event files contain after ``step``.
+        # TensorBoard hides the events of earlier files after ``step``.
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -242,7 +242,7 @@ class MetricsLog:
 
 
 def peak_memory() -> float:
-    """Return the peak memory of this process in GiB: that of the GPU if there is one."""
+    """Return the peak memory of this process in GiB: GPU memory if there is a GPU."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere

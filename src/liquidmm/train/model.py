@@ -1,7 +1,7 @@
 """The model for training: loaded, frozen or adapted, compiled and sharded.
 
-`LiquidForTraining` returns the loss from its forward pass, because under sharding the head is whole
-only there. With several ranks each rank reads only its own shards of the safetensors, so no machine
+`LiquidForTraining` computes the loss in its forward pass because a sharded head is complete only
+there. With several ranks, each rank reads only its own shards of the safetensors, so no machine
 needs memory for the whole model. Adapters are the exception: every rank reads the frozen weights.
 """
 
@@ -44,7 +44,7 @@ Attention = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which parameters are trained, and how the model is computed."""
+    """Which parameters to train, and how to compute the model."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "attention": "attn_implementation",
@@ -53,23 +53,24 @@ class ModelConfig:
 
     attn_implementation: Attention = "auto"
     """Attention kernel of transformers; "auto" uses its default for the model. On a GPU,
-    flex_attention and flash_attention_2 are fastest: they skip pairs of tokens of different
-    documents."""
+    flex_attention and flash_attention_2 are fastest because they skip pairs of tokens from
+    different documents."""
     activation_checkpointing: bool = False
-    """Keep only the input of each block and recompute the rest in the backward pass: about a third
-    more computation, a fraction of the memory."""
+    """Keep only the input of each block and recompute the rest in the backward pass. This takes
+    about a third more computation and a fraction of the memory."""
     compile: bool = False
-    """Compile the decoder blocks: takes about a minute at the start, then is faster on a GPU."""
+    """Compile the decoder blocks. This takes about a minute at the start and makes steps faster on
+    a GPU."""
     freeze: tuple[str, ...] = ()
-    """Parameters that are not trained: patterns such as "model.layers.*" for the names in the
+    """Parameters to freeze, as patterns such as "model.layers.*" for the names in the
     safetensors."""
     lora: LoraConfig | None = None
-    """Train adapters and the new embedding rows only."""
+    """Train only adapters and the new embedding rows."""
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.freeze:
             raise ConfigError(
-                "freeze: cannot be combined with lora, which freezes everything but the adapters "
+                "freeze: cannot be combined with lora, which freezes all but the adapters "
                 "and the new rows. Remove one of them."
             )
 
@@ -93,9 +94,10 @@ class LiquidForTraining(nn.Module):
         self._lora = lora
 
     def forward(self, batch: Batch, tasks: int, num_targets: int | None = None) -> LossResult:
-        """Compute the loss of a batch; ``tasks`` is their number.
+        """Compute the loss of a batch, whose task ids are below ``tasks``.
 
-        ``num_targets`` counts those of the whole step, on all ranks; None: those of the batch.
+        ``num_targets`` counts those of the whole step on all ranks; None uses the number in the
+        batch.
         """
         kind = batch.input_ids.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
@@ -110,26 +112,26 @@ class LiquidForTraining(nn.Module):
             )
 
     def compute_on(self, device: torch.device, precision: torch.dtype) -> None:
-        """Move to one device; products use ``precision``, weights stay in float32."""
+        """Move to one device; matrix products use ``precision``, weights stay in float32."""
         self.to(device)
         self.autocast = None if precision == torch.float32 else precision
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the trainable parameters by name in the language model; a tied head once."""
+        """Return the trainable parameters by name in the language model, a tied head once."""
         named = self.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def to_pretrained(
         self, folder: Path, world: Distributed, dtype: torch.dtype
     ) -> PreTrainedModel | None:
-        """Return the trained model as a stock one; all ranks must call it.
+        """Return the trained model as a stock model on the first rank; all ranks must call this.
 
-        On one rank without adapters it is the live model, else a copy in ``dtype`` on the CPU. All
-        ranks but the first return None. ``folder`` is the checkpoint that was loaded.
+        It is the live model if there is one rank and no adapters, otherwise a copy in ``dtype`` on
+        the CPU; None on the other ranks. ``folder`` is the checkpoint that was loaded.
         """
         if self._lora is None and world.size == 1:
             return self.model
-        # With adapters, everything else is on disk.
+        # With adapters, all other weights are on disk.
         named = self.model.state_dict() if self._lora is None else self.trainable()
         state: dict[str, Tensor] = {}
         for name, tensor in named.items():
@@ -139,7 +141,7 @@ class LiquidForTraining(nn.Module):
         if not world.is_main:
             return None
         if self._lora is not None:
-            # The sum of weight and update needs full precision, whatever it is rounded to later.
+            # Adding the update needs full precision, even if the sum is rounded later.
             dense = load_language_model(folder, torch.float32)
             return merge_adapters(add_adapters(dense, self._vocabulary, self._lora), state)
         model = empty_language_model(folder)
@@ -151,12 +153,12 @@ class LiquidForTraining(nn.Module):
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return the last hidden states, (B, T, D); documents do not attend to each other.
 
-    The model gets position ids that restart with each document, without a mask or a cache: with
-    either, transformers would silently mix the documents.
+    The model gets position ids that restart in each document but no mask or cache: with either,
+    transformers would silently mix the documents.
     """
     ids, positions = batch.input_ids, batch.position_ids
     if model.config._attn_implementation.startswith("flash_attention"):
-        # Its kernels separate documents by position ids in a single sequence only.
+        # Its kernels separate documents by position ids only within a single sequence.
         ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
     output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
     states: Tensor = output.last_hidden_state
@@ -241,7 +243,7 @@ def prepare(
 
 
 def select_trainable(model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig) -> None:
-    """Add adapters or freeze parameters, so that only trained ones require a gradient.
+    """Add adapters or freeze parameters so that only trained parameters require gradients.
 
     Raises:
         ConfigError: A name in the settings matches nothing, or no parameter is left to train.

@@ -2,8 +2,8 @@
 
 The updates are those of `torch.optim.Muon` (Jordan et al. 2024) with the learning rate scale of
 AdamW (Liu et al. 2025, arXiv:2502.16982), except for rounding. PyTorch always orthogonalizes in
-bfloat16, which takes about 15 times as long as float32 on a CPU without bfloat16 instructions and
-then dominates a training step.
+bfloat16. On a CPU without bfloat16 instructions, this takes about 15 times as long as float32 and
+dominates the training step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EPS = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are orthogonalized; for matrices only."""
+    """Momentum with orthogonalized updates; for matrices only."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Return approximately the nearest matrix with singular values of 1.
 
-    Five Newton-Schulz iterations, in bfloat16 on an accelerator and in float32 on a CPU. The result
-    has that dtype; its singular values are about 0.7 to 1.2.
+    Runs five Newton-Schulz iterations, in bfloat16 on an accelerator and in float32 on a CPU. The
+    result has that dtype; its singular values are about 0.7 to 1.2.
     """
     a, b, c = _COEFFICIENTS
     wide = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)

@@ -1,7 +1,7 @@
 """Optimizers, learning rate schedule and gradient clipping.
 
-Norms, biases, stacks of experts and embedding tables (with a head tied to one, or separately
-trained rows of one) have no weight decay and are always updated by AdamW.
+AdamW always updates norms, biases, stacks of experts and embedding tables (including tied heads and
+separately trained rows), without weight decay.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ class OptimConfig(RangeChecked):
     }
 
     lr: Annotated[float, Gt(0)] = 2e-5
-    """Peak learning rate (paper: 2e-5 for a 7B base). Small models from scratch need about 1e-3."""
+    """Peak learning rate (paper: 2e-5 for a 7B model). Small models trained from scratch need about
+    1e-3."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warmup."""
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps of linear warmup from 0."""
     min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.0
-    """End of the cosine, as a fraction of ``lr``."""
+    """Final learning rate of the cosine, as a fraction of ``lr``."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimizer of the matrices. Muon orthogonalizes updates (Jordan et al. 2024), scaled so that
-    the learning rates of AdamW apply (Liu et al. 2025, arXiv:2502.16982). It is better for small
-    models from scratch."""
+    """Optimizer for the matrices. Muon orthogonalizes updates (Jordan et al. 2024) and scales them
+    so that the learning rates of AdamW apply (Liu et al. 2025, arXiv:2502.16982). It works better
+    for small models trained from scratch."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay for the matrices."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
     """AdamW betas."""
     eps: Annotated[float, Gt(0)] = 1e-8
@@ -77,13 +78,13 @@ def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[n
     """Split the trainable parameters into matrices and the rest.
 
     Returns:
-        The matrices of the blocks and an untied head; then embedding tables and everything with
-        another number of dimensions.
+        The matrices of the blocks and an untied head; then embedding tables and all parameters that
+        do not have two dimensions.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     tables = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
-    for name, parameter in model.named_parameters():  # contains a tied head once
+    for name, parameter in model.named_parameters():  # yields a tied head once
         if parameter.requires_grad:
             plain = parameter.dim() != 2 or id(parameter) in tables or is_new_rows(name)
             (rest if plain else matrices).append(parameter)
@@ -94,8 +95,8 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     """Create the optimizers of a run; together they contain every trainable parameter once.
 
     Returns:
-        One AdamW, fused where the device supports it; with ``optimizer = "muon"`` preceded by a
-        Muon for the matrices of the blocks.
+        One AdamW, fused where the device supports it; with ``optimizer = "muon"``, a Muon for the
+        matrices of the blocks comes first.
     """
     decayed, rest = split_parameters(model)
     head = id(unwrap(model.get_output_embeddings()).weight)  # type: ignore[no-untyped-call]
@@ -123,10 +124,10 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
 
 
 def clip_gradients(optimizers: Sequence[torch.optim.Optimizer], max_norm: float) -> float:
-    """Clip the gradients to a norm over all ranks; 0 does not clip.
+    """Clip the gradients to a norm over all ranks; 0 disables clipping.
 
     Returns:
-        The norm before clipping; NaN or infinite if a gradient is.
+        The norm before clipping; NaN or infinite if any gradient is.
     """
     parameters = [each for optimizer in optimizers for each in parameters_of(optimizer)]
     return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)))

@@ -1,7 +1,7 @@
-"""Everything about a run that can be opened and checked before its weights are loaded.
+"""Opening and checking the files of a run before its weights are loaded.
 
-Problems with the files of a run are found here, in seconds and on every rank. A run that passes may
-still contain a text that is too long next to its image; that error names the record.
+Problems with the files are found here, in seconds and on every rank. A run that passes can still
+contain a text that is too long together with its image; that error names the record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 
-# Tokens around the codes of an image: begin, end, and at least one of something else.
+# Tokens around the codes of an image: begin, end, and at least one other token.
 _AROUND_IMAGE = 3
 
 
@@ -51,7 +51,7 @@ class Setup:
     config: PreTrainedConfig
     """Configuration of its language model."""
     processor: LiquidProcessor
-    """Text tokenizer and token id layout, with the image sizes of the training data."""
+    """Text tokenizer, token id layout, and the image sizes of the training data."""
     image_tokenizer: ImageTokenizer | None
     """The image tokenizer, if the checkpoint has one."""
     stream: TokenStream
@@ -59,7 +59,7 @@ class Setup:
 
     @property
     def digest(self) -> str:
-        """Short hash of what must be equal on all ranks: vocabulary, tokenizer and data."""
+        """Short hash of the vocabulary, tokenizer and data, which must be equal on all ranks."""
         tokenizer = self.image_tokenizer
         parts = {
             "vocabulary": self.processor.vocabulary.to_dict(),
@@ -85,18 +85,18 @@ class Setup:
         for source in self.run.data.eval:
             stream = _open_eval(self.run, self.processor, self.image_tokenizer, source)
             sequences = [stream.next()[0] for _ in range(self.run.train.eval_samples)]
-            # Folders of the same name must not share a metric.
+            # Folders with the same name must not share a metric.
             name = source.path.name if names[source.path.name] == 1 else source.path.as_posix()
             yield f"{name}/{source.task}", sequences
 
 
 def checkpoint_to_resume(run: TrainConfig, resume: bool, *, log: bool) -> Path | None:
-    """Return the checkpoint that a run resumes from, or None if it starts from the beginning.
+    """Return the checkpoint that a run resumes from, or None if the run starts from scratch.
 
     ``resume`` accepts changed settings, ``log`` logs them.
 
     Raises:
-        ConfigError: The checkpoint has other settings, or there is none although ``resume`` is set.
+        ConfigError: The checkpoint has other settings, or ``resume`` is set but there is none.
         CheckpointError: The checkpoint is damaged or was written by an earlier version.
     """
     checkpoint = latest_checkpoint(run.out)
@@ -119,8 +119,8 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
     """Open and check the files of a run; ``device`` is that of the image tokenizer.
 
     Raises:
-        ConfigError: Sequences or model cannot be divided among the ranks, or documents are longer
-            than the context of the model.
+        ConfigError: The sequences or the model cannot be divided among the ranks, or documents are
+            longer than the model's context.
         CheckpointError: The checkpoint was not expanded, or is damaged.
         DataError: A folder of shards cannot be read, is empty, was made for another checkpoint, or
             contains an image that does not fit a sequence.
@@ -179,7 +179,7 @@ def check_image_sizes(run: TrainConfig) -> None:
             needed = _tokens_of_sizes(source)
             if not needed:
                 continue
-            # Larger images can be dropped, if some fit.
+            # Images that are too large can be dropped if others fit.
             size = (min if drop else max)(needed, key=needed.__getitem__)
             if needed[size] > longest:
                 raise DataError(
@@ -195,7 +195,7 @@ def _tokens_of_sizes(source: Source) -> dict[str, int]:
     kind = TASK_KINDS[source.task]
     others = {name for name, count in totals.kinds.items() if count} - {"text", kind}
     if kind == "text" or others:
-        return {}  # the manifest does not tell which kind of sample an image belongs to
+        return {}  # the manifest does not record which kind of sample an image belongs to
     return {size: math.prod(_grid(size)) + _AROUND_IMAGE for size in totals.sizes}
 
 
@@ -216,7 +216,7 @@ def _open_eval(
         run.data,
         sources=(replace(source, weight=1.0),),
         format=replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0),
-        # A buffer that contains a sample twice would cover fewer of them.
+        # A buffer that contains a sample twice would cover fewer samples.
         packing_buffer=max(1, min(run.data.packing_buffer, source.max_samples or samples)),
     )
     return _open_stream(replace(run, data=data), processor, image_tokenizer)

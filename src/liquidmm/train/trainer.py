@@ -1,8 +1,9 @@
-"""The training loop of the language model; pre-training and tuning differ by the run file only.
+"""The training loop of the language model; pretraining and fine-tuning differ only in the run file.
 
-The loss of a step is the mean over all its targets, whatever the micro-batches and ranks. A resumed
-run equals an uninterrupted one bit for bit: the data of a step follow from the saved position, and
-all other randomness from (seed, step, rank). Saving, evaluating and sampling do not affect it.
+The loss of a step is the mean over all its targets for any number of micro-batches and ranks. A
+resumed run equals an uninterrupted one bit for bit: the saved position determines the data of a
+step, and (seed, step, rank) determine all other randomness. Saving, evaluating and sampling do not
+affect training.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def train(
     on_step: OnStep | None = None,
     resume: bool = False,
 ) -> Path:
-    """Train a checkpoint, or resume a run of the same settings.
+    """Train a checkpoint, or resume a run with the same settings.
 
-    SIGTERM and SIGINT stop the run after the current step, with a checkpoint. Under `torchrun`
+    SIGTERM and SIGINT stop the run after the current step and save a checkpoint. Under `torchrun`,
     every rank calls this with the same run file.
 
     Args:
@@ -66,10 +67,10 @@ def train(
         resume: Accept changed settings.
 
     Returns:
-        OUT/final, or the folder of the checkpoint if the run was stopped.
+        OUT/final, or the checkpoint folder if the run was stopped.
 
     Raises:
-        ConfigError: ``run.out`` contains a run with other settings, or none to resume.
+        ConfigError: ``run.out`` contains a run with other settings, or no run to resume.
         CheckpointError: A checkpoint cannot be loaded.
         DataError: A folder of shards cannot be read or does not fit.
         LiquidError: The gradient is not finite, the ranks differ, or a file cannot be written.
@@ -86,7 +87,9 @@ def train(
             return final
         with world.raise_together():
             setup = open_setup(run, world.size, world.device)
-        world.check_equal(setup.digest, "the data or checkpoint", "Give all ranks the same files.")
+        world.check_equal(
+            setup.digest, "the data or checkpoint", "Use the same files on all ranks."
+        )
         if world.is_main:
             write_text(run.out / "run.json", json.dumps(to_dict(run), indent=2))
         trainer = _Trainer(run, setup, world, on_sample)
@@ -105,7 +108,7 @@ def forward_backward(
     micro_batch_size: int = 0,
     grad_accumulation: Literal["full", "sharded"] = "full",
 ) -> None:
-    """Compute the gradients of a step; ``num_targets`` counts those of all ranks."""
+    """Compute the gradients of a step; ``num_targets`` is the number of targets on all ranks."""
     parts = list(batch.split(micro_batch_size))
     for part in parts:
         if isinstance(model, FSDPModule):
@@ -114,7 +117,7 @@ def forward_backward(
             model.set_requires_gradient_sync(reduce)
             model.set_is_last_backward(reduce)
         result = model(part, len(TASKS), num_targets)
-        # FSDP averages gradients over the ranks, but those of a step are a sum.
+        # FSDP averages gradients over the ranks, but the step needs their sum.
         (result.loss * world.size).backward()
         meter.add(result)
 
@@ -199,7 +202,7 @@ class _Trainer:
         )
 
     def train_step(self, rate: float, meter: LossMeter) -> float:
-        """Do one optimizer step and return the gradient norm before clipping."""
+        """Run one optimizer step and return the gradient norm before clipping."""
         numbers = [self.run.seed, self.step, self.world.rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         sequences, batch, num_targets = self.next_batch()
@@ -223,7 +226,7 @@ class _Trainer:
         return norm
 
     def next_batch(self) -> tuple[list[PackedSequence], Batch, int]:
-        """Return this rank's part of a step, and the number of targets on all ranks."""
+        """Return this rank's sequences of a step, and the number of targets on all ranks."""
         failure: LiquidError | None = None
         count = torch.zeros((), dtype=torch.float64)
         try:
@@ -276,7 +279,7 @@ class _Trainer:
         return every > 0 and self.step % every == 0
 
     def run_callbacks(self, log: MetricsLog) -> None:
-        """Save, evaluate and sample when due; `finish` does so after the last step."""
+        """Save, evaluate and sample when due; after the last step, `finish` does this."""
         loop = self.run.train
         self.checkpointer.poll()
         if self.step >= loop.steps:

@@ -1,4 +1,4 @@
-"""Backends that run the language model: what the engine needs from one, and how one is chosen.
+"""Backends that run the language model: the interface that the engine needs, and the choice of one.
 
 "cpu" is C for CPUs (`cpu`) and "torch" is fused PyTorch for accelerators (`pytorch`); both run the
 Llama-like families of `llama`. "transformers" (`hf`) runs any family with transformers' own code.
@@ -30,24 +30,24 @@ class Backend(Protocol):
     """A language model with a preallocated KV cache.
 
     A slot of the cache contains one sequence from position 0. Sequences of different lengths run
-    together, and each gets the results it would get alone. The caller keeps the lengths: positions
-    after the end of a sequence are never read and are overwritten later.
+    together, and each gets the same results as when it runs alone. The caller tracks the lengths:
+    positions after the end of a sequence are never read and are overwritten later.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device that runs the model."""
 
     @property
     def batch_invariant(self) -> bool:
         """Whether the results for a sequence are bitwise equal in batches of any size.
 
-        The other backends get round numbers of sequences and tokens: each number selects kernels
-        that round differently and that a device caches.
+        For other backends, the numbers of sequences and tokens are rounded up: each number selects
+        kernels that round differently and that the device caches.
         """
 
     def reserve(self, slots: int, length: int) -> None:
-        """Grow the cache to this many slots of this length; its contents are kept."""
+        """Grow the cache to this many slots of this length, keeping its contents."""
 
     def forward(self, tokens: Tensor, starts: Tensor, first_slot: int, kv_length: int) -> Tensor:
         """Feed the next tokens to contiguous slots.
@@ -56,7 +56,7 @@ class Backend(Protocol):
             tokens: (S, T), int64.
             starts: Tokens that each slot already contains, (S,), int64.
             first_slot: The first of the S slots.
-            kv_length: Positions to attend to, at least the largest of ``starts`` plus T.
+            kv_length: Positions to attend to, at least ``max(starts) + T``.
 
         Returns:
             Last hidden states, (S, T, D).
@@ -72,12 +72,12 @@ class Backend(Protocol):
 def choose_backend(
     model: PreTrainedModel, quantize: Quantization | None = None, kind: BackendKind | None = None
 ) -> BackendKind:
-    """Return the fastest backend that supports a model, or the one that is named.
+    """Return the fastest backend that supports a model, or check the one in ``kind``.
 
     Args:
         model: The model, on its device.
         quantize: Quantization of the weights; None keeps their dtype.
-        kind: The backend; None chooses.
+        kind: The backend; None chooses the fastest.
 
     Raises:
         ConfigError: The backend or the quantization is unknown, or does not support this model.

@@ -1,7 +1,7 @@
 """KV cache of the "cpu" and "torch" backends.
 
-Each layer is one tensor, (slots, 2, kv_heads, length, D), keys first. It grows one layer at a time,
-so that at most one layer is in memory twice; growing moves it.
+Each layer is one tensor, (slots, 2, kv_heads, length, D), keys first. The cache grows one layer at
+a time, so at most one layer is in memory twice; growing moves it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class KVCache:
         ]
         """Keys and values of each layer."""
         self.shape = (0, 0)
-        """Slots and positions of each."""
+        """Number of slots, and of positions per slot."""
 
     def reserve(self, slots: int, length: int) -> None:
-        """Grow to this many slots of this length; the contents are kept."""
+        """Grow to this many slots of this length, keeping the contents."""
         old_slots, old_length = self.shape
         self.shape = (max(slots, old_slots), max(length, old_length))
         if self.shape == (old_slots, old_length):

@@ -1,8 +1,8 @@
 """The "transformers" backend: any Hugging Face family, run by transformers' own forward.
 
-It supports causal models whose layers use full or sliding-window attention. What a family does
-after its decoder (soft-capping, scaling, a bias) is done by its own code, so `OutputHead` returns
-exactly the columns of the full head. It shares the model's weights and does not change the model.
+It supports causal models whose layers use full or sliding-window attention. The family's own code
+runs all steps after the decoder (soft-capping, scaling, a bias), so `OutputHead` returns exactly
+the columns of the full head. The backend shares the model's weights and does not change the model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TransformersBackend:
         """Share the weights of a causal language model in eval mode.
 
         Raises:
-            CheckpointError: It has layers of another type, such as a recurrent state.
+            CheckpointError: The model has other layers, such as recurrent ones.
         """
         config = model.config.get_text_config(decoder=True)
         self._window: int | None = getattr(config, "sliding_window", None)
@@ -45,12 +45,12 @@ class TransformersBackend:
         self._model = model
         self._heads: dict[tuple[int, int], OutputHead] = {}
         self._cache = SlotCache(config.num_hidden_layers)
-        # Eager attention adds the mask to its scores; the kernels of sdpa take a boolean one.
+        # Eager attention adds the mask to its scores; the sdpa kernels take a boolean mask.
         self._additive = config._attn_implementation != "sdpa"
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device that runs the model."""
         return self._model.device
 
     def reserve(self, slots: int, length: int) -> None:
@@ -107,7 +107,7 @@ class OutputHead:
         full = cast("nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
         weight = full.weight.detach()[tokens]
         has_bias = full.bias is not None
-        # Made on "meta" so that no second weight is allocated before the shared one is put in.
+        # Created on "meta" to avoid allocating a second weight before the shared one is set.
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
         head.weight = nn.Parameter(weight, requires_grad=False)
         if has_bias:
@@ -120,7 +120,7 @@ class OutputHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Map hidden states (N, D) to logits (N, V)."""
         self._base.hidden = hidden[:, None]
-        # Nobody reads the input, since the hidden states are given.
+        # The input is ignored because the hidden states are known.
         tokens = torch.empty(hidden.shape[0], 1, dtype=torch.long, device="meta")
         logits = self._view(input_ids=tokens, use_cache=False).logits[:, -1]
         return cast("Tensor", logits)
@@ -141,22 +141,22 @@ class SlotCache(Cache):
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
         self.shape = (0, 0)
-        """Slots and positions of each."""
+        """Number of slots, and of positions per slot."""
         self.slots = slice(0, 0)
         """Slots of the current forward pass."""
         self.index: tuple[Any, ...] = ()
-        """Where it writes keys and values."""
+        """Where the pass writes keys and values."""
         self.kv_length = 0
-        """Positions it attends to."""
+        """Positions the pass attends to."""
 
     def reserve(self, slots: int, length: int) -> None:
-        """Grow to this many slots of this length; the contents are kept."""
+        """Grow to this many slots of this length, keeping the contents."""
         self.shape = (max(slots, self.shape[0]), max(length, self.shape[1]))
         for layer in self._slot_layers():
             layer.grow()
 
     def prepare(self, first_slot: int, positions: Tensor, kv_length: int) -> None:
-        """Set what the next forward pass writes and reads."""
+        """Set the positions that the next forward pass writes and reads."""
         self.slots = slice(first_slot, first_slot + positions.shape[0])
         slots = torch.arange(first_slot, self.slots.stop, device=positions.device)
         self.index = (slots[:, None], slice(None), positions)
@@ -196,7 +196,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (S, heads, T, D) into the slots; return all that the pass attends to."""
+        """Write (S, heads, T, D) into the slots; return everything the pass attends to."""
         if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -216,7 +216,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return 0
 
     def get_max_length(self) -> int:
-        """Return the positions of a slot."""
+        """Return the number of positions per slot."""
         return self._cache.shape[1]
 
     def _grown(self, old: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The Llama-like families that the "cpu" and "torch" backends run.
 
-These are pre-norm blocks of RMSNorm, rotary attention with grouped heads and a gated MLP: Llama,
-Mistral, Qwen2, Qwen3 and Gemma.
+Their pre-norm blocks have RMSNorm, rotary attention with grouped heads and a gated MLP. They are
+Llama, Mistral, Qwen2, Qwen3 and Gemma.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return why a model is not one of these, or None if it is."""
+    """Return why a model is not in one of these families, or None if it is."""
     for is_met, reason in _REQUIREMENTS:
         if not is_met(model):
             return reason.format(model=model, config=model.config, rope_type=_rope_type(model))
@@ -33,7 +33,7 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
 def _attends_to_all(model: PreTrainedModel) -> bool:
     config: Any = model.config
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    # Mistral may have a window without layer types.
+    # A Mistral config can have a window but no layer types.
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     context = config.max_position_embeddings
     return types == {"full_attention"} and (window or context) >= context
@@ -75,7 +75,7 @@ _REQUIREMENTS: tuple[tuple[Callable[[PreTrainedModel], bool], str], ...] = (
     ),
     (_has_plain_layers, "some of its linear layers are adapted, quantized or sharded"),
 )
-"""Conditions on a model, and the reason if one is not met."""
+"""Conditions on a model, each with the reason to report if it is not met."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +89,8 @@ class LlamaWeights:
     intermediate: int
     activation: str  # one of `ACTIVATIONS`
     eps: float  # added to the mean square in RMSNorm
-    scaling: float  # factor of the products of queries and keys
-    embedding_scale: float | None  # factor of the embeddings
+    scaling: float  # multiplies the products of queries and keys
+    embedding_scale: float | None  # multiplies the embeddings
     table: Tensor  # embeddings, (tokens, hidden)
     cosines: Tensor  # of the rotary angles, (context, D / 2), float32
     sines: Tensor
@@ -131,5 +131,5 @@ class LlamaWeights:
         )
 
     def scales(self, norm: Any) -> Tensor:
-        """Return the factors of an RMSNorm of this model."""
+        """Return the scales of an RMSNorm of this model."""
         return cast("Tensor", norm.weight.detach() + self.norm_offset)

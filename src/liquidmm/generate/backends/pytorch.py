@@ -1,11 +1,11 @@
 """The "torch" backend: Llama-like families in fused PyTorch, for accelerators and as the fallback.
 
-The weights are read when the backend is created; later changes of the model have no effect.
+The weights are read when the backend is created; later changes to the model have no effect.
 Parameters that keep their dtype share memory with the backend.
 
-Queries, keys and values are one product. The dimensions of a head are reordered in pairs (0, D/2,
-1, D/2 + 1, ...), so that the rotation is one complex multiplication; this does not change the
-products of queries and keys.
+One matrix product computes queries, keys and values. The dimensions of a head are reordered in
+pairs (0, D/2, 1, D/2 + 1, ...), which makes the rotation one complex multiplication and does not
+change the products of queries and keys.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Layer:
 
     attention_norm: Tensor
     qkv: _Linear
-    head_norms: Tensor | None  # factors of RMSNorm on queries and keys, (heads, D)
+    head_norms: Tensor | None  # RMSNorm scales of queries and keys, (heads, D)
     output: _Linear
     mlp_norm: Tensor
     gate_up: _Linear
@@ -188,7 +188,7 @@ class TorchBackend:
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         weight = join([layer.weight.detach() for layer in layers])
         if weight.dtype == layers[0].weight.dtype:
-            # The model's own weights become views of the joined one, to keep only one copy.
+            # The model's own weights become views of the joined weight, so there is only one copy.
             parts = torch.split(weight, [layer.out_features for layer in layers])
             for layer, part in list(zip(layers, parts, strict=True))[rotated:]:
                 layer.weight.data = part

@@ -1,9 +1,9 @@
 """The "cpu" backend: Llama-like families in C (`llama.c`), limited only by memory bandwidth.
 
-Activations are float32 whatever the dtype of the weights is. The results for a slot are bitwise
-equal with any number of threads and any other slots. The weights are copied when the backend is
-created; later changes of the model have no effect. Float32 weights whose values fit bfloat16, as in
-most published models, are stored in 16 bits, which loses nothing.
+Activations are float32 for weights of any dtype. The results for a slot are bitwise equal for any
+number of threads and any other slots. The weights are copied when the backend is created; later
+changes to the model have no effect. Float32 weights whose values fit bfloat16, as in most published
+models, are stored in 16 bits without loss.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class CpuBackend:
         """See `Backend`."""
         slots, steps = tokens.shape
         last = int(starts.max()) + steps
-        # The library writes here without checks of its own.
+        # The library does not check the bounds of its writes.
         max_slots, length = self._cache.shape
         assert first_slot + slots <= max_slots
         assert last <= min(kv_length, length, len(self._weights.cosines))

@@ -1,8 +1,8 @@
-"""The functions and structures of `llama.c` for Python.
+"""Python bindings for the functions and structures of `llama.c`.
 
-The library is compiled when the package is installed. One that was compiled from other sources, or
-whose structures or constants differ from those below, is rejected. Whoever fills a structure keeps
-the tensors in memory that it points to.
+The library is compiled when the package is installed. A library that was compiled from other
+sources, or whose structures or constants differ from those below, is rejected. Code that fills a
+structure must keep the tensors it points to in memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _NAME = "_llama"
 IS_X86 = machine().lower() in ("x86_64", "amd64")
 
 PANEL = 32
-"""Outputs in a panel of a weight."""
+"""Outputs per panel of a weight matrix."""
 LANES = 8
-"""Numbers in a SIMD vector; the head dimension must be a multiple of it."""
+"""Values per SIMD vector; the head dimension must be a multiple of this."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-"""Numbers of the weight dtypes."""
+"""Constants for the weight dtypes."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
-"""Numbers of the activations."""
+"""Constants for the activation functions."""
 
 _Fields = tuple[tuple[str, type], ...]
 
@@ -75,7 +75,7 @@ class Model(Structure):
 
 
 class ForwardArgs(Structure):
-    """What one forward pass reads and writes."""
+    """Inputs and outputs of a forward pass."""
 
     _fields_ = (
         *_integers("slots", "steps", "first_slot", "length", "threads"),
@@ -90,12 +90,12 @@ ABI = (
     *DTYPES.values(),
     *ACTIVATIONS.values(),
 )
-"""What `liquid_abi` must return."""
+"""The value that `liquid_abi` must return."""
 
 
 @cache
 def find_library() -> ctypes.CDLL | str:
-    """Return the library, or why it cannot be used; the reason is logged once."""
+    """Return the library, or the reason it cannot be used, which is logged once."""
     library = load_library(Path(__file__).parent)
     if isinstance(library, str):
         get_logger(__name__).warning(
@@ -112,15 +112,15 @@ def load_library(
     Args:
         folder: Folder with the compiled library.
         sources: The files that it must have been compiled from.
-        abi: What its `liquid_abi` must return.
+        abi: The value that its `liquid_abi` must return.
 
     Returns:
-        The library, or why it cannot be used.
+        The library, or the reason it cannot be used.
     """
     places = [folder / (_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
     files = [path for path in places if path.is_file()]
     if not files:
-        return "it was not compiled when liquidmm was installed; that needs a C compiler"
+        return "it was not compiled when liquidmm was installed, which needs a C compiler"
     vectors = torch.backends.cpu.get_cpu_capability()
     if IS_X86 and not vectors.startswith("AVX"):
         return "this CPU has no AVX2"

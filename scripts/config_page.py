@@ -1,6 +1,6 @@
 """The reference page docs/config.md, generated from the configuration dataclasses.
 
-`python -m liquidmm.cli.config_docs` prints it. The page is a pure function of the dataclasses, and
+The page is a pure function of the dataclasses, and
 `make check` compares it with the file.
 """
 
