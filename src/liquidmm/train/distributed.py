@@ -181,7 +181,8 @@ class Distributed:
         """
         if self.size == 1:
             return
-        shape, names = (config.dp_replicate, config.shards(self.size)), ("dp_replicate", "dp_shard")
+        shape: tuple[int, ...] = (config.dp_replicate, config.shards(self.size))
+        names: tuple[str, ...] = ("dp_replicate", "dp_shard")
         if config.dp_replicate == 1:
             shape, names = shape[1:], names[1:]
         mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
