@@ -3,7 +3,7 @@
 # and prints one table:
 #   bash benchmarks/engines.sh OUT
 # VLLM_PYTHON and LLAMA_PYTHON are the Python interpreters of environments with vLLM and this package,
-# and with llama-cpp-python; docs/engines.md describes how to make them. An engine without one is
+# and with llama-cpp-python; docs/benchmarks.md describes how to make them. An engine without one is
 # skipped, and so is a part whose result is in OUT already. PYTHON is this package's own interpreter
 # (.venv/bin/python).
 set -euo pipefail

@@ -28,7 +28,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         apt-get update -qq
         apt-get install -y -qq "python$version-venv" || apt-get install -y -qq python3-venv
     else
-        echo "setup: this Python can't make virtual environments. Run: sudo apt-get install python$version-venv" >&2
+        echo "setup: this Python cannot make virtual environments. Run: sudo apt-get install python$version-venv" >&2
         exit 1
     fi
 fi
@@ -40,7 +40,7 @@ if ! command -v cc >/dev/null; then
         apt-get update -qq
         apt-get install -y -qq gcc libc6-dev
     else
-        echo "setup: found no C compiler, so drawing on a CPU will be slow. Better: sudo apt-get install gcc libc6-dev" >&2
+        echo "setup: found no C compiler, so generation on a CPU will be slow. Install one: sudo apt-get install gcc libc6-dev" >&2
     fi
 fi
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the default model from the icon tarballs: about four hours on two cores. Completed steps are
+# Build the default model from the icon tarballs: about five hours on two cores. Completed steps are
 # skipped, interrupted ones are resumed. `make icons` downloads the tarballs first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

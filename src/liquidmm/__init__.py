@@ -1,7 +1,7 @@
 """Liquid: one language model that reads and writes text and images as one sequence of tokens.
 
-The names below are the public interface. They are imported on first use, so that `import liquidmm`
-takes milliseconds and imports neither torch nor transformers.
+The names below are the public interface. They are imported on first use, so `import liquidmm` takes
+milliseconds and imports neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m liquidmm` is the command `liquid`: what `torchrun -m` needs."""
+"""`python -m liquidmm` runs the `liquid` command, which `torchrun -m` needs."""
 
 from liquidmm.cli import main
 

@@ -1,15 +1,14 @@
 """Run files: TOML (or any mapping) to frozen dataclasses and back.
 
-A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The default of a field is
-the only default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass extends
-`RangeChecked`, or calls `check_ranges(self)` in its own `__post_init__`. A class variable
-``RENAMED`` maps old keys to new ones, so that an old run file fails with the new key as the
-suggestion.
+A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`, `tuple[X,
+...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the only
+default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass extends `RangeChecked`, or
+calls `check_ranges(self)` in its own `__post_init__`. A class variable ``RENAMED`` maps old keys to
+new ones, so the error for an old run file suggests the new key.
 
 Unknown, missing and ill-typed keys raise `ConfigError` with the file and the dotted key. An int is
-accepted where a float is expected; a bool is never a number. Relative paths stay relative to the
-working directory, except that ``extends = "other.toml"`` starts from the folder of its file.
+accepted where a float is expected; a bool is never a number. Relative paths are relative to the
+working directory, except that ``extends = "other.toml"`` is relative to the file that contains it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
         where: Start of every error message, such as the path of the run file.
 
     Raises:
-        ConfigError: A key is unknown or missing, a value has the wrong type or is out of range.
+        ConfigError: A key is unknown or missing, or a value has the wrong type or is out of range.
     """
     return _Reader(where).table(schema, data, "")
 
@@ -54,18 +53,18 @@ def from_dict(schema: type[S], data: Mapping[str, Any], where: str) -> S:
 def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read a TOML run file and the files it extends, then apply command-line overrides.
 
-    A file with ``extends`` contains only what differs from the other file. Tables are merged key by
-    key; everything else, including a list of tables, is replaced as a whole.
+    A file with ``extends`` contains only its differences from the other file. Tables are merged key
+    by key; everything else, including a list of tables, is replaced as a whole.
 
     Args:
         schema: The dataclass to build.
         path: The run file.
-        overrides: Items such as "a.b=1". The value is parsed as TOML and falls back to a string. A
-            number in the key is an index into a list ("sources.0.weight=2").
+        overrides: Items such as "a.b=1". The value is parsed as TOML, or is a string if that fails.
+            A number in the key is an index into a list ("sources.0.weight=2").
 
     Raises:
-        ConfigError: A file cannot be read or is not valid TOML, files extend each other in a
-            circle, an override has no "=", or `from_dict` failed.
+        ConfigError: A file cannot be read or is not valid TOML, files extend each other in a cycle,
+            an override has no "=", or `from_dict` fails.
     """
     data = _read(Path(path), ())
     for override in overrides:
@@ -79,7 +78,7 @@ def load_run(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """Convert a configuration to JSON-compatible values, which `from_dict` reads back.
 
-    A Path becomes a string, a tuple a list.
+    A Path becomes a string, and a tuple becomes a list.
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
@@ -124,17 +123,17 @@ def _plain(value: Any) -> Any:
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a run file merged over the one it extends; ``children`` are the files that led here."""
+    """Read a run file and merge it over the one it extends; ``children`` extend this file."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = f"cannot be read ({error.strerror})."
         if children:
             raise ConfigError(
-                f"{children[-1]}: {EXTENDS}: {path} {reason} Give the path of a TOML file relative "
+                f"{children[-1]}: {EXTENDS}: {path} {reason} Use the path of a TOML file relative "
                 f"to {children[-1].parent}."
             ) from error
-        raise ConfigError(f"{path}: {reason} Give the path of a TOML run file.") from error
+        raise ConfigError(f"{path}: {reason} Use the path of a TOML run file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: invalid TOML: {error}. Correct that line.") from error
     if EXTENDS not in data:
@@ -151,7 +150,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """Merge tables key by key; for everything else the child wins."""
+    """Merge tables key by key; for everything else, the child takes precedence."""
     merged = dict(parent)
     for key, value in child.items():
         before = parent.get(key)
@@ -232,7 +231,7 @@ def _describe_bound(bound: Any) -> str:
 
 
 def _name_of(kind: Any) -> str:
-    """Describe a type in the terms of TOML."""
+    """Describe a type in TOML terms."""
     names = {
         bool: "true or false",
         int: "an integer",
@@ -279,7 +278,7 @@ class _Reader:
         try:
             return schema(**values)
         except ValueError as error:
-            # The check of a dataclass starts with the field; here it becomes the full dotted key.
+            # Messages of `__post_init__` start with the field; replace it with the full dotted key.
             name, colon, rest = str(error).partition(":")
             if colon and name in fields:
                 raise self.error(_join(prefix, name), rest.strip()) from error

@@ -1,7 +1,7 @@
 """Exceptions for errors that a user can fix.
 
 Each is a `LiquidError` whose text is one line: "field: expected X, got Y. Fix." The command line
-prints that line and exits with 1. Any other exception is a bug and keeps its traceback.
+prints that line and exits with 1. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class LiquidError(Exception):
-    """A mistake of the user or a limit of the machine, described in one line with the fix."""
+    """A user error or a limit of the machine, described in one line with the fix."""
 
 
 class ConfigError(LiquidError, ValueError):
@@ -23,7 +23,7 @@ class DataError(LiquidError, ValueError):
 
 
 class CheckpointError(LiquidError):
-    """A folder is not a checkpoint, or not one that supports the request."""
+    """A folder is not a checkpoint, or the checkpoint does not support the request."""
 
 
 class MissingExtraError(LiquidError, ImportError):
@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's whole message in one line, without the file of an `OSError`."""
+    """Return an exception's whole message on one line, without the file name of an `OSError`."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
 

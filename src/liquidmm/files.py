@@ -1,7 +1,7 @@
 """Files and folders that are written completely or not at all.
 
-Every file this package writes goes through `atomic_file` or `atomic_folder`, so that a crash, a
-full disk or an exception leaves no partial file behind.
+Every file this package writes goes through `atomic_file` or `atomic_folder`, so a crash, a full
+disk or an exception leaves no partial file behind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with _temporary(path, _new_folder) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):  # safetensors writes files that only the owner can read
+        for file in temporary.rglob("*"):  # safetensors makes files readable only by their owner
             file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
         if not occupied:
             temporary.replace(path)
@@ -71,7 +71,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        raise LiquidError(f"{path}: is a folder. Give the path of a file.")
+        raise LiquidError(f"{path}: is a folder. Use the path of a file.")
     with _temporary(path, _new_file) as temporary:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -107,7 +107,7 @@ def _temporary(path: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
 
 
 def _disk_error(error: Exception, folder: Path) -> str | None:
-    """Return the reason if ``error`` is about writing below ``folder``, otherwise None."""
+    """Return the reason if ``error`` occurred while writing below ``folder``, otherwise None."""
     if isinstance(error, OSError) and error.errno is not None:
         named = error.filename
         # tempfile reports absolute paths even for a relative folder

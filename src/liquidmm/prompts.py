@@ -1,8 +1,8 @@
 r"""Text templates: prompts and chat templates.
 
 The first request, the caption prompt and the size hint are worded as in the reference
-implementation (https://github.com/FoundationVision/Liquid), so that its checkpoint understands
-them. `liquidmm.sequences` turns templates into tokens.
+implementation (https://github.com/FoundationVision/Liquid) because its checkpoint expects them.
+`liquidmm.sequences` turns templates into tokens.
 """
 
 from __future__ import annotations

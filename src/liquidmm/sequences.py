@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     Codes = Tensor | np.ndarray[Any, Any]
     Piece = tuple[str | list[int], bool]
-    """Text or token ids, and whether the model is trained on them."""
+    """Text or token ids, and whether they are trained on."""
 
 _TURN = "\ue000{}\ue001"
-"""Stands for the content of a turn while the chat template is rendered."""
+"""Placeholder for the content of a turn while the chat template is rendered."""
 _TURN_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -103,11 +103,11 @@ class Sequences:
                 return fallback
         raise CheckpointError(
             "chat: the tokenizer has no chat template. "
-            "Put a chat_template.jinja into the checkpoint folder."
+            "Add a chat_template.jinja to the checkpoint folder."
         )
 
     def encode(self, text: str) -> list[int]:
-        """Tokenize text from outside without adding or recognizing special tokens."""
+        """Tokenize untrusted text without adding or recognizing special tokens."""
         if not text:
             return []
         token_ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -182,16 +182,16 @@ class Sequences:
     ) -> tuple[list[int], list[bool]]:
         """Lay out a conversation with the tokenizer's chat template.
 
-        Whitespace around a content is dropped. Any turn may contain images.
+        Whitespace around the content of a turn is dropped. Any turn can contain images.
 
         Args:
-            messages: The turns; each `<image>` in a content consumes the next image.
+            messages: The turns; each `<image>` in the content consumes the next image.
             images: Code grids, (h, w) each, in the order of the placeholders.
             add_generation_prompt: End with the start of an assistant turn.
 
         Returns:
-            The token ids, and for each whether it belongs to an assistant turn: its text, its
-            images and its end-of-turn token (the following whitespace if the template has none).
+            The token ids, and for each one whether it belongs to an assistant turn: its text, its
+            images and its end-of-turn token (or the whitespace after it if the template has none).
 
         Raises:
             DataError: The numbers of placeholders and images differ, or the template rejects the
@@ -248,12 +248,12 @@ class Sequences:
         return self._special
 
     def _template_pieces(self, text: str, *, ends_turn: bool) -> list[Piece]:
-        """Split template text at its special tokens; the one that ends an answer is trained on."""
+        """Split template text at its special tokens; train on the one that ends an answer."""
         tokens = self._special_tokens()
         longest_first = sorted(tokens, key=len, reverse=True)
         pattern = "(" + "|".join(map(re.escape, longest_first)) + ")"
         parts = re.split(pattern, text) if tokens else [text]
-        if len(parts) == 1 and ends_turn:  # the whitespace after the answer marks its end
+        if len(parts) == 1 and ends_turn:  # the whitespace after an answer marks its end
             rest = text.lstrip()
             return [(text[: len(text) - len(rest)], True), (rest, False)]
         pieces: list[Piece] = []
@@ -281,7 +281,7 @@ class Sequences:
     def _encode_pieces(self, pieces: list[Piece]) -> tuple[list[int], list[bool]]:
         """Tokenize adjacent text as one, so that the tokens equal those of the whole text.
 
-        Text is split where an answer starts or ends: inference tokenizes separately there too.
+        Text is split where an answer starts or ends because inference splits there too.
         """
         token_ids: list[int] = []
         mask: list[bool] = []

@@ -1,7 +1,7 @@
 """Signals that stop a long run after the current step.
 
-A run that checks the event between steps never saves a partial step. Outside the main thread Python
-receives no signals, and the event is never set.
+A run that checks the event between steps never saves a partial step. Outside the main thread,
+Python receives no signals, so the event is never set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _LOG = get_logger(__name__)
 class StopSignals:
     """Context manager that turns SIGTERM and the first SIGINT into an event.
 
-    A second SIGINT acts as usual. SIGTERM may arrive more than once, because launchers send it to a
-    process and to its group.
+    A second SIGINT has its usual effect. SIGTERM can arrive more than once because launchers send
+    it to a process and to its group.
     """
 
     def __enter__(self) -> threading.Event:
@@ -39,6 +39,6 @@ class StopSignals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if not self._event.is_set():
-            _LOG.info("stopping after this step; Ctrl-C to stop at once")
+            _LOG.info("stopping after this step; press Ctrl-C again to stop now")
         self._event.set()
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])

@@ -35,7 +35,7 @@ SPECIAL_TOKENS = ("<boi>", "<eoi>", "<unconditional>")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
-    """Positions of text, image and special tokens in the embedding table."""
+    """Ranges of text, image and special tokens in the embedding table."""
 
     text_size: int
     """Token ids of the tokenizer are in [0, text_size)."""
@@ -87,7 +87,7 @@ class Vocabulary:
             Token ids in the image slice, same shape and dtype.
 
         Raises:
-            DataError: A code is outside the codebook; the first one is named.
+            DataError: A code is outside the codebook; the message contains the first one.
         """
         self._check(codes, 0, "code", "Check that the image was encoded with this image tokenizer.")
         return codes + self.image_offset
@@ -102,14 +102,14 @@ class Vocabulary:
             Codes in [0, codebook_size), same shape and dtype.
 
         Raises:
-            DataError: A token id is outside the image slice; the first one is named.
+            DataError: A token id is outside the image slice; the message contains the first one.
         """
         remedy = "Pass only the tokens between boi and eoi."
         self._check(token_ids, self.image_offset, "token id", remedy)
         return token_ids - self.image_offset
 
     def is_image(self, token_ids: Array) -> Array:
-        """Return which token ids are image tokens: a boolean array of the same shape."""
+        """Return a boolean array of the same shape that marks the image tokens."""
         return (token_ids >= self.image_offset) & (token_ids < self.size)
 
     def to_dict(self) -> dict[str, int]:

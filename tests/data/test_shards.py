@@ -151,7 +151,7 @@ def test_shards_can_be_written_in_any_order(folder, tmp_path):
     (out / ".shard-00000.arrow.killed.arrow").write_bytes(b"half")
     assert begin(out, PROVENANCE, 3) == [0, 1]
     assert count_records(out).records == 1
-    with pytest.raises(DataError, match=r"2 of 3 shards are missing, the first is shard-00000"):
+    with pytest.raises(DataError, match=r"2 of 3 shards.*shard-00000"):
         finish(out, PROVENANCE, 3)
     with pytest.raises(DataError, match="encoding is not finished"):
         read_shards(out)

@@ -206,7 +206,7 @@ def test_stream_reports_epochs_and_packing_efficiency(folder, builder, caplog):
 def test_stream_overlong_image_raises_or_is_dropped(folder, builder, caplog):
     images = [*sources(folder)[:1], *sources(folder)[3:]]
     stream = TokenStream(images, builder, PackingConfig(seq_len=14, packing_buffer=24), 0)
-    with pytest.raises(DataError, match=r"[ic]\d+: \d+ tokens, at most 14 fit"):
+    with pytest.raises(DataError, match=r"[ic]\d+: \d+ tokens.* 14 fit"):
         sequences_of(stream, 20)
     packing = PackingConfig(seq_len=14, packing_buffer=24, overlong="drop")
     stream = TokenStream(images, builder, packing, 0)
@@ -216,7 +216,7 @@ def test_stream_overlong_image_raises_or_is_dropped(folder, builder, caplog):
     assert count == state["streams"]["0"]["dropped"] > 5
     named = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
     assert len(named) == 5
-    assert re.fullmatch(r"[ic]\d+: dropped, \d+ tokens are more than 14", named[0])
+    assert re.fullmatch(r"[ic]\d+: dropped.* \d+ tokens.* 14", named[0])
     assert named[-1].endswith("; further records are only counted")
     again = TokenStream(images, builder, packing, 0)
     again.load_state_dict(state)

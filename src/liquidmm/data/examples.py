@@ -1,9 +1,9 @@
 """Training examples: token ids and labels of one sample for one task.
 
-`labels[i]` is the token id where position i is trained on and `IGNORE_INDEX` elsewhere; nothing is
-shifted. Trained on are: all of a text; image tokens, end of image and end of sequence of
-`text_to_image`; caption and end of sequence of `image_to_text`; the assistant's turns of a chat.
-Every random choice comes from the generator that is passed in.
+`labels[i]` is the token id if position i is trained on and `IGNORE_INDEX` otherwise; labels are not
+shifted. Training uses all tokens of a text; the image tokens, end of image and end of sequence of
+`text_to_image`; the caption and end of sequence of `image_to_text`; and the assistant's turns of a
+chat. All random choices come from the generator passed in.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ CHAT_REQUESTS = (
     "Please paint {}.",
     "I would like a picture of {}.",
 )
-"""How a user asks for an image in a chat; the caption replaces the braces."""
+"""User requests for an image in a chat; the caption replaces the braces."""
 
 TokenIds: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 Probability: TypeAlias = Annotated[float, Ge(0), Le(1)]
@@ -58,12 +58,12 @@ class Example:
     input_ids: TokenIds
     """Token ids, (T,), int32."""
     labels: TokenIds
-    """The same ids where they are trained on, `IGNORE_INDEX` elsewhere; (T,), int32."""
+    """The token id where it is trained on, `IGNORE_INDEX` elsewhere; (T,), int32."""
     task: Task
     key: str = ""
-    """Name of the record, for messages."""
+    """Key of the record, for messages."""
     can_split: bool = False
-    """Whether it may be split anywhere, because it contains no image."""
+    """Whether it can be split anywhere because it contains no image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,15 +76,15 @@ class ExampleConfig(RangeChecked):
     size_hint: bool = False
     """Add the size of the image to the prompt of `text_to_image`, except in a chat."""
     first_caption_prob: Probability = 0.5
-    """Probability that `text_to_image` uses the canonical caption; otherwise any of the captions,
+    """Probability that `text_to_image` uses the canonical caption; otherwise, it uses any caption
     with equal probability."""
     chat_format_prob: Probability = 0.1
-    """Probability that `text_to_image`, unless its caption is dropped, is formatted as a chat turn
-    that the image answers."""
+    """Probability that a `text_to_image` example whose caption is not dropped becomes a chat in
+    which the image is the answer."""
     first_row_only_prob: Probability = 0.0
     """Probability that `text_to_image` ends after the first row of image tokens. With few images
-    and many epochs a model recognizes an image by its first tokens, and only these are still
-    predicted from the text: short examples repeat them at a fraction of the cost."""
+    and many epochs, a model recognizes an image by its first tokens, and only these are still
+    predicted from the text; short examples repeat them at a fraction of the cost."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "guidance_dropout": "caption_dropout",
@@ -103,7 +103,7 @@ class ExampleBuilder:
         config: ExampleConfig | None = None,
         downsample_factor: int | None = None,
     ) -> None:
-        """Set up; size hints need `downsample_factor`, the pixels per code and side.
+        """Create a builder; size hints need `downsample_factor`, the pixels per code on each side.
 
         Raises:
             ConfigError: Size hints are enabled and the downsampling factor is missing.
@@ -113,7 +113,7 @@ class ExampleBuilder:
         self.downsample_factor = downsample_factor
         if self.config.size_hint and downsample_factor is None:
             raise ConfigError(
-                "size_hint: needs the downsampling factor of the image tokenizer. Use a checkpoint "
+                "size_hint: requires the image tokenizer's downsampling factor. Use a checkpoint "
                 "with an image tokenizer, or turn it off."
             )
 
@@ -121,7 +121,7 @@ class ExampleBuilder:
         """Build the example of one sample for one task; only `text_to_image` uses `rng`.
 
         Raises:
-            DataError: The sample is of another kind than `TASK_KINDS`, a code is outside the
+            DataError: The sample's kind is not the one in `TASK_KINDS`, a code is outside the
                 codebook, or the chat template rejected the turns; the message names the sample.
             ConfigError: The task is unknown.
         """
@@ -196,10 +196,10 @@ class ExampleBuilder:
 
 
 def caption_in_sentence(caption: str) -> str:
-    """Make a caption fit after "Draw": no period at the end, lowercase where a word is not a name.
+    """Adapt a caption to follow "Draw": no final period, lowercase unless a word is a name.
 
-    A capital stays where the second character is not a lowercase letter or a space, as in "USA".
+    A capital is kept if the second character is not a lowercase letter or a space, as in "USA".
     """
-    # a placeholder would ask for an image that does not exist
+    # a placeholder would need an image that does not exist
     text = caption.strip().rstrip(".").replace(prompts.IMAGE_PLACEHOLDER, "image")
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

@@ -1,7 +1,7 @@
 """The content of `manifest.json`: what a folder of shards contains and what it was made from.
 
 A `Provenance` determines the samples of a folder: two runs with equal provenance write equal
-shards. The statistics of a folder are the sum of those of its shards.
+shards. A folder's statistics are the sums of its shards' statistics.
 """
 
 import json
@@ -24,7 +24,7 @@ class RejectedSample:
     """An entry of the source that could not be encoded."""
 
     source: str
-    """File or folder it came from."""
+    """File or folder that contains it."""
     line: int
     """Line in the file, from 1; index in a JSON array or a Parquet file, from 0; 0 in a folder."""
     where: str
@@ -34,19 +34,19 @@ class RejectedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """What the samples of a folder were made from; it must not change between runs."""
+    """Everything that determines the samples of a folder; it must not change between runs."""
 
     fingerprint: str
     """Fingerprint of the image tokenizer."""
     codebook_size: int
     downsample_factor: int
-    """Pixels per code and side."""
+    """Pixels per code along each side."""
     source: str
-    """Path of the source as given; it may change."""
+    """Path of the source as given; this can change between runs."""
     source_digest: str
     """Hash of the content of the source."""
     settings: dict[str, Any]
-    """Settings that determine which records are encoded and how their images are prepared."""
+    """Settings that determine which records are encoded and how their images are resized."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,19 +56,19 @@ class ShardStats:
     records: int = 0
     """Samples."""
     rejected: int = 0
-    """Rejected entries of the source."""
+    """Number of rejected entries of the source."""
     images: int = 0
-    """Images of the samples."""
+    """Number of images in the samples."""
     kinds: dict[str, int] = field(default_factory=dict)
-    """Samples of each kind."""
+    """Number of samples of each kind."""
     characters: dict[str, int] = field(default_factory=dict)
     """Characters of text, captions and turns, for each kind."""
     licenses: dict[str, int] = field(default_factory=dict)
-    """Samples under each license; the empty name counts those without one."""
+    """Number of samples under each license; the empty name counts samples without one."""
     sources: dict[str, int] = field(default_factory=dict)
-    """Samples of each dataset."""
+    """Number of samples from each dataset."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Images of each size in codes, written `width x height`."""
+    """Number of images of each size in codes, written `width x height`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class Shard:
 
     name: str
     chunk: str
-    """Name of the chunk of the source that it was made from."""
+    """Name of the source chunk it was made from."""
     bytes: int
     sha256: str
     """SHA-256 of the file, hexadecimal."""
@@ -91,9 +91,9 @@ class Manifest:
     schema_version: int
     provenance: Provenance
     complete: bool
-    """Whether all shards are written; until then they are not listed."""
+    """Whether all shards are written; until then, the manifest lists none."""
     num_chunks: int
-    """Number of chunks of the source, which is the number of shards."""
+    """Number of chunks in the source, which equals the number of shards."""
     columns: dict[str, str]
     """Name and Arrow type of every column of a shard."""
     totals: ShardStats
@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a folder of shards.
 
     Raises:
-        DataError: The file is missing, damaged, or of another version.
+        DataError: The file is missing or damaged, or has another version.
     """
     path = folder / MANIFEST
     try:
@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Return counts, mean lengths and sizes of a folder of shards, complete or not, for JSON.
+    """Return counts, mean lengths and sizes for a complete or incomplete folder, as JSON values.
 
     Raises:
         DataError: The manifest cannot be read.

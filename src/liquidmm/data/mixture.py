@@ -1,8 +1,8 @@
-"""The order of training: which sample of which source comes next, as a function of an index.
+"""The training order: a function from an index to a sample of a source.
 
-Nothing is remembered, so any index costs the same. Each epoch over a source has its own shuffled
-order, and each example its own random generator. After any number of samples, the number from each
-source differs from its share by less than two.
+There is no state, so every index costs the same. Each epoch over a source has its own shuffled
+order, and each example has its own random generator. After any number of samples, the number from
+each source differs from the source's share by less than two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,27 +22,27 @@ from liquidmm.data.shuffle import round_keys, shuffled
 from liquidmm.errors import ConfigError, DataError, suggest
 
 ORDER, CHOICES, BUFFER = range(3)
-"""First number of the seed of a source's order, of an example's random choices and of the order of
-the sequences in a packing buffer."""
+"""First element of the seeds for a source's order, for an example's random choices, and for the
+order of the sequences in a packing buffer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A folder of shards and what it trains."""
+    """A folder of shards and its task."""
 
     path: Path
     """Folder that `liquid encode` wrote."""
     task: Task
-    """What its samples train; samples of a kind that the task does not use are skipped."""
+    """Task to train on the samples; samples of a kind that the task does not use are skipped."""
     weight: Annotated[float, Ge(0)] = 1.0
-    """Share of the examples, relative to the other weights: fractions, ratios or counts. 0 disables
-    the source."""
+    """Relative share of the examples; weights can be fractions, ratios or counts. 0 disables the
+    source."""
     max_samples: Annotated[int, Ge(0)] = 0
-    """Number of samples to use: a fixed random subset, the same for every seed, and contained in
-    every larger subset. 0 uses all."""
+    """Number of samples to use. They are a fixed random subset that is the same for every seed and
+    is contained in every larger subset. 0 uses all."""
     swap_ratio: Probability = 0.0
-    """Share of `text_to_image` samples that train `image_to_text` instead (the paper: 0.2). Each
-    sample is used once per epoch, in one direction; which ones are swapped changes every epoch."""
+    """Fraction of `text_to_image` samples that are used for `image_to_text` instead (paper: 0.2).
+    Each sample is used once per epoch, in one direction; each epoch swaps different samples."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"count": "max_samples", "reverse": "swap_ratio"}
 
@@ -70,12 +70,12 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 
 class ShuffledSource:
-    """The examples of one source by index, epoch after epoch, without end."""
+    """An endless sequence of one source's examples, epoch after epoch, by index."""
 
     def __init__(
         self, source: Source, samples: SampleView, builder: ExampleBuilder, seed: tuple[int, ...]
     ) -> None:
-        """Set up; every source needs another seed, which decides order and random choices."""
+        """Create the order; every source needs its own seed for its order and random choices."""
         self.size = source.max_samples or len(samples)
         """Samples per epoch."""
         self._source = source
@@ -95,12 +95,12 @@ class ShuffledSource:
 
 
 class WeightedSampler:
-    """Which source sample n of a mixture comes from, and its index there.
+    """Maps sample n of a mixture to its source and its index in that source.
 
-    Sources are split off one after the other. Of the first n samples, the first source takes its
-    share, rounded up; of the remaining ones, the next source takes its share of the remaining
-    weight; and so on. Weights, 0 or more but not all 0, are exact decimal fractions, so nothing
-    drifts.
+    Sources are processed one after the other. The first source gets its share of the first n
+    samples, rounded up; the next source gets its share of the remaining weight from the remaining
+    samples; and so on. Weights, which are at least 0 and not all 0, are exact decimal fractions, so
+    the shares do not drift.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -116,17 +116,17 @@ class WeightedSampler:
             if rest_start == rest_end:
                 return place, start - rest_start
             start, end, remaining = rest_start, rest_end, remaining - share
-        raise AssertionError("a sample belongs to some source")
+        raise AssertionError("every sample belongs to a source")
 
 
 def open_sources(
     sources: Sequence[Source], builder: ExampleBuilder, seed: int, tokenizer_fingerprint: str | None
 ) -> list[ShuffledSource]:
-    """Open the folders of some sources; a fingerprint of None skips the check of the tokenizer.
+    """Open the folders of sources; a fingerprint of None skips the check of the image tokenizer.
 
     Raises:
         DataError: A folder cannot be read, was encoded with another image tokenizer, or has no
-            samples, or too few, for a source.
+            samples or too few samples for a source.
     """
     codebook_size = builder.sequences.vocabulary.codebook_size
     opened = {path: read_shards(path) for path in dict.fromkeys(each.path for each in sources)}
@@ -148,7 +148,7 @@ def _samples(source: Source, shards: Shards) -> SampleView:
         )
     if source.max_samples > len(samples):
         raise DataError(
-            f"{source.path}: has {len(samples)} samples of kind {kind}, max_samples is "
+            f"{source.path}: has {len(samples)} samples of kind {kind}, but max_samples is "
             f"{source.max_samples}. Lower it, or remove it to use all."
         )
     return samples
@@ -158,11 +158,11 @@ def _check_tokenizer(shards: Shards, codebook_size: int, fingerprint: str | None
     provenance = shards.manifest.provenance
     if provenance.codebook_size != codebook_size:
         raise DataError(
-            f"{shards.folder}: encoded with {provenance.codebook_size} codes, the checkpoint has "
-            f"{codebook_size}. Encode with the checkpoint's image tokenizer."
+            f"{shards.folder}: encoded with {provenance.codebook_size} codes, but the checkpoint "
+            f"has {codebook_size}. Encode with the checkpoint's image tokenizer."
         )
     if fingerprint is not None and provenance.fingerprint != fingerprint:
         raise DataError(
-            f"{shards.folder}: encoded with the image tokenizer {provenance.fingerprint}, the "
+            f"{shards.folder}: encoded with the image tokenizer {provenance.fingerprint}, but the "
             f"checkpoint has {fingerprint}. Encode with the checkpoint's image tokenizer."
         )

@@ -1,9 +1,9 @@
-"""Packing: a buffer of examples of any length into sequences of one fixed length.
+"""Packing of a buffer of examples of any length into sequences of a fixed length.
 
-The sequences of a buffer depend on its examples and the seed alone. They are filled by best fit,
-longest example first. Images are never split; text is split where that fills the end of a
-sequence. `position_ids` restart at 0 with every document: run the model with them and without an
-attention mask. The first token of a document has no context, so it never has a label.
+The sequences of a buffer depend only on its examples and the seed. They are filled by best fit,
+longest example first. Images are never split; text is split to fill the end of a sequence.
+`position_ids` restart at 0 in every document: pass them to the model without an attention mask. The
+first token of a document has no context, so it never has a label.
 """
 
 from bisect import bisect_left, insort
@@ -22,21 +22,21 @@ PADDING_TASK = -1
 """Task id of padding."""
 
 _MIN_PIECE = 16
-"""Tokens of the shortest piece that text is split into."""
+"""Minimum number of tokens of a piece of split text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackingConfig:
-    """How sequences are packed."""
+    """How to pack sequences."""
 
     seq_len: Annotated[int, Ge(1)]
     """Tokens per sequence."""
     max_document_tokens: Annotated[int, Ge(0)] = 0
-    """Tokens of the longest document, at most `seq_len`; 0: `seq_len`. Longer text is split."""
+    """Maximum tokens per document, at most `seq_len`; 0 means `seq_len`. Longer text is split."""
     packing_buffer: Annotated[int, Ge(1)] = 512
-    """Examples that are packed together; more give less padding and a slower start."""
+    """Number of examples that are packed together; more reduce padding but delay the start."""
     overlong: Literal["error", "drop"] = "error"
-    """What happens to an example with an image that is longer than `max_document_tokens`."""
+    """What to do with an example that contains an image and exceeds `max_document_tokens`."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "length": "seq_len",
@@ -55,7 +55,7 @@ class PackingConfig:
 
     @property
     def document_limit(self) -> int:
-        """Tokens of the longest document."""
+        """Maximum tokens per document."""
         return self.max_document_tokens or self.seq_len
 
 
@@ -66,13 +66,13 @@ class PackedSequence:
     input_ids: TokenIds
     """Token ids, (T,), int32."""
     labels: TokenIds
-    """The same ids where they are trained on, else `IGNORE_INDEX`; (T,), int32; not shifted."""
+    """The token id where it is trained on, else `IGNORE_INDEX`; (T,), int32; not shifted."""
     position_ids: TokenIds
     """Position in the document, from 0; (T,), int32."""
     task_ids: TokenIds
     """Index of the document's task in `TASKS`, `PADDING_TASK` for padding; (T,), int32."""
     keys: tuple[str, ...] = ()
-    """Names of the records in it, in order."""
+    """Keys of its records, in order."""
 
     @property
     def num_tokens(self) -> int:
@@ -82,15 +82,15 @@ class PackedSequence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBuffer:
-    """Sequences that were packed together; each is laid out when it is read."""
+    """Sequences that were packed together; each is built when it is read."""
 
     contents: list[list[Example]]
     """The examples of each sequence."""
     config: PackingConfig
     pad_id: int
-    """Token id of padding; any id will do, because padding is never trained on or attended to."""
+    """Token id of padding; any id works because padding is never trained on or attended to."""
     dropped: tuple[tuple[str, int], ...] = ()
-    """Record name and length of each example that was too long."""
+    """Record key and length of each example that was too long."""
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -109,7 +109,7 @@ class PackedBuffer:
             position_ids[start:end] = np.arange(end - start)
             task_ids[start:end] = TASKS.index(example.task)
             start = end
-        # the positions of padding must exist in the model too
+        # the model must support the positions of padding too
         position_ids[start:] = np.arange(length - start) % self.config.document_limit
         return PackedSequence(
             input_ids=input_ids,
@@ -150,10 +150,10 @@ def pack(
 
 
 def split(example: Example, config: PackingConfig) -> list[Example]:
-    """Return the pieces of an example that fit, in order; none if the example is dropped.
+    """Split an example into pieces that fit, in order; return none if the example is dropped.
 
     Raises:
-        DataError: As `pack`.
+        DataError: As for `pack`.
     """
     size, limit = len(example.input_ids), config.document_limit
     if size <= limit:
@@ -163,13 +163,13 @@ def split(example: Example, config: PackingConfig) -> list[Example]:
     if config.overlong == "drop":
         return []
     raise DataError(
-        f"{example.key or 'example'}: {size} tokens, at most {limit} fit. Increase data.seq_len, "
-        'use smaller images or shorter texts, or drop such records (data.overlong = "drop").'
+        f"{example.key or 'example'}: {size} tokens, but at most {limit} fit. Increase "
+        'data.seq_len, use smaller images or texts, or drop such records (data.overlong = "drop").'
     )
 
 
 def _fill(pieces: list[Example], length: int) -> list[list[Example]]:
-    """Place what must stay whole first, then text that fits, then text that is split."""
+    """Place unsplittable examples first, then text that fits, then text that must be split."""
     bins = _Bins(length)
     longest_first = sorted(pieces, key=lambda piece: -len(piece.input_ids))
     for piece in longest_first:
@@ -198,7 +198,7 @@ class _Bins:
         self.contents.append([])
 
     def add(self, piece: Example) -> bool:
-        """Add a piece where it leaves the least space; return False if it fits nowhere."""
+        """Add a piece where it leaves the least space; return False if it does not fit anywhere."""
         place = bisect_left(self._free, (len(piece.input_ids), -1))
         if place == len(self._free):
             return False
@@ -206,7 +206,7 @@ class _Bins:
         return True
 
     def add_part(self, text: Example) -> Example:
-        """Fill the largest space with a part of a text, or open a sequence; return the rest."""
+        """Fill the largest space, or a new sequence, with part of a text; return the rest."""
         size = len(text.input_ids)
         space = self._free[-1][0] if self._free else 0
         part = min(space, size - _MIN_PIECE)

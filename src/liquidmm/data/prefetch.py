@@ -1,7 +1,7 @@
-"""Items by number, made ahead of time by worker processes or on demand.
+"""Items by number, created ahead of time by worker processes or on demand.
 
-An item is a function of its number, so nothing depends on the number of workers. An error in an
-item is raised by `get`. Workers end with the process that started them, however it ends.
+An item depends only on its number, not on the number of workers. `get` raises the errors of an
+item. Workers end when the process that started them ends, for any reason.
 """
 
 import multiprocessing
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Makes items before they are needed."""
+    """Creates items before they are needed."""
 
     def __init__(self, make: Callable[[int], T], num_workers: int) -> None:
-        """Set up; `make` is pickled for the workers, which start with the first `submit`."""
+        """Store `make`, which is pickled for the workers; they start with the first `submit`."""
         self._make = make
         self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
         self._futures: dict[int, Future[T]] = {}
 
     def submit(self, numbers: Sequence[int]) -> None:
-        """Start to make the items that are needed next, soonest first."""
+        """Start creating the items that are needed next, in the order of their use."""
         if not self._num_workers:
             return
         if self._pool is None:
@@ -48,7 +48,7 @@ class Prefetcher(Generic[T]):
             raise self._killed() from error
 
     def get(self, number: int) -> T:
-        """Return an item and forget it; it is made now if it was not submitted.
+        """Return an item and drop it; create it now if it was not submitted.
 
         Raises:
             LiquidError: A worker was killed.
@@ -62,7 +62,7 @@ class Prefetcher(Generic[T]):
             raise self._killed() from error
 
     def close(self) -> None:
-        """Stop the workers; from now on items are made on demand."""
+        """Stop the workers; from now on, items are created on demand."""
         self._futures.clear()
         self._num_workers = 0
         if self._pool is not None:
@@ -76,13 +76,13 @@ class Prefetcher(Generic[T]):
 
 
 _make_here: Any = None
-"""Makes the items of this process, if it is a worker."""
+"""Creates the items in this process, if it is a worker."""
 
 
 def _start_worker(make: Any) -> None:
     global _make_here  # noqa: PLW0603 - a pool has no other place for what its processes keep
     _make_here = make
-    # A signal to the process group is for the main process, which ends the workers.
+    # Ignore signals to the process group: the main process handles them and ends the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,8 +1,8 @@
 """The three kinds of training record, and the parser of our own JSON layout.
 
-A record that exists is well formed: types are right, no text is empty, and there are as many images
-as placeholders. Whether an image can be opened is checked when it is encoded. Keys that
-`parse_record` does not know are ignored.
+Every record object is well formed: types are correct, no text is empty, and there are as many
+images as placeholders. Images are opened only when they are encoded. `parse_record` ignores unknown
+keys.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,13 +36,13 @@ class _Record:
     """The fields that all records have."""
 
     key: str
-    """Name of the record, used in messages."""
+    """Key of the record, used in messages."""
     source: str = ""
-    """Dataset the record comes from."""
+    """Name of the record's dataset."""
     license: str = ""
-    """SPDX name of the license, empty when unknown."""
+    """SPDX identifier of the license, empty if unknown."""
     split: str = ""
-    """Split of the dataset, such as `train`; empty when there are none."""
+    """Split of the dataset, such as `train`; empty if there are no splits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class ChatRecord(_Record):
     """A conversation, with or without images."""
 
     messages: tuple[Message, ...]
-    """The turns in order; at least one is the assistant's."""
+    """The turns in order, with at least one from the assistant."""
     images: tuple[ImageSource, ...] = ()
     """One image per `<image>` in the messages, in order."""
 
@@ -87,11 +87,11 @@ def images_of(record: Record) -> tuple[ImageSource, ...]:
 
 
 def parse_image(value: object, name: str, where: str, root: Path | str) -> ImageSource:
-    """Return the image that a field contains or refers to; relative paths start from `root`.
+    """Return the image that a field contains or refers to; relative paths start at `root`.
 
     Raises:
-        DataError: The value is not a path, the content of a file, or `{bytes, path}` as Hugging
-            Face stores it; or it is empty.
+        DataError: The value is not a path, the content of a file, or `{bytes, path}` as in Hugging
+            Face datasets; or it is empty.
     """
     if isinstance(value, Mapping) and ("path" in value or "bytes" in value):
         content = value.get("bytes")
@@ -113,21 +113,24 @@ def parse_image(value: object, name: str, where: str, root: Path | str) -> Image
 def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record:
     """Check one JSON object and build the record it describes.
 
-    The keys decide the kind: `messages` (with `images`) is a conversation, `image` with `captions`,
-    `caption`, `text_prompt` or `text` a captioned image, `text` alone a document. `key`,
-    `source`, `license` and `split` are optional. The content of a turn is a string, or a list of
-    `{"type": "text", "text": ...}` and `{"type": "image"}`.
+    The keys determine the kind: `messages` (with `images`) is a conversation; `image` with
+    `captions`, `caption`, `text_prompt` or `text` is a captioned image; `text` alone is a document.
+    `key`, `source`, `license` and `split` are optional. The content of a turn is a string, or a
+    list of `{"type": "text", "text": ...}` and `{"type": "image"}`.
 
     Args:
         obj: The parsed object.
-        where: `file:line` or `file[index]`, for messages and as the key of a record without one.
+        where: `file:line` or `file[index]`, used in messages and as the key of a record without a
+            key.
         root: Folder or URL that image paths are relative to.
 
     Raises:
         DataError: A key is missing, or its value has the wrong type or is empty.
     """
     if not isinstance(obj, Mapping):
-        raise DataError(f"{where}: not a JSON object (got {describe(obj)}). Write an object there.")
+        raise DataError(
+            f"{where}: not a JSON object (got {describe(obj)}). Replace it with an object."
+        )
     common = metadata(obj, where)
     common["key"] = string(obj, "key", where, empty=True) or where
     if "messages" in obj:
@@ -142,12 +145,12 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
         return TextRecord(text=string(obj, "text", where), **common)
     raise DataError(
         f"{where}: not a record ({names(obj)}). "
-        "Give 'image' and 'captions', 'messages' (and 'images'), or 'text'."
+        "Add 'image' and 'captions', 'messages' (and 'images'), or 'text'."
     )
 
 
 def metadata(obj: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Return `source`, `license` and `split` of an entry, empty where they are missing.
+    """Return `source`, `license` and `split` of an entry; missing ones are empty.
 
     Raises:
         DataError: One of them is not a string.
@@ -166,17 +169,17 @@ def _captions(obj: Mapping[str, Any], where: str) -> tuple[str, ...]:
         return (string(obj, name, where),)
     captions = strings(obj[name], name, where)
     if not captions:
-        raise DataError(f"{where}: '{name}' is empty. Give at least one caption.")
+        raise DataError(f"{where}: '{name}' is empty. Add at least one caption.")
     return captions
 
 
 def parse_turns(
     value: object, name: str, where: str, parse: Callable[[object, str], Message]
 ) -> tuple[Message, ...]:
-    """Parse each of a list of turns with `parse(turn, where)`.
+    """Parse each turn of a list with `parse(turn, where)`.
 
     Raises:
-        DataError: The value is not a list, or no turn is the assistant's.
+        DataError: The value is not a list, or there is no assistant turn.
     """
     if not isinstance(value, list) or not value:
         raise DataError(
@@ -198,14 +201,14 @@ def check_images(messages: tuple[Message, ...], images: int, where: str) -> None
     if images != expected:
         raise DataError(
             f"{where}: {images} images for {expected} {IMAGE_PLACEHOLDER} in the messages. "
-            "Give one image per placeholder, in order."
+            "Add one image per placeholder, in order."
         )
 
 
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(
-            f"{where}: a turn must be an object (got {describe(value)}). Give 'role' and 'content'."
+            f"{where}: a turn must be an object (got {describe(value)}). Add 'role' and 'content'."
         )
     role = string(value, "role", where)
     if role not in ROLES:
@@ -217,7 +220,7 @@ def _message(value: object, where: str) -> Message:
 
 
 def _content_part(value: object, where: str) -> str:
-    """Return the text of one part of a turn, in the format of transformers' chat templates."""
+    """Return the text of one content part, in the format of transformers' chat templates."""
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "image":
         return IMAGE_PLACEHOLDER

@@ -20,15 +20,15 @@ Codes: TypeAlias = np.ndarray[Any, np.dtype[np.uint16]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One record with its images as codes; fields that its kind does not use are empty."""
+    """One record with its images as codes; fields that the kind does not use are empty."""
 
     kind: SampleKind
     key: str
-    """Name of the record, used in messages."""
+    """Key of the record, used in messages."""
     source: str = ""
-    """Dataset the record comes from."""
+    """Name of the record's dataset."""
     license: str = ""
-    """SPDX name of the license, empty when unknown."""
+    """SPDX identifier of the license, empty if unknown."""
     text: str = ""
     """The document of a text sample."""
     captions: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Sample:
     """Codes of each image, (h, w) uint16, in [0, codebook_size)."""
 
     def checksum(self) -> int:
-        """Return the CRC-32 of everything that training reads."""
+        """Return the CRC-32 of all values that training reads."""
         texts = [self.kind, self.key, self.source, self.license, self.text, *self.captions]
         texts += (text for message in self.messages for text in (message.role, message.content))
         check = zlib.crc32("\0".join(texts).encode())
@@ -49,7 +49,7 @@ class Sample:
 
 
 def shard_stats(samples: Sequence[Sample], rejected: int) -> ShardStats:
-    """Count what one shard contains."""
+    """Count the content of one shard."""
     characters: Counter[str] = Counter()
     for sample in samples:
         turns = (message.content for message in sample.messages)

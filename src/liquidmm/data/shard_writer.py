@@ -1,9 +1,9 @@
-"""Writing a folder of shards, from one process or from many on several machines.
+"""Writing a folder of shards, from one process or many processes on several machines.
 
-Shard n is a pure function of chunk n of the source, so chunks can be written in any order and
-again. A shard appears complete or not at all and never changes; the files alone record progress,
-and `manifest.json` and `rejected.jsonl` are derived from them. Everything here can be called twice,
-or by two processes at once, with the same result.
+Shard n is a pure function of chunk n of the source, so chunks can be written repeatedly and in any
+order. A shard is never visible half-written and never changes. The shard files are the only record
+of progress; `manifest.json` and `rejected.jsonl` are derived from them. Calling a function twice,
+or in two processes at once, gives the same result.
 """
 
 import json
@@ -48,11 +48,11 @@ def begin(folder: Path, provenance: Provenance, num_chunks: int) -> list[int]:
     """Create a folder, or resume one; return the numbers of the missing shards, ascending.
 
     Raises:
-        DataError: The folder contains shards of another provenance or number of chunks (the first
-            difference is named), or other files.
+        DataError: The folder contains other files, or shards with another provenance or number of
+            chunks (the message contains the first difference).
         LiquidError: The folder cannot be written.
     """
-    # looked at before the manifest, which another process may be writing at the same time
+    # check before the manifest, which another process may be writing right now
     occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     exists = (folder / MANIFEST).exists()
     complete = exists and _check(folder, provenance, num_chunks).complete
@@ -80,8 +80,8 @@ def write_shard(
     Args:
         folder: The folder of shards.
         number: Number of the shard, from 0.
-        chunk: Name of the chunk of the source that the samples are made from, for messages.
-        samples: Its samples, in any order; they are grouped by kind.
+        chunk: Name of the source chunk that the samples are made from, for messages.
+        samples: Samples of the chunk in any order; they are grouped by kind.
         rejected: Entries of the chunk that were rejected.
         codebook_size: Number of codes of the image tokenizer, at most 65,536.
 
@@ -93,8 +93,8 @@ def write_shard(
         for codes in sample.image_codes:
             if int(codes.max()) >= codebook_size:
                 raise DataError(
-                    f"{sample.key}: code {int(codes.max())} with a codebook of {codebook_size}. "
-                    "Check the image tokenizer."
+                    f"{sample.key}: code {int(codes.max())} is not in the codebook of "
+                    f"{codebook_size}. Check the image tokenizer."
                 )
     ordered = [sample for kind in SAMPLE_KINDS for sample in samples if sample.kind == kind]
     info = ShardInfo(
@@ -113,7 +113,7 @@ def write_shard(
 
 
 def count_records(folder: Path) -> ShardStats:
-    """Sum the statistics of the shards on disk; reads a few KB of each.
+    """Sum the statistics of the shards on disk, reading a few KB of each.
 
     Raises:
         DataError: A file is not a shard.
@@ -139,8 +139,8 @@ def write_rejected(folder: Path) -> Path:
 def finish(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
     """Write the manifest and `rejected.jsonl` of a folder whose shards are all written.
 
-    Reads every shard for its checksum, and removes temporary files of processes that were killed,
-    so no other process may be writing.
+    Reads every shard to compute its checksum and removes temporary files of killed processes, so no
+    other process may be writing.
 
     Raises:
         DataError: A shard is missing or damaged, or the folder was started with other settings.
@@ -151,7 +151,7 @@ def finish(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {num_chunks} shards are missing, the first is "
+            f"{folder}: {len(missing)} of {num_chunks} shards are missing; the first is "
             f"{missing[0]}. Run the same liquid encode again."
         )
     if before.complete:
@@ -166,14 +166,14 @@ def finish(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
 
 
 def _check(folder: Path, provenance: Provenance, num_chunks: int) -> Manifest:
-    """Read the manifest and compare it with this run; the path of the source may differ."""
+    """Read the manifest and compare it with this run; only the path of the source can differ."""
     manifest = read_manifest(folder)
     old, new = _flat(manifest.provenance), _flat(provenance)
     old["num_chunks"], new["num_chunks"] = manifest.num_chunks, num_chunks
     for name in sorted(old.keys() | new.keys()):
         if name != "source" and old.get(name) != new.get(name):
             raise DataError(
-                f"{folder}: encoded with {name} {old.get(name)!r}, this run has "
+                f"{folder}: encoded with {name} {old.get(name)!r}, but this run has "
                 f"{new.get(name)!r}. Choose another folder, or remove this one."
             )
     return manifest
@@ -242,7 +242,7 @@ def _to_images(image_codes: Sequence[Sequence[Codes]]) -> pa.Array:
     sizes = [codes.size for codes in grids]
     if sum(sizes) > _MAX_CODES:
         raise DataError(
-            f"shard: {sum(sizes)} codes, at most {_MAX_CODES} fit. Use fewer samples per shard."
+            f"shard: {sum(sizes)} codes, but at most {_MAX_CODES} fit. Use fewer samples per shard."
         )
     flat = np.concatenate([codes.reshape(-1) for codes in grids]) if grids else np.zeros(0)
     codes = pa.ListArray.from_arrays(_offsets(sizes), pa.array(flat, pa.uint16()))

@@ -1,9 +1,9 @@
 """Reading shards: the samples of a folder by index.
 
-A shard is an Arrow IPC file of one record batch, mapped into memory and not compressed, so that
-reading a sample touches only its own bytes. Files are opened when first needed. Memory grows with
-the number of shards, not with the number of samples. Every sample has a CRC-32, checked when it is
-read.
+A shard is an uncompressed Arrow IPC file with one record batch. It is mapped into memory, so
+reading a sample touches only that sample's bytes. Files are opened when first needed. Memory grows
+with the number of shards, not samples. Every sample has a CRC-32, which is checked when the sample
+is read.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ METADATA_KEY = b"liquidmm"
 """Key of the schema metadata that contains the `ShardInfo` as JSON."""
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
-_STRING = pa.large_string()  # the texts of a shard may be longer than 2 GiB together
+_STRING = pa.large_string()  # the texts of a shard can exceed 2 GiB in total
 IMAGE = pa.struct(
     [("height", pa.uint16()), ("width", pa.uint16()), ("codes", pa.list_(pa.uint16()))]
 )
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 )
 
 _MAX_OPEN_FILES = 1024
-"""Mapped files per folder; opening one again takes about 0.2 ms."""
+"""Maximum number of mapped files per folder; reopening one takes about 0.2 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class ShardInfo:
 
     schema_version: int
     chunk: str
-    """Name of the chunk of the source that it was made from."""
+    """Name of the source chunk it was made from."""
     stats: ShardStats
     rejected: tuple[RejectedSample, ...]
     """The entries of the chunk that were rejected."""
@@ -126,7 +126,7 @@ class ShardFile:
         except (ValueError, IndexError) as error:
             raise DataError(
                 f"{self._path}: sample {index} is damaged ({error}). Run liquid verify on the "
-                "folder to see what to encode again."
+                "folder to find what to encode again."
             ) from error
         return sample
 
@@ -135,7 +135,7 @@ class SampleView:
     """Some samples of a folder by index: a contiguous range of each of its shards."""
 
     def __init__(self, shards: "Shards", first: Sequence[int], counts: Sequence[int]) -> None:
-        """Set up; `first` and `counts` are the first sample and the size of each range."""
+        """Create a view; `first` and `counts` are the first sample and the size of each range."""
         self._shards = shards
         self._first = np.array(first, dtype=np.int64)
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
@@ -166,7 +166,7 @@ class Shards(SampleView):
         super().__init__(self, [0] * len(counts), counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # open files stay in their process
+        # open files are not pickled
         return Shards, (self.folder, self.manifest)
 
     def of_kind(self, kind: SampleKind) -> SampleView:
@@ -178,10 +178,10 @@ class Shards(SampleView):
 
 
 def read_shards(folder: Path) -> Shards:
-    """Open a folder that `liquid encode` finished.
+    """Open a complete folder of shards.
 
     Raises:
-        DataError: The folder is missing or not complete, or a shard is missing or truncated.
+        DataError: The folder is missing or incomplete, or a shard is missing or truncated.
     """
     manifest = _complete_manifest(folder)
     sizes = {path.name: path.stat().st_size for path in folder.glob("shard-*.arrow")}
@@ -198,7 +198,7 @@ def verify(folder: Path) -> Iterator[tuple[Shard, str]]:
         Each shard with an error message that includes the remedy, or "" if it is intact.
 
     Raises:
-        DataError: The folder is missing or not complete.
+        DataError: The folder is missing or incomplete.
     """
     manifest = _complete_manifest(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -257,8 +257,8 @@ def _not_a_shard(path: Path, error: Exception) -> DataError:
     )
 
 
-# Values are sliced out of the columns' buffers with bounds that Python checks, so that a damaged
-# offset ends in an error and not in another process's memory; it is also the fastest way.
+# Python checks the bounds of slices of the columns' buffers, so a damaged offset raises an error
+# instead of reading other memory. This is also the fastest way.
 
 
 def _names(column: pa.DictionaryArray) -> Callable[[int], Any]:

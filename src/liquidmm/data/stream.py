@@ -1,9 +1,9 @@
 """The endless stream of packed sequences that training reads.
 
-The samples of the mixture are cut into buffers of `packing_buffer` samples, and each buffer is
-packed by itself. Sequences are produced in parallel streams: buffer b belongs to stream b mod n, so
-the data does not depend on the number of ranks or workers. The position of a stream is its buffer
-and the index in it, however long the run; loading it makes one buffer again and resumes exactly.
+The samples of the mixture are divided into buffers of `packing_buffer` samples, and each buffer is
+packed on its own. Sequences are produced in parallel streams: buffer b belongs to stream b mod n,
+so the data does not depend on the number of ranks or workers. A stream's position is only its
+buffer and the index in it; loading a position rebuilds one buffer and resumes exactly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +25,13 @@ from liquidmm.errors import DataError
 from liquidmm.runtime import get_logger
 
 _MAX_NAMED = 5
-"""Dropped records that are logged by name."""
+"""Maximum number of dropped records that are logged by key."""
 
 _LOG = get_logger(__name__)
 
 
 class TokenStream:
-    """Samples, builds and packs, in parallel streams."""
+    """Samples, builds and packs examples in parallel streams."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class TokenStream:
         """Open the sources.
 
         Args:
-            sources: What to sample from.
+            sources: Sources to sample from.
             builder: Builds the examples.
-            packing: How sequences are packed.
-            seed: Decides order and random choices, 0 or more.
-            num_streams: Number of parallel streams; another number gives other sequences.
+            packing: How to pack sequences.
+            seed: Seed of the order and of random choices, at least 0.
+            num_streams: Number of parallel streams; the sequences depend on it.
             tokenizer_fingerprint: Fingerprint of the checkpoint's image tokenizer; None skips the
                 check.
             num_workers: Processes that pack buffers ahead of time; 0 packs them on demand.
@@ -59,7 +59,7 @@ class TokenStream:
         Raises:
             ConfigError: There are no sources, or all weights are 0.
             DataError: A folder cannot be read, was encoded with another image tokenizer, or has no
-                sample for its task.
+                samples for its task.
         """
         check_sources(sources)
         self._sources = tuple(sources)
@@ -80,7 +80,7 @@ class TokenStream:
         self._repeating: set[Source] = set()
 
     def next(self, streams: Iterable[int] = (0,)) -> list[PackedSequence]:
-        """Return the next sequence of each of some streams, numbered from 0.
+        """Return the next sequence of each given stream, numbered from 0.
 
         Raises:
             DataError: A record is damaged, does not fit its task, or is too long.
@@ -99,7 +99,7 @@ class TokenStream:
     def example(self, source: int, index: int) -> Example:
         """Return one example of one source, before packing; the position does not change.
 
-        Indices below the source's size are different samples.
+        Different indices below the source's size give different samples.
         """
         return self._opened[source][index]
 
@@ -116,9 +116,9 @@ class TokenStream:
 
     @property
     def epochs(self) -> tuple[float, ...]:
-        """Number of epochs over each source, with fraction.
+        """Number of epochs over each source, including fractions.
 
-        Computed from the streams read by this object; the others are assumed to be as far.
+        Computed from the streams read by this object, assuming the others have progressed equally.
         """
         streams = self._streams.values()
         buffers = sum(stream.buffers for stream in streams) * self._num_streams
@@ -130,18 +130,18 @@ class TokenStream:
 
     @property
     def dropped(self) -> int:
-        """Number of samples dropped as too long, in the buffers read by this object."""
+        """Number of samples in the buffers read by this object that were dropped as too long."""
         return sum(stream.dropped for stream in self._streams.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return fingerprint and position of the streams read, as JSON-compatible values."""
+        """Return fingerprint and positions of the streams read, as JSON-compatible values."""
         streams = {str(number): each.state_dict() for number, each in sorted(self._streams.items())}
         return {**self.fingerprint(), "streams": streams}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position; the next sequences are exactly those that followed.
+        """Restore a saved position; the next sequences are exactly those that followed it.
 
-        The streams of several states may be merged into one.
+        The streams of several states can be merged into one.
 
         Raises:
             DataError: The position belongs to other data or settings.
@@ -149,8 +149,8 @@ class TokenStream:
         for name, value in self.fingerprint().items():
             if state.get(name) != value:
                 raise DataError(
-                    f"data: the checkpoint was saved with {name} {state.get(name)}, this run has "
-                    f"{value}. Resume with the same data and settings."
+                    f"data: the checkpoint was saved with {name} {state.get(name)}, but this run "
+                    f"has {value}. Resume with the same data and settings."
                 )
         self._streams = {}
         positions = [(self._stream(int(name)), each) for name, each in state["streams"].items()]
@@ -159,7 +159,7 @@ class TokenStream:
             stream.load_state_dict(position)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what determines the sequences, as JSON-compatible values."""
+        """Return the values that determine the sequences, in JSON-compatible form."""
         return {
             "seed": self._seed,
             "seq_len": self._packing.seq_len,
@@ -187,19 +187,21 @@ class TokenStream:
             self._named += 1
             limit = self._packing.document_limit
             rest = "; further records are only counted" if self._named == _MAX_NAMED else ""
-            _LOG.warning("%s: dropped, %d tokens are more than %d%s", key, size, limit, rest)
+            _LOG.warning(
+                "%s: dropped because it has %d tokens, more than %d%s", key, size, limit, rest
+            )
 
     def _log_repeats(self) -> None:
         for source, opened, epochs in zip(self._sources, self._opened, self.epochs, strict=True):
             if epochs > 1 and source not in self._repeating:
                 self._repeating.add(source)
-                if 0 in self._streams:  # one rank is enough
+                if 0 in self._streams:  # log on one rank only
                     message = "%s (%s): its %d samples start to repeat"
                     _LOG.info(message, source.path, source.task, opened.size)
 
 
 class _Stream:
-    """One of several streams, which take turns with the buffers."""
+    """One of several streams that take turns with the buffers."""
 
     def __init__(self, number: int, num_streams: int, buffers: Prefetcher[PackedBuffer]) -> None:
         self._number = number
@@ -214,20 +216,20 @@ class _Stream:
         self.sequences = 0
         """Sequences returned by this object."""
         self.tokens = 0
-        """Their tokens, without padding."""
+        """Non-padding tokens in these sequences."""
 
     @property
     def is_used_up(self) -> bool:
-        """Whether the next sequence is in another buffer."""
+        """Whether the current buffer is used up."""
         return self._buffer is None or self._index >= len(self._buffer)
 
     @property
     def buffers(self) -> float:
-        """Buffers read, the current one as a fraction."""
+        """Number of buffers read, counting the current one as a fraction."""
         return self.turn + self._index / len(self._buffer) if self._buffer is not None else 0.0
 
     def buffer_number(self, turn: int) -> int:
-        """Return the number of one of the stream's buffers."""
+        """Return the global number of a buffer of this stream."""
         return self._number + turn * self._num_streams
 
     def advance(self) -> PackedBuffer:
@@ -258,7 +260,7 @@ class _Stream:
         return {"buffer": self.turn, "index": self._index, "dropped": self.dropped}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a position."""
+        """Restore a position."""
         self.turn, self._index, self.dropped = state["buffer"], state["index"], state["dropped"]
         self._buffer = self._buffers.get(self.buffer_number(self.turn))
 

@@ -11,13 +11,13 @@ from liquidmm.errors import DataError
 
 
 def string(obj: Mapping[str, Any], name: str, where: str, *, empty: bool = False) -> str:
-    """Return the string under a key.
+    """Return the string value of a key.
 
     Args:
         obj: The object.
         name: The key.
         where: Start of the message, such as `file:line`.
-        empty: Whether the string may be empty or the key missing, which returns "".
+        empty: Whether to accept an empty string or a missing key, which gives "".
 
     Raises:
         DataError: The value is not a string, is empty, or cannot be encoded as UTF-8.
@@ -34,7 +34,7 @@ def string(obj: Mapping[str, Any], name: str, where: str, *, empty: bool = False
 
 
 def strings(value: object, name: str, where: str) -> tuple[str, ...]:
-    """Return a list of strings as a tuple; the list may be empty, its strings may not.
+    """Return a list of strings as a tuple; the list can be empty, but its strings cannot.
 
     Raises:
         DataError: The value is not a list, or an item is not a string, is empty, or cannot be
@@ -53,7 +53,7 @@ def strings(value: object, name: str, where: str) -> tuple[str, ...]:
 
 
 def lookup(obj: Mapping[str, Any], name: str) -> Any:
-    """Return the value under a key, or None; `a.b` means key `b` in `a`, unless it is a key."""
+    """Return the value of a key, or None; `a.b` is key `b` in `a` unless there is a key `a.b`."""
     if name in obj:
         return obj[name]
     first, dot, rest = name.partition(".")
@@ -76,9 +76,9 @@ def _check_encoding(value: str, name: str, where: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         bad = value[error.start]
-        if "\udc80" <= bad <= "\udcff":  # what a byte that is not UTF-8 is decoded to
+        if "\udc80" <= bad <= "\udcff":  # how a byte that is not UTF-8 is decoded
             what = f"is not UTF-8 (byte 0x{ord(bad) & 0xFF:x} at {error.start})"
         else:
-            # JSON can spell one half of a surrogate pair, but UTF-8 cannot encode it
+            # JSON can contain half of a surrogate pair, but UTF-8 cannot encode it
             what = f"contains half of a surrogate pair ({bad!a} at {error.start})"
         raise DataError(f"{where}: '{name}' {what}. Correct the record.") from error

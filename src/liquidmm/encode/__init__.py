@@ -1,7 +1,7 @@
-"""Records and images to shards of codes, once, before training.
+"""Encoding of records and images into shards of codes, once, before training.
 
-`encode` runs on this machine or a Ray cluster; `encode_task` writes the share of one of several
-tasks, so that any launcher can start them. Records that cannot be encoded go to `rejected.jsonl`
+`encode` runs on this machine or a Ray cluster; `encode_task` writes the shards of one of several
+tasks, which any launcher can start. Records that cannot be encoded are written to `rejected.jsonl`
 with the reason; a run with too many of them stops.
 """
 

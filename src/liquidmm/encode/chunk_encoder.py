@@ -1,9 +1,9 @@
-"""One chunk of a source to samples: threads open the images, batches of one size are encoded.
+"""Encoding of one chunk into samples: threads open its images, which are encoded in batches.
 
-Samples and rejected records are a function of the records, the image tokenizer and the
-configuration: neither the order in which threads finish nor anything outside the chunk matters. An
-image that several records share is encoded once. Memory use is a few batches of images plus the
-codes of the chunk, regardless of file sizes.
+Samples and rejected records depend only on the chunk's records, the image tokenizer and the
+configuration, not on the order in which threads finish. An image that several records share is
+encoded once. Memory use is a few batches of images plus the codes of the chunk, regardless of file
+sizes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from liquidmm.errors import DataError
 from liquidmm.image_tokenizer.tokenizer import ImageTokenizer
 
 CPU_BATCH_PIXELS = 32 * 64 * 64
-"""Largest batch on a CPU: larger ones do not fit its caches, which costs time and memory."""
+"""Maximum batch size on a CPU: larger batches do not fit in its caches, which is slower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pending:
-    """A record whose images are not all encoded."""
+    """A record with images that are not encoded yet."""
 
     parsed: ParsedRecord
-    """The record's position in the source; the record itself is dropped."""
+    """The record's position in the source; the record itself is not kept."""
     sample: Sample | None
     """The sample without codes; None if the record was rejected."""
     images: tuple[str, ...] = ()
@@ -52,15 +52,15 @@ class _Images:
     batches: defaultdict[Size, list[tuple[str, Pixels]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Opened images of each size that do not fill a batch yet."""
+    """Opened images by size that do not fill a batch yet."""
     codes: dict[str, Codes | str] = field(default_factory=dict)
     """Codes or error message by name."""
     names: set[str] = field(default_factory=set)
-    """All images so far."""
+    """Names of all images so far."""
 
 
 class ChunkEncoder:
-    """Encodes chunks one after the other; as a context manager it ends its threads."""
+    """Encodes chunks one after the other; a context manager that ends its threads."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class ChunkEncoder:
         Args:
             records: The chunk, read as a stream.
             source: Name of the source for rejected samples.
-            report: Called after every record and batch; its exceptions end the work.
+            report: Called after every record and batch; an exception from it ends the encoding.
 
         Returns:
             The samples and the rejected records, each in order.
 
         Raises:
-            LiquidError: A URL cannot be read at the moment.
+            LiquidError: A URL cannot be read right now.
         """
         images = _Images()
         pending = []
@@ -114,7 +114,7 @@ class ChunkEncoder:
         return _collect(pending, images.codes, source)
 
     def _start(self, parsed: ParsedRecord, images: _Images) -> _Pending:
-        """Have the threads open the images of a record."""
+        """Let the threads open the images of a record."""
         record = parsed.record
         if record is None:
             return _Pending(parsed=parsed, sample=None)
@@ -125,7 +125,7 @@ class ChunkEncoder:
             if name not in images.names:
                 images.names.add(name)
                 images.opening.append((name, self._threads.submit(self._open, image)))
-        # the record may contain the bytes of a file, which must not stay in memory
+        # the record can contain a whole file, which must not stay in memory
         return _Pending(
             parsed=replace(parsed, record=None), sample=_sample_of(record), images=tuple(names)
         )
@@ -188,7 +188,7 @@ def _collect(
 
 
 def _sample_of(record: Record) -> Sample:
-    """Make the sample of a record, without codes."""
+    """Create the sample of a record, without codes."""
     sample = partial(Sample, key=record.key, source=record.source, license=record.license)
     if isinstance(record, TextRecord):
         return sample(kind="text", text=record.text)

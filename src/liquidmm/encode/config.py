@@ -1,7 +1,7 @@
 """Configuration of `liquid encode`.
 
-Ranges and contradictions are errors here, before any file is opened. `ImageTransform` checks
-whether sizes fit the image tokenizer.
+Ranges and conflicting settings are checked here, before any file is opened. `ImageTransform` checks
+that the sizes fit the image tokenizer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from liquidmm.image_tokenizer.tokenizer import Precision
 class BucketConfig:
     """Several image sizes: each area in each aspect ratio.
 
-    An image goes to the nearest aspect ratio and there to the nearest area that does not enlarge it
-    too much; it is scaled to cover that size and center-cropped.
+    An image gets the nearest aspect ratio, then the nearest area that does not enlarge it too much.
+    It is scaled to cover that size and center-cropped.
     """
 
     areas: tuple[Annotated[int, Ge(1)], ...] = (512 * 512,)
@@ -32,7 +32,7 @@ class BucketConfig:
     ratios: tuple[str, ...] = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16")
     """Aspect ratios, width:height."""
     max_upscale: Annotated[float, Ge(0)] = 1.0
-    """Largest enlargement of an image; images that need more are rejected. 0: no limit."""
+    """Maximum upscaling of an image; images that need more are rejected. 0 means no limit."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -66,7 +66,7 @@ class BucketConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """How images are resized and encoded, and how samples are divided among shards."""
+    """How to resize and encode images, and how to divide samples among shards."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "size": "resolution",
@@ -86,19 +86,19 @@ class EncoderConfig:
     into a gray square."""
     max_aspect: float = 2.0
     """With `crop`, images with an aspect ratio of this or more (relative to the nearest bucket, if
-    there are buckets) are rejected. 0: no limit."""
+    there are buckets) are rejected. 0 means no limit."""
     precision: Precision = "float32"
     """Dtype of the encoder network: `float32`, `tf32` or `bfloat16`."""
     min_code_match: Annotated[float, Ge(0), Le(1)] = 0.99
-    """Smallest share of codes that must equal those of float32; checked on the first images if
+    """Minimum fraction of codes that must equal those of float32; checked on the first images if
     `precision` is another dtype."""
     batch_size: Annotated[int, Ge(1)] = 32
-    """Maximum number of images encoded at once; fewer on a CPU, where a batch must fit its
+    """Maximum number of images encoded at once. A CPU uses smaller batches that fit in its
     caches."""
     samples_per_shard: Annotated[int, Ge(1)] = 1024
     """Approximate number of source records per shard."""
     max_error_rate: Annotated[float, Ge(0), Le(1)] = 0.05
-    """The run stops if a larger share of the records is rejected."""
+    """Maximum fraction of rejected records; the run stops if there are more."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -107,7 +107,7 @@ class EncoderConfig:
                 f"max_aspect: expected a number above 1, or 0 for no limit, got {self.max_aspect}."
             )
         if self.buckets is not None and self.resize == "pad":
-            raise ConfigError("buckets: need resize = 'crop'; 'pad' makes squares. Remove one.")
+            raise ConfigError("buckets: require resize = 'crop'; 'pad' makes squares. Remove one.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,22 +117,23 @@ class WorkerConfig(RangeChecked):
     RENAMED: ClassVar[Mapping[str, str]] = {"workers": "num", "decoders": "decode_threads"}
 
     num: Annotated[int, Ge(0)] = 0
-    """Number of processes. 0: one per GPU, or one per CPU core. With `--task` there is one."""
+    """Number of processes; 0 means one per GPU, or one per CPU core. With `--task`, there is
+    one."""
     threads: Annotated[int, Ge(1)] = 1
-    """CPU cores that a worker without a GPU computes with. Rounding depends on it, so another value
-    may change a few codes."""
+    """CPU cores per worker without a GPU. They affect rounding, so another value can change a few
+    codes."""
     decode_threads: Annotated[int, Ge(0)] = 0
-    """Threads of a worker that open and resize images. 0: one on a CPU; with GPUs the CPU cores are
-    divided among the workers, at most 16 each."""
+    """Threads per worker that open and resize images. 0 means one on a CPU; with GPUs, it divides
+    the CPU cores among the workers, with at most 16 each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlurmConfig(RangeChecked):
-    """Submit the run as a Slurm array job. Needs a folder that all nodes can access."""
+    """Submit the run as a Slurm array job. All nodes must have access to the output folder."""
 
     num_tasks: Annotated[int, Ge(1)]
-    """Number of array tasks, each with an equal share of the shards; at most `workers.num` run at
-    the same time, if that is set."""
+    """Number of array tasks, which share the shards equally; at most `workers.num` run at the same
+    time, if that is set."""
     setup: str = ""
     """Shell commands that run first in each task, such as `source /shared/venv/bin/activate`."""
     options: dict[str, str] = field(default_factory=dict)
@@ -144,12 +145,12 @@ class RayConfig(RangeChecked):
     """Run the workers on a Ray cluster."""
 
     address: str = "auto"
-    """Address of the cluster; `auto` is the one this machine belongs to, `local` starts one on this
+    """Address of the cluster; `auto` is this machine's cluster, `local` starts one on this
     machine."""
     gpus: Annotated[int, Ge(0), Le(1)] = 0
     """GPUs per worker."""
     memory: Annotated[float, Gt(0)] = 4.0
-    """Memory in GiB for each CPU core of a worker."""
+    """Memory in GiB per CPU core of a worker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +166,7 @@ class EncodeConfig:
     out: Path
     """Output folder for the shards."""
     device: str | None = None
-    """Device of the image tokenizer; None: the fastest available."""
+    """Device of the image tokenizer; None uses the fastest available."""
     encode: EncoderConfig = field(default_factory=EncoderConfig)
     """Images and shards."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
@@ -185,7 +186,7 @@ class EncodeConfig:
 def settings(source: SourceConfig, config: EncoderConfig) -> dict[str, Any]:
     """Return everything that determines the samples of a folder, for its manifest.
 
-    JSON-compatible values without nested tables; of the source those that are not the default.
+    JSON-compatible values without nested tables; for the source, only non-default values.
     """
     values = to_dict(config)
     found = {

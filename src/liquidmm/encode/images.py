@@ -1,7 +1,7 @@
-"""Images in the sizes that are encoded: choose a size, scale, crop or pad.
+"""Resizing of images for encoding: choose a size, scale, crop or pad.
 
-The result depends on the image and the configuration alone. An image that fits no size is a
-`DataError`; aspect ratios are never changed.
+The result depends only on the image and the configuration. An image that fits no size raises
+`DataError`; images are never stretched.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ImageTransform:
     """Resizes images to the configured sizes; safe to use from many threads."""
 
     def __init__(self, config: EncoderConfig, downsample_factor: int) -> None:
-        """Check the sizes against the image tokenizer's pixels per code and side.
+        """Check the sizes against the image tokenizer's pixels per code along each side.
 
         Raises:
-            ConfigError: A size is not a multiple of the factor, or is smaller than it.
+            ConfigError: A size is not a multiple of the downsampling factor, or is smaller.
         """
         self._config = config
         self._sizes: dict[float, list[Size]]  # by aspect ratio
@@ -54,7 +54,7 @@ class ImageTransform:
 
         Raises:
             DataError: The image cannot be opened, or fits no size.
-            LiquidError: A URL cannot be read at the moment.
+            LiquidError: A URL cannot be read right now.
         """
         return np.asarray(self(open_image(source), where))
 
@@ -97,8 +97,8 @@ class ImageTransform:
                 "Crop it, raise max_aspect, or set resize = 'pad'."
             )
         raise DataError(
-            f"{where}: {size[0]} x {size[1]} is {limit:g} times longer than the nearest bucket, or "
-            "more. Crop it, raise max_aspect, or add an aspect ratio."
+            f"{where}: {size[0]} x {size[1]} is at least {limit:g} times longer than the nearest "
+            "bucket. Crop it, raise max_aspect, or add an aspect ratio."
         )
 
 

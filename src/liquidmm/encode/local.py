@@ -1,7 +1,7 @@
-"""Workers as processes of this machine.
+"""Workers as processes on this machine.
 
 A killed worker ends the run with an error instead of blocking it. Workers end when the process that
-started them ends, for whatever reason. A single worker runs in the calling process.
+started them ends, for any reason. A single worker runs in the calling process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from liquidmm.errors import LiquidError
 
 
 def run_processes(task: EncodeTask, num_workers: int) -> None:
-    """Write all shards of a task; an error of a worker sets the stop flag.
+    """Write all shards of a task; an error in a worker sets the stop flag.
 
     Raises:
         WorkerKilledError: A worker was killed; the others have ended.
@@ -60,10 +60,10 @@ _task: list[EncodeTask] = []
 
 def _start(task: EncodeTask, started: Any, gpus: list[str]) -> None:
     """Prepare a worker process."""
-    # Ctrl-C reaches all processes; the first one tells the others
+    # Ctrl-C reaches all processes; the first one stops the others
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # stdout is for the result of the command; libraries that print to it must not reach it
+    # stdout is for the command's result; redirect libraries that print to it
     os.dup2(2, 1)
     if gpus:
         with started.get_lock():

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster.
 
-If a worker or its machine is lost, Ray runs the task again; finished shards remain. Needs the extra
-`cluster`.
+If a worker or its machine is lost, Ray runs the task again; finished shards are kept. Requires the
+extra `cluster`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import require_extra
 
 _RETRIES = 3
-"""How often Ray repeats a task whose worker was lost."""
+"""How many times Ray repeats a task whose worker was lost."""
 
 
 def run_on_ray(task: EncodeTask, config: RayConfig, num_workers: int) -> None:
-    """Write all shards of a task; an error of a worker sets the stop flag.
+    """Write all shards of a task; an error in a worker sets the stop flag.
 
     Raises:
         WorkerKilledError: The worker of a task was lost too often.
@@ -75,11 +75,11 @@ def _run_all(ray: Any, remote: Any, task: EncodeTask, num_workers: int) -> None:
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.RaySystemError) as error:
             reason = str(error).splitlines()[0]
             raise WorkerKilledError(
-                f"Ray lost the worker of a task {_RETRIES + 1} times ({reason}). Give it more "
+                f"Ray lost the worker of a task {_RETRIES + 1} times ({reason}). Assign more "
                 "memory or use a smaller batch_size."
             ) from error
 
 
 def _run(task: EncodeTask, index: int, folder: Path) -> None:
-    os.chdir(folder)  # relative paths are those of the command
+    os.chdir(folder)  # relative paths start where the command was run
     run_or_stop(task, index, len(task.shards))

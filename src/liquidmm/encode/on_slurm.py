@@ -1,7 +1,7 @@
-"""A run as a Slurm array job, whose tasks are `liquid encode --task`.
+"""A run as a Slurm array job, in which each task runs `liquid encode --task`.
 
-Only tasks with missing shards are submitted. The id of the last job is kept in the output folder,
-so that shards are not submitted again while it runs.
+Only tasks with missing shards are submitted. The output folder stores the id of the last job, so
+its shards are not submitted again while it runs.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _SCRIPT = "slurm.sh"
 def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> Manifest:
     """Submit an array job for the missing shards, or finish the folder if there are none.
 
-    ``command`` is that of the tasks, without ``--task`` and ``--num-tasks``.
+    ``command`` is that of each task, without ``--task`` and ``--num-tasks``.
 
     Returns:
-        The manifest, complete if nothing was submitted.
+        The manifest, which is complete if nothing was submitted.
 
     Raises:
-        ConfigError: This machine cannot submit Slurm jobs, or see `encode`.
+        ConfigError: This machine cannot submit Slurm jobs; also see `encode`.
         DataError: See `encode`.
-        LiquidError: The previous job still runs, or sbatch failed.
+        LiquidError: The previous job is still running, or sbatch failed.
     """
     tokenizer = TokenizerFile(path=config.tokenizer, device=config.device)
     task, _ = open_task(
@@ -71,8 +71,8 @@ def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> 
     job = _sbatch(folder / _SCRIPT)
     write_text(folder / _JOB, job)
     get_logger(__name__).info(
-        f"submitted Slurm job {job} with {len(indices)} tasks; logs are in {folder}. When it has "
-        "ended, run the same command again: it submits missing shards, or finishes the folder"
+        f"submitted Slurm job {job} with {len(indices)} tasks; logs are in {folder}. When the job "
+        "has ended, run the same command again: it submits missing shards, or finishes the folder"
     )
     return read_manifest(config.out)
 
@@ -83,7 +83,7 @@ def _sbatch(script: Path) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     except FileNotFoundError:
         raise ConfigError(
-            "slurm: there is no sbatch on this machine. Run the command where jobs are submitted."
+            "slurm: sbatch was not found. Run the command on a machine that can submit jobs."
         ) from None
     if done.returncode:
         reason = " ".join(done.stderr.split())
@@ -100,5 +100,5 @@ def _check_ended(folder: Path) -> None:
         return
     if found.returncode == 0 and found.stdout.strip():
         raise LiquidError(
-            f"Slurm job {job} is still writing to this folder: wait or cancel it (scancel {job})."
+            f"Slurm job {job} is still writing to this folder. Wait, or cancel it (scancel {job})."
         )

@@ -1,8 +1,8 @@
 """Shared progress counters and a stop flag, as small files in one folder.
 
-They work between threads, processes and machines that share a file system. Each task writes its own
-counts atomically and sums those of all tasks to enforce the error budget. The process that started
-the tasks, or one that failed, writes the stop flag; the others end before their next batch.
+They work across threads, processes and machines that share a file system. Each task writes its own
+counts atomically and adds up the counts of all tasks to enforce the error budget. The process that
+started the tasks, or one that failed, writes the stop flag; the others end before their next batch.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Work that was done."""
+    """Counts of finished work."""
 
     records: int = 0
     """Records read from the source."""
     rejected: int = 0
-    """Problems with records or their images."""
+    """Number of rejected records and images."""
     images: int = 0
     """Encoded images."""
     shards: int = 0
     """Finished shards."""
     problem: str = ""
-    """One of the problems."""
+    """Error message of one rejected record."""
 
     @classmethod
     def of(cls, stats: ShardStats, problem: str = "") -> Counts:
@@ -66,17 +66,17 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBudget:
-    """How many records may be rejected."""
+    """The maximum fraction of rejected records."""
 
     max_rate: float
-    """Largest share of rejected records, 0 to 1."""
+    """Maximum fraction of rejected records, 0 to 1."""
     min_records: int
-    """Number of records before which the share is not checked."""
+    """Minimum number of records for the check."""
     rejected_file: Path
     """File that lists the rejected records, for the message."""
 
     def check(self, counts: Counts) -> None:
-        """Check the share of rejected records; raise a `DataError` if it is too large."""
+        """Check the fraction of rejected records; raise a `DataError` if it is too large."""
         if counts.records < self.min_records or counts.rejected <= self.max_rate * counts.records:
             return
         reason = f" The first problem: {counts.problem}" if counts.problem else ""
@@ -108,7 +108,7 @@ class Progress:
         return total
 
     def stop(self, error: LiquidError) -> None:
-        """Tell all tasks to end because of an error; only the first one is kept."""
+        """Stop all tasks because of an error; only the first error is kept."""
         if self.error() is None:
             write_text(self.folder / _STOP, f"{type(error).__name__}\n{error}")
 
@@ -131,7 +131,7 @@ class TaskProgress:
     ) -> None:
         """Start at zero; the budget is checked regularly against the counts of all tasks.
 
-        ``before`` counts earlier runs, which no task counts again.
+        ``before`` counts earlier runs, which no task includes in its own.
         """
         self._progress = progress
         self._path = progress.folder / f"task-{task:05d}.json"
@@ -156,7 +156,7 @@ class TaskProgress:
             self._check(now)
 
     def finish_shard(self, stats: ShardStats) -> None:
-        """Replace the counts of the current shard by its exact numbers; raises as `update`."""
+        """Replace the counts of the current shard with the exact numbers; raises as `update`."""
         exact = Counts.of(stats, self._current.problem)
         self._finished += replace(exact, images=self._current.images, shards=1)
         self._current = Counts()
@@ -179,7 +179,7 @@ def progress_bar(
 ) -> Iterator[None]:
     """Show a progress bar on stderr if it is a terminal.
 
-    ``before`` counts earlier runs. Without ``num_records``, the records of the source, the total is
+    ``before`` counts earlier runs. Without ``num_records``, the records in the source, the total is
     estimated from the finished shards.
     """
     ended = threading.Event()

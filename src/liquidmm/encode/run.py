@@ -1,8 +1,7 @@
 """Encoding runs: open the source, write the missing shards, finish the folder.
 
-Shard n is made from chunk n of the source, whoever writes it and whenever: a second run does what
-is missing, a finished folder stays as it is, and the bytes are the same for any number of workers
-or tasks.
+Shard n is always made from chunk n of the source. A second run writes only missing shards, a
+finished folder does not change, and the bytes are the same for any number of workers or tasks.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from liquidmm.runtime import cpu_count, get_logger
 
 _MAX_DECODE_THREADS = 16
 _GPU_DECODE_THREADS = 8
-"""Threads of a Ray worker with a GPU; the CPU cores of its machine are not known here."""
+"""Threads per Ray worker with a GPU; the number of CPU cores on its machine is unknown here."""
 
 
 def encode(
@@ -46,7 +45,7 @@ def encode(
     Args:
         source: The source of the records.
         tokenizer: Returns the image tokenizer: a `TokenizerFile`, or any callable. Other callables
-            run in this process, unless ``workers.num`` asks for several; then they are pickled.
+            run in this process, or are pickled if ``workers.num`` is larger than 1.
         out: Output folder for the shards, the manifest and the rejected records.
         config: Images and shards.
         workers: Processes and threads.
@@ -60,8 +59,8 @@ def encode(
             the source is invalid, or there is no Ray cluster.
         DataError: The source is missing or empty, the folder belongs to other settings, or too many
             records were rejected.
-        LiquidError: The folder cannot be written, a URL cannot be read at the moment, or a worker
-            was killed.
+        LiquidError: The folder cannot be written, a URL cannot be read right now, or a worker was
+            killed.
     """
     workers = workers or WorkerConfig()
     if not isinstance(tokenizer, TokenizerFile) and ray is None and not workers.num:
@@ -83,10 +82,10 @@ def encode_task(
     config: EncoderConfig | None = None,
     workers: WorkerConfig | None = None,
 ) -> Manifest:
-    """Write the shards of one of several tasks, which any launcher may start and repeat.
+    """Write the shards of one of several tasks, which any launcher can start and repeat.
 
-    A task runs in this process. The task after which all shards exist finishes the folder. All
-    tasks need the same arguments, which are those of `encode`, except for ``index``, from 0;
+    The task runs in this process. The task that writes the last missing shard finishes the folder.
+    All tasks need the same arguments, which are those of `encode`, except for ``index``, from 0;
     ``workers.num`` is ignored.
 
     Returns:
@@ -134,7 +133,7 @@ def finish_folder(task: EncodeTask) -> Manifest:
 
 
 def check_budget(task: EncodeTask, counts: Counts, min_records: int) -> None:
-    """Check the share of rejected records; if it is too large, list them and raise `DataError`."""
+    """Check the fraction of rejected records; if too large, list them and raise a `DataError`."""
     try:
         replace(task.budget, min_records=min_records).check(counts)
     except DataError:
@@ -149,7 +148,7 @@ def _write_shards(
     workers: WorkerConfig,
     ray: RayConfig | None,
 ) -> list[int]:
-    """Start the workers once; returns the numbers of the shards that are still missing."""
+    """Start the workers once; return the numbers of the shards that are still missing."""
     num_shards = len(task.shards)
     done = num_shards - len(missing)
     before = replace(Counts.of(count_records(task.out)), shards=done)

@@ -25,11 +25,11 @@ WORK_FOLDER = ".encode"
 """Folder inside the output folder for counters and log files; deleted when all shards exist."""
 
 _MIN_RECORDS = 1000
-"""Records before which the error rate is not checked."""
+"""Minimum number of records for checking the error rate."""
 _CHECKED_IMAGES = 8
-"""Images that are encoded in two dtypes to compare their codes."""
+"""Number of images that are encoded in two dtypes to compare their codes."""
 _CHECKED_RECORDS = 64
-"""Records among which images for the comparison are sought."""
+"""Number of records to search for these images."""
 
 
 def open_task(
@@ -43,11 +43,11 @@ def open_task(
 ) -> tuple[EncodeTask, torch.device]:
     """Open the source and the image tokenizer, and check that they fit the configuration.
 
-    Arguments and errors are those of `liquidmm.encode.encode`. With ``elsewhere`` other machines
-    will encode; this one may have no GPU.
+    Arguments and errors are those of `liquidmm.encode.encode`. With ``elsewhere``, other machines
+    will encode, since this one may have no GPU.
 
     Returns:
-        A task with all shards of the folder, and the device of the image tokenizer.
+        A task with all shards in the folder, and the device of the image tokenizer.
     """
     here = tokenizer
     if isinstance(here, TokenizerFile) and elsewhere:
@@ -88,7 +88,7 @@ def open_task(
 
 
 def num_records(shards: Sequence[tuple[int, Chunk]]) -> int | None:
-    """Return the number of records of the source; None if only reading it can tell."""
+    """Return the number of records in the source; None if that is only known after reading it."""
     counts = [chunk.count for _, chunk in shards]
     return None if None in counts else sum(count for count in counts if count)
 

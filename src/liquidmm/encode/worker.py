@@ -1,7 +1,7 @@
-"""A task: its share of the missing shards, written by one process.
+"""A task: a subset of the missing shards, written by one process.
 
 An `EncodeTask` contains plain values and can be sent to any process or machine. Existing shards are
-left alone, so a task can run again, and in two processes at once. A process loads the image
+not changed, so a task can run again, even in two processes at once. A process loads the image
 tokenizer once.
 """
 
@@ -45,7 +45,7 @@ class TokenizerFile:
     path: Path
     """Folder or file of the image tokenizer."""
     device: str | None = None
-    """Device; None: the fastest available."""
+    """Device; None uses the fastest available."""
     precision: Precision = "float32"
     """Dtype of the encoder network."""
 
@@ -65,29 +65,29 @@ def _load(file: TokenizerFile) -> VQGANTokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeTask:
-    """Everything that a worker needs."""
+    """Everything a worker needs."""
 
     source: SourceConfig
     shards: tuple[tuple[int, Chunk], ...]
-    """Number and chunk of the shards to write."""
+    """Number and chunk of each shard to write."""
     provenance: Provenance
     out: Path
     tokenizer: Callable[[], ImageTokenizer]
-    """Returns the image tokenizer; pickled if other processes encode."""
+    """Returns the image tokenizer; it is pickled if other processes encode."""
     config: EncoderConfig
     budget: ErrorBudget
     before: Counts
-    """Counts of the shards that existed before."""
+    """Counts of the shards that already existed."""
     threads: int
-    """CPU cores that a worker without a GPU computes with."""
+    """CPU cores per worker without a GPU."""
     decode_threads: int
-    """Threads of a worker that open images."""
+    """Threads per worker that open images."""
     progress: Path
     """Folder of the progress counters."""
 
 
 def run_task(task: EncodeTask, index: int, num_tasks: int) -> None:
-    """Write every ``num_tasks``-th shard, starting with number ``index`` of the list.
+    """Write every ``num_tasks``-th shard, starting with shard ``index`` in the list.
 
     Raises:
         StoppedError: Another worker set the stop flag.
@@ -97,7 +97,7 @@ def run_task(task: EncodeTask, index: int, num_tasks: int) -> None:
     counts = TaskProgress(Progress(task.progress), index, task.budget, task.before)
     tune_cpu_allocator()
     with _torch_threads(task.threads), warnings.catch_warnings():
-        # images that Pillow reads with a warning are accepted
+        # accept images that Pillow reads with a warning
         warnings.filterwarnings("ignore", module="PIL")
         tokenizer = task.tokenizer()
         transform = ImageTransform(task.config, tokenizer.downsample_factor)
@@ -115,7 +115,7 @@ def run_task(task: EncodeTask, index: int, num_tasks: int) -> None:
 
 
 def run_or_stop(task: EncodeTask, index: int, num_tasks: int) -> None:
-    """Run a task of several that stop together: an error sets the stop flag and is not raised."""
+    """Run one of several tasks; an error is not raised but stops all of them with the stop flag."""
     progress = Progress(task.progress)
     if progress.error() is not None:
         return

@@ -1,8 +1,8 @@
 """Images as files, PIL images and tensors.
 
-Image files enter the program through ``open_image`` and PIL images through ``to_rgb``. Both return
-an upright RGB image (EXIF rotation applied, transparency on white) or raise ``DataError``, and are
-thread-safe. Tensors are (3, H, W) float32 in [-1, 1] everywhere else in the package.
+All image files are opened with ``open_image``, and all PIL images pass through ``to_rgb``. Both
+return an upright RGB image (EXIF rotation applied, transparency on white) or raise ``DataError``,
+and both are thread-safe. Tensors are (3, H, W) float32 in [-1, 1] everywhere else in the package.
 """
 
 import functools
@@ -23,11 +23,11 @@ from torch import Tensor
 from liquidmm.errors import DataError, LiquidError, one_line
 
 MAX_PIXELS = 100_000_000
-"""Largest image that is opened, in pixels: a file of a few kB can unpack to gigabytes."""
+"""Maximum number of pixels in an image, because a file of a few kB can unpack to gigabytes."""
 MAX_BYTES = 2**29
-"""Largest file that is read."""
+"""Maximum file size in bytes."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-"""Accepted formats, by Pillow's names; some others would start a program (EPS)."""
+"""Accepted formats, by Pillow's names; some other formats would start a program (EPS)."""
 
 _FORMATS = "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file."
 _16_BIT_GRAY = ("I", "I;16", "I;16B", "I;16L")
@@ -41,12 +41,12 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     """Read an image as upright RGB, with transparent parts on white.
 
     Args:
-        source: A path, a URL (anything fsspec opens), or the content of a file. An animation gives
-            its first frame.
+        source: A path, a URL (anything fsspec opens), or the content of a file. For an animation,
+            the first frame is used.
 
     Raises:
         DataError: The file is missing, empty, broken, not an image, or too large.
-        LiquidError: A URL cannot be read at the moment; a later attempt may succeed.
+        LiquidError: A URL cannot be read right now; a later attempt may succeed.
     """
     if isinstance(source, bytes):
         return _decode(source, "image")
@@ -126,7 +126,7 @@ def _open(content: bytes) -> Image.Image:
 
 @functools.cache
 def _available_formats() -> list[str]:
-    Image.init()  # not every Pillow is built with AVIF
+    Image.init()  # some builds of Pillow lack AVIF
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -175,7 +175,7 @@ def to_image(pixels: Tensor) -> Image.Image:
     """Convert a tensor, (3, H, W) in [-1, 1], to an RGB image, rounded to 8 bits.
 
     Raises:
-        ValueError: Another shape, or values outside [-1, 1].
+        ValueError: The shape is wrong, or values are outside [-1, 1].
     """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ValueError(f"pixels: expected one image (3, H, W), got {tuple(pixels.shape)}.")
@@ -199,7 +199,7 @@ def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 def pad_square(
     image: Image.Image, size: int, color: tuple[int, int, int] = _PADDING
 ) -> Image.Image:
-    """Pad an image to a square, by default in the reference's color; then scale it to ``size``."""
+    """Pad an image to a square, by default with the reference's color, and scale it to ``size``."""
     side = max(image.size)
     if image.width != image.height:
         canvas = Image.new("RGB", (side, side), color)
@@ -219,11 +219,11 @@ def contact_sheet(
     Args:
         images: At least one image; each cell is as large as the largest.
         columns: Images per row, at least 1.
-        captions: One line of text per image, cut to the width of its cell.
+        captions: One line of text per image, truncated to the width of its cell.
         gap: White pixels around each cell.
 
     Raises:
-        ValueError: There are no images or columns, or not one caption per image.
+        ValueError: There are no images or columns, or the numbers of captions and images differ.
     """
     if not images or columns < 1:
         raise ValueError(

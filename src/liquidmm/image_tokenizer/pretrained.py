@@ -1,7 +1,7 @@
-"""Published VQGAN weights, read by their own names.
+"""Loading of published VQGAN weights by their original names.
 
-This is the only module of the package that opens a pickle, always with ``weights_only=True``. Names
-or shapes that do not fit are a ``CheckpointError``.
+This is the only module of the package that opens pickles, always with ``weights_only=True``. Names
+or shapes that do not fit raise ``CheckpointError``.
 """
 
 import functools
@@ -54,7 +54,7 @@ def load_state(model: VQGAN, state: Mapping[str, Tensor], where: Path) -> None:
     """Copy weights into a model by name.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, or of another shape.
+        CheckpointError: A tensor is missing or unknown, or has another shape.
     """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
@@ -82,7 +82,7 @@ def read_taming(checkpoint: Path) -> VQGAN:
             of the training loss (``loss.*``) are ignored.
 
     Raises:
-        CheckpointError: A file is missing or broken, or the two do not fit.
+        CheckpointError: A file is missing or broken, or the two do not match.
     """
     candidates = (checkpoint.with_suffix(".yaml"), checkpoint.parent / "vqgan.yaml")
     yaml_file = next((file for file in candidates if file.is_file()), None)
@@ -104,13 +104,13 @@ def read_taming(checkpoint: Path) -> VQGAN:
 
 
 def _read_taming_config(file: Path) -> VQGANConfig:
-    yaml: Any = importlib.import_module("yaml")  # comes with transformers
+    yaml: Any = importlib.import_module("yaml")  # installed with transformers
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
         params = content["model"]["params"]
         shape = params["ddconfig"]
         if shape.get("double_z", False):
-            raise CheckpointError(f"{file}: double_z is for KL autoencoders. Use a VQGAN.")
+            raise CheckpointError(f"{file}: double_z belongs to KL autoencoders. Use a VQGAN.")
         fields = {
             "resolution": shape["resolution"],
             "in_channels": shape["in_channels"],
@@ -140,10 +140,10 @@ def read_json_or_empty(file: Path) -> dict[str, Any]:
 
 
 def read_chameleon(path: Path) -> VQGAN:
-    """Read the image tokenizer of a Chameleon checkpoint; transformers keeps no decoder.
+    """Read the image tokenizer of a Chameleon checkpoint; transformers omits the decoder.
 
     Args:
-        path: The checkpoint folder, or the one ``.safetensors`` file with ``model.vqmodel.*``.
+        path: The checkpoint folder, or the single ``.safetensors`` file with ``model.vqmodel.*``.
 
     Raises:
         CheckpointError: There are no such tensors, a file is broken, or shapes do not fit.
@@ -159,7 +159,7 @@ def read_chameleon(path: Path) -> VQGAN:
     file = (path if path.is_dir() else path.parent) / "config.json"
     config = read_json_or_empty(file)
     found = config.get("vq_config", config)
-    # transformers writes only some values; what is missing is Chameleon's own.
+    # transformers writes only some values; missing values are Chameleon's defaults.
     fields = {
         ours: found[theirs]
         for ours, theirs in _CHAMELEON_NAMES.items()
@@ -189,7 +189,7 @@ def read_tensors(file: Path, content: str) -> dict[str, Tensor]:
     """Read named tensors from a ``.safetensors`` file or a torch pickle.
 
     Args:
-        file: The file; tensors may be under "state_dict".
+        file: The file; tensors can be under "state_dict".
         content: What it should contain and where to get it, for the error message.
 
     Raises:

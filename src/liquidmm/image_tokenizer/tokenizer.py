@@ -1,7 +1,7 @@
 """The image tokenizer: images to codes and back.
 
 ``ImageTokenizer`` is the interface that the rest of the package uses, and ``load_image_tokenizer``
-opens every supported kind of file. Inputs are checked and never repaired: a wrong size, range or
+opens every supported kind of file. Inputs are checked and never corrected: a wrong size, range or
 code is an error. A saved tokenizer is a folder with ``config.json`` and ``model.safetensors``.
 """
 
@@ -50,7 +50,7 @@ class ImageTokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change whenever the same image may get other codes."""
+        """16 hex digits that change whenever an image could get different codes."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W), in [-1, 1] or uint8, to codes, (B, h, w), int64."""
@@ -65,18 +65,18 @@ class ImageTokenizer(Protocol):
 class VQGANTokenizer:
     """A VQGAN with the ``ImageTokenizer`` interface.
 
-    The search for the nearest codebook vector and the decoder always use float32.
+    The decoder and the search for the nearest codebook vector always use float32.
     """
 
     def __init__(self, model: VQGAN, save_dtype: SaveDtype = "float32") -> None:
         """Wrap a model, which is set to evaluation mode without gradients.
 
-        Weights read from a bfloat16 file lose nothing when ``save`` writes bfloat16 again.
+        Weights that were read from a bfloat16 file can be saved as bfloat16 without loss.
         """
         self.model = model.float().eval().requires_grad_(False)
         self.save_dtype: SaveDtype = save_dtype
         self.precision: Precision = "float32"
-        """Precision of the encoder; with others than float32 some codes differ."""
+        """Precision of the encoder; if it is not float32, some codes differ."""
         self._bfloat16_encoder: nn.Module | None = None
         self._fingerprint: str | None = None
 
@@ -92,7 +92,7 @@ class VQGANTokenizer:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the training images; other sizes work too."""
+        """Width and height of the training images in pixels; other sizes work too."""
         return self.model.config.resolution
 
     @property
@@ -104,7 +104,7 @@ class VQGANTokenizer:
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the configuration and the encoding weights.
 
-        The decoder does not count, so that it can be improved without invalidating encoded data.
+        The decoder is excluded, so it can be improved without invalidating encoded data.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(json.dumps(to_dict(self.model.config), sort_keys=True).encode())
@@ -116,7 +116,7 @@ class VQGANTokenizer:
         return self._fingerprint
 
     def to(self, device: torch.device) -> Self:
-        """Move the weights and return itself."""
+        """Move the weights and return ``self``."""
         self.model.to(device)
         self._bfloat16_encoder = None
         return self
@@ -133,24 +133,24 @@ class VQGANTokenizer:
             Codes, (B, H / downsample_factor, W / downsample_factor), int64.
 
         Raises:
-            ValueError: Wrong shape, size, dtype or range.
+            ValueError: The shape, size, dtype or range is wrong.
         """
         self._check_pixels(pixels)
         pixels = pixels.to(self.device)
         scaled = to_float(pixels) if pixels.dtype == torch.uint8 else pixels.float()
-        # channels_last makes convolutions a fifth faster, on a CPU too.
+        # channels_last makes convolutions 20% faster, even on a CPU.
         scaled = scaled.contiguous(memory_format=torch.channels_last)
         if self.precision == "bfloat16":
             if self._bfloat16_encoder is None:
                 self._bfloat16_encoder = copy.deepcopy(self.model.encoder).bfloat16()
             latents = self._bfloat16_encoder(scaled.bfloat16())
             return self.model.nearest(self.model.quant_conv(latents.float()))
-        # PyTorch's default for convolutions is tf32.
+        # By default, PyTorch uses tf32 for convolutions.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
             return self.model.encode(scaled)
 
     def code_match(self, pixels: Tensor) -> float:
-        """Return the share of an image's codes, 0 to 1, that equal those of float32."""
+        """Return the fraction of an image's codes, 0 to 1, that equal those of float32."""
         codes, chosen = self.encode(pixels), self.precision
         self.precision = "float32"
         try:
@@ -187,7 +187,7 @@ class VQGANTokenizer:
             [-1, 1].
 
         Raises:
-            ValueError: Wrong shape or dtype, or a code outside the codebook.
+            ValueError: The shape or dtype is wrong, or a code is outside the codebook.
             CheckpointError: The weights have no decoder.
         """
         if self.model.decoder is None:
@@ -209,7 +209,7 @@ class VQGANTokenizer:
         return self.model.decode(codes).clamp(-1.0, 1.0)
 
     def save(self, folder: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``; an existing tokenizer is replaced."""
+        """Write ``config.json`` and ``model.safetensors``, replacing an existing tokenizer."""
         folder = Path(folder)
         description = {
             "format": FORMAT,
@@ -226,7 +226,7 @@ class VQGANTokenizer:
             text = json.dumps(description, indent=2) + "\n"
             (target / "config.json").write_text(text, "utf-8")
             file = target / "model.safetensors"
-            file.touch(0o644)  # safetensors alone would make it readable by its owner only
+            file.touch(0o644)  # safetensors would make it readable only by its owner
             save_file(state, file, metadata={"format": "pt"})
 
 
@@ -239,7 +239,7 @@ def load_image_tokenizer(path: Path | str) -> VQGANTokenizer:
             ``.safetensors`` file), which can only encode.
 
     Raises:
-        CheckpointError: The path is none of these, or the files are broken or do not fit.
+        CheckpointError: The path is none of these, or the files are broken or do not match.
     """
     path = Path(path)
     if not path.exists():

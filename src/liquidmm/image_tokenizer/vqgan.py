@@ -2,8 +2,8 @@
 
 It maps pixels (B, 3, H, W) in [-1, 1] to codes (B, h, w) in 0..codebook_size-1 and back, where h
 and w are H and W divided by the downsampling factor. A code is the index of the codebook vector
-nearest to a latent by Euclidean distance, always computed in float32. Parameter names are taming's,
-so that published weights load by name.
+nearest to a latent by Euclidean distance, always computed in float32. Parameters have taming's
+names, so published weights load by name.
 
 Sources: Esser et al. 2021 (arXiv:2012.09841); Chameleon (arXiv:2405.09818) for the defaults.
 """
@@ -25,18 +25,20 @@ class VQGANConfig:
     """Shape of a VQGAN; the defaults are Chameleon's."""
 
     resolution: Annotated[int, Ge(1)] = 512
-    """Side in pixels of the training images; any other multiple of the downsampling factor works
-    too."""
+    """Width and height of the training images in pixels; any other multiple of the downsampling
+    factor works too."""
     in_channels: Annotated[int, Ge(1)] = 3
     """Color channels of input and output."""
     base_channels: Annotated[int, Ge(1)] = 128
-    """Width at full resolution."""
+    """Channels at full resolution."""
     channel_multipliers: tuple[Annotated[int, Ge(1)], ...] = (1, 1, 2, 2, 4)
-    """Width of each level in ``base_channels``; each level but the last halves the side."""
+    """Channels of each level as multiples of ``base_channels``; each level except the last halves
+    width and height."""
     num_res_blocks: Annotated[int, Ge(1)] = 2
     """Residual blocks of each encoder level; the decoder has one more."""
     attention_resolutions: tuple[int, ...] = ()
-    """Sides, relative to ``resolution``, whose level has attention; the middle always has it."""
+    """Sizes in pixels, for images of ``resolution``, of the levels with attention; the middle
+    always has attention."""
     latent_channels: Annotated[int, Ge(1)] = 256
     """Channels between encoder or decoder and the 1x1 convolutions of the quantizer."""
     code_dim: Annotated[int, Ge(1)] = 256
@@ -44,8 +46,8 @@ class VQGANConfig:
     codebook_size: Annotated[int, Ge(1)] = 8192
     """Number of codebook vectors."""
     norm_groups: Annotated[int, Ge(1)] = 32
-    """Largest number of normalization groups; 32 as published. Narrow models need fewer: with one
-    channel per group, every layer loses the mean colors of the image."""
+    """Maximum number of normalization groups; published models use 32. Narrow models need fewer:
+    with one channel per group, every layer loses the mean colors of the image."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -79,7 +81,7 @@ class Quantizer(nn.Module):
         """
         codebook = self.embedding.weight.float()
         half_norms = codebook.square().sum(1).mul(0.5)  # (K,)
-        # |z - e|^2 / 2 without the term in z, which is the same for all codes.
+        # |z - e|^2 / 2 without the |z|^2 term, which is the same for all codes.
         return torch.cat(
             [
                 torch.addmm(half_norms, part, codebook.t(), alpha=-1.0).argmin(1)
@@ -91,9 +93,9 @@ class Quantizer(nn.Module):
         """Quantize latents (B, D, h, w) for training.
 
         Returns:
-            The nearest vectors, (B, D, h, w), float32, whose gradient passes straight through to
-            the latents; their codes, (B, h, w), int64; and the commitment loss, the mean squared
-            distance, whose gradient reaches the latents only.
+            The nearest vectors, (B, D, h, w), float32, with straight-through gradients to the
+            latents; their codes, (B, h, w), int64; and the commitment loss, the mean squared
+            distance, whose gradient reaches only the latents.
         """
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
@@ -111,7 +113,7 @@ class Quantizer(nn.Module):
 
 
 def _silu(x: Tensor) -> Tensor:
-    # Every x is the fresh result of a normalization, so without gradients it can be overwritten.
+    # x is always a new output of a normalization, so without gradients it can be overwritten.
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -165,7 +167,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side; padded on the right and bottom only, as published."""
+    """Halves width and height; pads only on the right and bottom, as in taming."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -178,7 +180,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side by repeating pixels, then a 3x3 convolution."""
+    """Doubles width and height by repeating pixels, then applies a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -219,12 +221,12 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(
             AttentionBlock(out_channels, groups) for _ in range(blocks * attention)
         )
-        # The encoder or decoder sets one of them; the names are taming's.
+        # The encoder or the decoder sets one of them; the names are taming's.
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the level's width and, after resampling, side."""
+        """Map (B, C, H, W) to the level's channels and, after resampling, size."""
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn) > 0:
@@ -283,7 +285,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(widths[index])
             levels.append(level)
             channels = widths[index]
-        # taming numbers the levels from fine to coarse although they run from coarse to fine.
+        # taming numbers the levels from fine to coarse, although they run from coarse to fine.
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = _norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)

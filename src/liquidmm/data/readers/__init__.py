@@ -1,8 +1,8 @@
-"""Readers of datasets: a source is cut into chunks, and a chunk is read record by record.
+"""Readers of datasets: a source is divided into chunks, and a chunk is read record by record.
 
-The chunks of a source are the same every time, and their records in order are those of the source,
-whatever the size of the chunks. Rejected records are yielded with a reason, so nothing is lost
-silently. Memory use does not depend on the size of the files.
+Chunking is deterministic, and reading the chunks in order gives the records of the source in order,
+for any chunk size. Rejected records are yielded with a reason, so nothing is lost silently. Memory
+use does not depend on the size of the files.
 
 Formats, by suffix (each may be compressed: .gz, .zst, .bz2, .xz, .lz4):
 
@@ -16,7 +16,7 @@ folder       a folder of images, each with a .txt file of captions
 huggingface  a folder written by `save_to_disk`, or a hub id
 ===========  =================================================================================
 
-A folder may also contain files of the other formats, or a `metadata.jsonl`, `.csv` or `.parquet`
+A folder can also contain files of the other formats, or a `metadata.jsonl`, `.csv` or `.parquet`
 that describes its images.
 """
 
@@ -44,17 +44,17 @@ __all__ = [
     "read_records",
 ]
 
-_RECORDS = 2**14  # of a chunk that only `read_records` sees
+_RECORDS = 2**14  # per chunk in `read_records`
 
 
 def list_chunks(config: SourceConfig, records: int) -> list[Chunk]:
-    """Cut a source into chunks of about `records` records; small files share a chunk.
+    """Divide a source into chunks of about `records` records; small files share a chunk.
 
-    A compressed file is always one chunk, and a row group of Parquet is cut into at most 32, so a
-    chunk may be much larger: read it as a stream.
+    A compressed file is always one chunk, and a Parquet row group gives at most 32 chunks, so a
+    chunk can be much larger: read it as a stream.
 
     Raises:
-        ConfigError: A setting is wrong, or names a field that the source does not have.
+        ConfigError: A setting is invalid, or names a field that the source does not have.
         DataError: A file does not exist, its format is unknown, or the source is empty.
     """
     if records < 1:
@@ -77,7 +77,7 @@ def list_chunks(config: SourceConfig, records: int) -> list[Chunk]:
 
 
 def read_chunk(config: SourceConfig, chunk: Chunk) -> Iterator[ParsedRecord]:
-    """Yield the records of a chunk in order, rejected ones included, of the selected splits."""
+    """Yield the records of the selected splits in a chunk, in order, including rejected ones."""
     for item in chunk.ranges:
         schema = RecordSchema(config, item.file)
         for raw in registry.read(chunk.format, item, schema):
@@ -91,7 +91,7 @@ def read_records(config: SourceConfig) -> Iterator[Record]:
 
     Raises:
         ConfigError: See `list_chunks`.
-        DataError: See `list_chunks`; or a record is rejected.
+        DataError: See `list_chunks`, or a record was rejected.
     """
     for chunk in list_chunks(config, _RECORDS):
         for parsed in read_chunk(config, chunk):

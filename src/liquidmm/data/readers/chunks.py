@@ -1,7 +1,7 @@
 """Chunks of a source, and the raw and parsed records that are read from them.
 
-A chunk lists ranges of files and contains no data, so it is made before anything is parsed and
-travels to another process as a pickle or as JSON.
+A chunk lists ranges of files and contains no data, so it is created before anything is parsed and
+can be sent to another process as a pickle or JSON.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ class FileRange:
     """First position: a byte of JSONL, CSV or a JSON array, a row of Parquet or a Hugging Face
     dataset, an index into the sorted names of a folder."""
     stop: int | None = None
-    """Position after the last one; None: the end of the file."""
+    """Position after the last one; None means the end of the file."""
     first: int = 0
     """Number of the first record: a line from 1, or an index from 0."""
     root: str = ""
@@ -30,7 +30,7 @@ class FileRange:
     split: str = ""
     """Split of a Hugging Face dataset."""
     count: int | None = None
-    """Number of records, blank lines included; None if only reading the file can tell."""
+    """Number of records, including blank lines; None if it is only known after reading the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +38,11 @@ class Chunk:
     """Input of one shard: a file, a range of a large file, or several small files."""
 
     name: str
-    """Readable name: the file, and the lines or indices of a range."""
+    """Human-readable name: the file, and the lines or indices of a range."""
     format: str
     """Format of the files, never `auto`."""
     ranges: tuple[FileRange, ...]
-    """Its ranges in order."""
+    """Ranges in order."""
 
     @property
     def count(self) -> int | None:
@@ -58,11 +58,11 @@ class _Place:
     where: str
     """`file:line`, `file[index]` in a JSON array or a table, or the path of an image."""
     line: int = 0
-    """Line from 1 or index from 0, as in `where`; 0 in a folder."""
+    """Line, starting at 1, or index, starting at 0, as in `where`; 0 in a folder."""
     problem: str = ""
     """Why it is rejected; empty if it is not."""
     rest_lost: bool = False
-    """Whether the records after this one cannot be read either."""
+    """Whether the records after this one are unreadable too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class RawRecord(_Place):
     """A record as its file stores it, before any field is checked."""
 
     value: Any = None
-    """The mapping of fields, or whatever the file has in its place."""
+    """The mapping of fields, or any other value that the file contains instead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,19 +82,19 @@ class ParsedRecord(_Place):
 
 
 def index_range(name: str, start: int, stop: int, *, split: str = "", root: str = "") -> FileRange:
-    """Return the range of the rows or names from index `start` to before `stop`."""
+    """Return the range of the rows or names from index `start` up to but excluding `stop`."""
     return FileRange(
         file=name, split=split, root=root, start=start, stop=stop, first=start, count=stop - start
     )
 
 
 def rejected(where: str, line: int, problem: str, *, rest_lost: bool = False) -> RawRecord:
-    """Return a record that cannot be read; the problem is prefixed with its place."""
+    """Return a record that cannot be read; its problem starts with `where`."""
     return RawRecord(where=where, line=line, problem=f"{where}: {problem}", rest_lost=rest_lost)
 
 
 def unreadable(where: str, line: int, problem: str) -> RawRecord:
-    """Return the record that stands for the rest of a damaged file."""
+    """Return a record that represents the rest of a damaged file."""
     fix = "The rest of the file is lost; repair it or download it again."
     return rejected(where, line, f"{problem}. {fix}", rest_lost=True)
 
@@ -102,7 +102,7 @@ def unreadable(where: str, line: int, problem: str) -> RawRecord:
 def cut_uncompressed(
     file: File, records: int, cut: Callable[[BinaryIO, str, int], Iterator[FileRange]]
 ) -> Iterator[FileRange]:
-    """Cut a file of lines with `cut(stream, name, records)`.
+    """Divide a file of lines with `cut(stream, name, records)`.
 
     A file that is compressed or cannot be read becomes one range.
     """
@@ -117,7 +117,7 @@ def cut_uncompressed(
 
 
 def group_ranges(ranges: Iterable[FileRange], records: int, form: str) -> Iterator[Chunk]:
-    """Join neighboring ranges into chunks of about `records`; one of unknown size is alone."""
+    """Join adjacent ranges into chunks of about `records`; keep those of unknown size separate."""
     group: list[FileRange] = []
     size = 0
     for item in ranges:
@@ -147,6 +147,6 @@ def _name(item: FileRange, form: str) -> str:
         case "jsonl":
             return f"{name}:{item.first}-{stop - 1}"
         case "csv":
-            return f"{name}:{item.first}-"  # a row may span several lines
+            return f"{name}:{item.first}-"  # a row can span several lines
         case _:
             return f"{name}[{item.first}:{stop}]"

@@ -1,7 +1,7 @@
-"""Compressed files as their decompressed content.
+"""Decompression of files.
 
-Everything before a truncation or damage is delivered, then `DamagedError` is raised. An error of
-the disk is raised as it is.
+All data before a truncation or damage is returned, then `DamagedError` is raised. Disk errors are
+raised unchanged.
 """
 
 import io
@@ -82,7 +82,7 @@ class _Decompressed(io.RawIOBase):
     def _read_up_to_damage(self, size: int) -> bytes:
         """Return the bytes between the last complete read and the damage.
 
-        A read that meets the damage loses what it decompressed before, so read byte by byte.
+        A read that reaches the damage loses what it has already decompressed, so read byte by byte.
         """
         self._stream.close()
         self._stored.close()
@@ -106,7 +106,7 @@ class _Decompressed(io.RawIOBase):
 
 
 class _Stored(io.RawIOBase):
-    """The stored file; it keeps the errors of the disk apart from those of the codec."""
+    """The stored file; separates disk errors from those of the codec."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()

@@ -22,16 +22,17 @@ Layout = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fields:
-    """Names of the fields in this source, where they differ from the usual ones.
+    """Names of the fields in this source, if they differ from the usual ones.
 
     A dot selects a nested field: `meta.set_name` is `set_name` in `meta`. A field that is named
-    here must exist. If only `text` is named, every record is a document, whatever else it contains.
+    here must exist. If only `text` is named, every record is a document, regardless of its other
+    fields.
     """
 
     key: str | None = None
     """Name of the record, a string or a number."""
     image: str | None = None
-    """Image: a path, the content of a file, or `{bytes, path}` as Hugging Face stores it."""
+    """Image: a path, the content of a file, or `{bytes, path}` as in Hugging Face datasets."""
     captions: str | tuple[str, ...] | None = None
     """Captions: one or more fields, each with a caption or a list of captions. The first caption is
     the canonical one."""
@@ -42,14 +43,14 @@ class Fields:
     images: str | None = None
     """Images of a conversation."""
     source: str | None = None
-    """Dataset that a record comes from."""
+    """Name of the record's dataset."""
     license: str | None = None
-    """SPDX name of the license; a list is joined with AND."""
+    """SPDX identifier of the license; a list is joined with AND."""
     split: str | None = None
     """Split of the dataset, such as `train`."""
 
     def given(self) -> dict[str, tuple[str, ...]]:
-        """Return our name of each field that is named -> its names in the source."""
+        """Return a mapping from our name of each named field to its names in the source."""
         given = ((name, getattr(self, name)) for name in self.__slots__)
         return {
             name: (value,) if isinstance(value, str) else value
@@ -60,7 +61,7 @@ class Fields:
     def __post_init__(self) -> None:
         for name, values in self.given().items():
             if not values or not all(value.strip() for value in values):
-                raise ConfigError(f"{name}: is empty. Give the name of a field or remove the key.")
+                raise ConfigError(f"{name}: is empty. Enter the name of a field or remove the key.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,21 +69,21 @@ class SourceConfig:
     """A dataset to read."""
 
     path: str | tuple[str, ...]
-    """A file, a folder, a pattern (`*`, `**`, `?`, `{00..99}`) or a URL that fsspec supports
-    (`s3://`, `gs://`, `hf://`), or a list of them, read in that order. With the format
+    """A file, a folder, a glob pattern (`*`, `**`, `?`, `{00..99}`) or a URL that fsspec supports
+    (`s3://`, `gs://`, `hf://`), or a list of these, read in that order. With the format
     `huggingface`, a hub id."""
     format: Format = "auto"
     """File format; `auto` detects it from the file name or the content of the folder."""
     layout: Layout = "auto"
-    """Fields of a record; `auto` detects the layout of each record from its keys."""
+    """Layout of the records; `auto` detects the layout of each record from its keys."""
     subset: str = ""
-    """Configuration of a Hugging Face dataset that has several."""
+    """Configuration of a Hugging Face dataset that has several configurations."""
     revision: str = ""
     """Commit, tag or branch of a dataset on the hub; empty uses the newest commit."""
     classes: str = ""
-    """File with one class name per line, for captions that are class numbers from 0."""
+    """File with one class name per line, for captions that are class numbers, starting at 0."""
     image_root: str | None = None
-    """Folder or URL that image paths are relative to; None: the folder of the file."""
+    """Folder or URL that image paths are relative to; None means the folder of the file."""
     fields: Fields = field(default_factory=Fields)
     """Names of the fields, where they differ from the usual ones."""
     splits: tuple[str, ...] = ()
@@ -90,13 +91,13 @@ class SourceConfig:
     name: str = ""
     """Name of the dataset, for records without a `source`."""
     license: str = ""
-    """SPDX name of the license, for records without one."""
+    """SPDX identifier of the license, for records without one."""
     split: str = ""
     """Split, for records without one."""
 
     def __post_init__(self) -> None:
         if not self.paths or not all(path.strip() for path in self.paths):
-            raise ConfigError("path: is empty. Give a file, a folder, a pattern or a URL.")
+            raise ConfigError("path: is empty. Enter a file, a folder, a pattern or a URL.")
 
     @property
     def paths(self) -> tuple[str, ...]:

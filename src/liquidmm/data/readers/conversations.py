@@ -1,7 +1,7 @@
 """Conversations in the layouts of published instruction data: LLaVA, ShareGPT, LMSYS-Chat-1M.
 
-Text is kept as published. A conversation is accepted or rejected as a whole: after an optional
-system turn, user and assistant must alternate, and the user begins. Other keys (`model`,
+Text is not changed. A conversation is accepted or rejected as a whole: after an optional system
+turn, user and assistant turns must alternate, starting with the user. Other keys (`model`,
 `openai_moderation`) are ignored.
 """
 
@@ -34,7 +34,7 @@ _ROLES: Mapping[str, Role] = {
     "bard": "assistant",
     "bing": "assistant",
 }
-"""Name of a speaker in published datasets -> role."""
+"""Speaker name in published datasets -> role."""
 
 _TURN_KEYS: Mapping[str, tuple[str, str]] = {
     "conversations": ("from", "value"),
@@ -112,7 +112,7 @@ def _check_order(messages: tuple[Message, ...], name: str, where: str) -> None:
 
 
 def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[ImageSource, ...]:
-    """Return what `image` or `images` contains: one image or a list."""
+    """Return the content of `image` or `images`: one image or a list."""
     for name in _OTHER_MEDIA:
         if obj.get(name) is not None:
             raise DataError(
@@ -131,13 +131,13 @@ def _images(obj: Mapping[str, Any], where: str, root: Path | str) -> tuple[Image
 def _place_images(messages: tuple[Message, ...], images: int, where: str) -> tuple[Message, ...]:
     """Check that every image has a placeholder, and add the placeholder of a single image.
 
-    It goes before the first question, where LLaVA's training code puts an image wherever in the
-    question it was written.
+    The placeholder goes before the first question: LLaVA's training code moves an image there from
+    any position in the question.
     """
     expected = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
     if expected and not images:
         raise DataError(
-            f"{where}: the text contains {IMAGE_PLACEHOLDER}, which stands for an image, but there "
+            f"{where}: the text contains {IMAGE_PLACEHOLDER}, which marks an image, but there "
             "is no 'image'. Add it, change the text, or drop the record."
         )
     if images == 1 and not expected:

@@ -1,7 +1,7 @@
-"""Files by path, pattern or URL: finding, listing and opening them.
+"""Finding, listing and opening files by path, pattern or URL.
 
-A name without `://` is a local path and is kept as written; one with `://` is opened by fsspec. A
-file that cannot be found or read is a `DataError` with its name, an unsupported protocol a
+A name without `://` is a local path and is kept as written; fsspec opens names with `://`. A file
+that cannot be found or read raises `DataError` with its name; an unsupported protocol raises
 `ConfigError`.
 """
 
@@ -23,7 +23,7 @@ from liquidmm.errors import ConfigError, DataError, LiquidError, one_line
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _PERMANENT = (DamagedError, FileNotFoundError, IsADirectoryError, PermissionError)
-_MAX_RANGE = 1_000_000  # files in one pair of braces; more is a typing error
+_MAX_RANGE = 1_000_000  # files in one pair of braces; more are a typo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +35,12 @@ class File:
     size: int = 0
     """Bytes."""
     version: str = ""
-    """Changes with the content: the modification time, or what the server reports instead."""
+    """Value that changes with the content: the modification time, or the server's equivalent."""
     is_folder: bool = False
 
 
 def is_url(name: str) -> bool:
-    """Whether fsspec opens it."""
+    """Whether fsspec opens a name."""
     return "://" in name
 
 
@@ -53,8 +53,8 @@ def find_files(pattern: str) -> list[File]:
     """Return the files that a path or pattern names, in order.
 
     Braces such as `{a,b}` and `{00..99}` are expanded first, in the order written; matches of `*`,
-    `**`, `?` and `[...]` are sorted by name. Folders are found by their path, and by a pattern that
-    matches no file.
+    `**`, `?` and `[...]` are sorted by name. A folder is found by its path, or by a pattern that
+    does not match any files.
 
     Raises:
         DataError: There is no such file.
@@ -73,7 +73,7 @@ def find_files(pattern: str) -> list[File]:
 def list_names(folder: str) -> tuple[list[str], list[str]]:
     """Return the names of the files and of the folders in a folder, each sorted.
 
-    A link counts as its target, a broken link as a file.
+    A link counts as its target, and a broken link as a file.
     """
     if is_url(folder):
         fs, path = _file_system(folder)
@@ -91,7 +91,7 @@ def list_names(folder: str) -> tuple[list[str], list[str]]:
 
 
 def list_files(folder: str) -> list[File]:
-    """Return the files in a folder with size and version, sorted by name."""
+    """Return the files in a folder with their sizes and versions, sorted by name."""
     if is_url(folder):
         fs, path = _file_system(folder)
         files = [_remote_file(fs, info) for info in fs.ls(path, detail=True)]
@@ -102,12 +102,12 @@ def list_files(folder: str) -> list[File]:
 
 
 def stem(name: str) -> str:
-    """Return the name without the suffix of its compression."""
+    """Return the name without its compression suffix."""
     return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
 
 
 def suffix(name: str) -> str:
-    """Return the last suffix of a name in lower case, such as `.tar`."""
+    """Return the last suffix of a name in lowercase, such as `.tar`."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - pathlib takes ten times as long
 
 
@@ -125,16 +125,16 @@ def open_raw(name: str) -> BinaryIO:
 
 
 def open_file(name: str) -> BinaryIO:
-    """Open a file, decompressed if its suffix names a compression; see `open_raw`."""
+    """Open a file and decompress it if its suffix names a compression; see `open_raw`."""
     return decompress(name, lambda: open_raw(name))
 
 
 def permanent_reason(name: str, error: BaseException) -> str:
-    """Return in one line why a file cannot be read.
+    """Return the reason why a file cannot be read, on one line.
 
     Raises:
-        LiquidError: The file is remote and the cause may be temporary, so its records must not be
-            counted as rejected.
+        LiquidError: The file is remote and the cause may be temporary, so its records must not
+            count as rejected.
     """
     if is_url(name) and isinstance(error, OSError) and not isinstance(error, _PERMANENT):
         raise LiquidError(
@@ -200,7 +200,7 @@ def _remote_file(fs: Any, info: dict[str, Any]) -> File:
     return File(
         name=fs.unstrip_protocol(info["name"].rstrip("/")),
         size=info.get("size") or 0,
-        version=str(sorted(info.items())),  # contains an ETag, blob_id or the like
+        version=str(sorted(info.items())),  # contains an ETag, blob_id or similar
         is_folder=info["type"] == "directory",
     )
 

@@ -1,8 +1,8 @@
 """A folder of images, each with a `.txt` file of captions, one caption per line.
 
-Folders come in the order of their paths, the images of a folder in the order of their names. A
-file that seems to belong to a record but cannot be used is rejected: captions without an image, an
-unsupported image format, a folder named like an image.
+Folders are sorted by path, and the images in a folder by name. A file that seems to belong to a
+record but cannot be used is rejected: captions without an image, an unsupported image format, or a
+folder named like an image.
 """
 
 import os
@@ -28,14 +28,14 @@ _CAPTIONS = ".txt"
 
 
 def cut(file: File, records: int) -> Iterator[FileRange]:
-    """Cut a folder and its subfolders into ranges of at most `records` images."""
+    """Divide a folder and its subfolders into ranges of at most `records` images."""
     root = file.name
     for folder in folders(root):
         try:
             count = len(_record_names(folder))
         except OSError as error:
             permanent_reason(folder, error)
-            yield FileRange(file=folder, root=root)  # the error is reported when it is read
+            yield FileRange(file=folder, root=root)  # the error is reported when the folder is read
             continue
         if count <= records:
             if count:
@@ -46,9 +46,9 @@ def cut(file: File, records: int) -> Iterator[FileRange]:
 
 
 def read(images: FileRange) -> Iterator[RawRecord]:
-    """Yield the images of a range with key and captions."""
+    """Yield the images of a range with their keys and captions."""
     try:
-        # a folder in one range is listed again, one in several ranges is listed once
+        # a folder in one range is listed again; a folder in several ranges is listed once
         if images.stop is None:
             names = _record_names(images.file)
         else:
@@ -69,7 +69,7 @@ def read(images: FileRange) -> Iterator[RawRecord]:
 
 
 def versions(root: str) -> Iterator[str]:
-    """Yield a line for every file below a folder, which changes when the file does."""
+    """Yield a line for every file below a folder; the line changes when the file changes."""
     for folder in folders(root):
         for file in list_files(folder):
             yield f"{file.name.removeprefix(root)}\0{file.size}\0{file.version}\n"
@@ -92,7 +92,7 @@ def folders(root: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _record_names(folder: str) -> list[str]:
-    """Return the names in a folder that are images, and captions without one, sorted."""
+    """Return the sorted names of images, and of captions without an image, in a folder."""
     files, inner = list_names(folder)
     known = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
     images = [name for name in (*files, *inner) if suffix(name) in known]
@@ -115,7 +115,7 @@ def _value(path: str, root: str) -> dict[str, object]:
     if ending in UNSUPPORTED_SUFFIXES:
         raise DataError(f"unsupported image format '{ending}'. Convert it to PNG or JPEG.")
     if not is_url(path) and Path(path).is_dir():
-        raise DataError("is a folder, not an image; its content is not read. Rename it.")
+        raise DataError("is a folder, not an image, and is not read. Rename it.")
     stem = path[: -len(ending)]
     image: ImageSource = path if is_url(path) else Path(path)
     key = stem.removeprefix(root.rstrip("/")).lstrip("/")

@@ -1,7 +1,7 @@
 """Hugging Face datasets: a folder written by `save_to_disk`, or a hub id for `load_dataset`.
 
-Values are read as stored: an image stays `{bytes, path}`, a class number becomes its name. Needs
-the package `datasets` (extra `hf`); downloads are kept in its cache.
+Values are read as stored, so an image stays `{bytes, path}`, but a class number becomes the class
+name. Requires the package `datasets` (extra `hf`), which caches downloads.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -27,7 +27,7 @@ def is_saved(names: Collection[str]) -> bool:
 
 
 def cut(path: str, config: SourceConfig, records: int) -> Iterator[FileRange]:
-    """Cut the selected splits of a dataset into ranges of `records` rows."""
+    """Divide the selected splits of a dataset into ranges of `records` rows."""
     for split, dataset in _splits(path, config).items():
         if config.splits and config.fields.split is None and split not in config.splits:
             continue
@@ -36,7 +36,7 @@ def cut(path: str, config: SourceConfig, records: int) -> Iterator[FileRange]:
 
 
 def column_names(path: str, config: SourceConfig) -> dict[str, frozenset[str]]:
-    """Return the columns of each `path:split`; nested fields are `outer.inner`."""
+    """Return the columns of each `path:split`, with nested fields as `outer.inner`."""
     return {
         f"{path}:{split}": frozenset(parquet.column_names(dataset.features.arrow_schema))
         for split, dataset in _splits(path, config).items()
@@ -44,13 +44,13 @@ def column_names(path: str, config: SourceConfig) -> dict[str, frozenset[str]]:
 
 
 def fingerprints(path: str, config: SourceConfig) -> str:
-    """Return text that changes when the dataset does."""
+    """Return text that changes when the dataset changes."""
     splits = _splits(path, config)
     return "\n".join(f"{split}\0{dataset._fingerprint}" for split, dataset in splits.items())
 
 
 def read(rows: FileRange, config: SourceConfig, columns: Collection[str]) -> Iterator[RawRecord]:
-    """Yield the rows of a range, with those of `columns` that exist."""
+    """Yield the rows of a range with the existing columns among `columns`."""
     dataset = _splits(rows.file, config)[rows.split]
     names = [name for name in dataset.column_names if name in columns]
     classes = {
@@ -85,7 +85,7 @@ def read(rows: FileRange, config: SourceConfig, columns: Collection[str]) -> Ite
 
 
 def _splits(path: str, config: SourceConfig) -> Mapping[str, Any]:
-    """Open a dataset: name of a split -> its `datasets.Dataset`."""
+    """Open a dataset and return a mapping from split name to `datasets.Dataset`."""
     files = [file for name in _SAVED if (file := Path(path) / name).is_file()]
     saved = max((file.stat().st_mtime_ns for file in files), default=None)
     if is_url(path):
@@ -95,7 +95,7 @@ def _splits(path: str, config: SourceConfig) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=2)
 def _open(path: str, subset: str, revision: str, saved: int | None) -> Mapping[str, Any]:
-    """Open a dataset once; `saved` is the time `save_to_disk` wrote it, None for the hub."""
+    """Open a dataset once; `saved` is the time of `save_to_disk`, or None for the hub."""
     datasets = require_extra("datasets", "hf")
     try:
         if saved is not None:

@@ -1,10 +1,10 @@
-"""A JSON file that contains one array, as LLaVA and ShareGPT publish conversations.
+"""JSON files that contain one array, such as the conversations of LLaVA and ShareGPT.
 
 The items equal those of `json.load`. Memory use is one item and one block of the file. A syntax
-error ends the array and is reported once; bytes that are not UTF-8 spoil only their own item.
+error ends the array and is reported once; bytes that are not UTF-8 affect only their own item.
 
-The parser is our own because ijson reports no position of an item, from which a range could be
-read, and stops at NaN, at integers above 64 bits and at bytes that are not UTF-8.
+This module has its own parser because ijson does not report the positions of items, which ranges
+need, and stops at NaN, at integers above 64 bits and at bytes that are not UTF-8.
 """
 
 import codecs
@@ -22,12 +22,12 @@ READ_BYTES = 2**20
 
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _MARGIN = 16
-"""An error or end this close to the end of the text may come from a token cut in two: the longest
-token outside of strings and numbers has 9 characters, the longest escape in a string 12."""
+"""An error this close to the end of the text may come from a truncated token: the longest token
+outside strings and numbers has 9 characters, and the longest escape in a string has 12."""
 
 
 def is_array(name: str) -> bool:
-    """Whether a JSON file begins with an array, not with lines of objects."""
+    """Whether a JSON file starts with an array instead of lines of objects."""
     try:
         with open_file(name) as stream:
             start = stream.read(4096)
@@ -38,7 +38,7 @@ def is_array(name: str) -> bool:
 
 
 def cut(file: File, records: int) -> Iterator[FileRange]:
-    """Cut a file into ranges of `records` items. The whole file is parsed to find them."""
+    """Divide a file into ranges of `records` items. This parses the whole file."""
     if is_compressed(file.name):
         yield FileRange(file=file.name)
         return
@@ -90,7 +90,8 @@ def array_items(
     The stream is at its start, or at byte `start`, where the item `first` begins.
 
     Raises:
-        DataError: The file is not a valid JSON array from some item on; names the file and item.
+        DataError: An item and the rest of the file cannot be parsed; the message names the file and
+            item.
         OSError: The file cannot be read.
     """
     index = first
@@ -129,13 +130,13 @@ class _Text:
     def __init__(self, stream: BinaryIO, read_bytes: int, start: int) -> None:
         self._stream = stream
         self._read_bytes = read_bytes
-        # bytes that are not UTF-8 become U+DC80 to U+DCFF, which a check of the fields rejects
+        # bytes that are not UTF-8 become U+DC80 to U+DCFF, which the check of the fields rejects
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._json = json.JSONDecoder()
         self._text = ""
         self.at = 0
         self.offset = start
-        """Byte of the file at position `at`."""
+        """Byte offset in the file of position `at`."""
 
     def peek(self) -> str:
         """Skip whitespace and return the next character, or "" at the end of the file."""
@@ -161,7 +162,7 @@ class _Text:
                 if (cut or self._is_near_end(error.pos)) and self._read():
                     continue
                 raise self.error(error.msg, len(self._text) if cut else error.pos) from error
-            # "12" may be the start of "123" or "12.5e3"; what follows shows that it is complete
+            # "12" may be the start of "123" or "12.5e3", so the next character is needed
             if self._is_near_end(end) and self._read():
                 continue
             self._move(end)
@@ -176,9 +177,9 @@ class _Text:
         return _ArrayError(f"not valid JSON ({message} at byte {self.offset})")
 
     def _read(self) -> bool:
-        """Drop what was parsed and read at least as much as is kept; return whether there was more.
+        """Drop the parsed text and read more of the file; return whether there was more.
 
-        Reading as much as is kept makes long items cheap.
+        Reading at least as much as is kept makes long items cheap.
         """
         kept, new, block = self._text[self.at :], "", b"-"
         while block and not new:

@@ -1,7 +1,7 @@
 """JSON Lines: one JSON object per line.
 
-A plain file is cut at lines without parsing them. Every line but a blank one is a record; blank
-lines are counted. Memory use is one line.
+A plain file is divided at line ends without parsing. Every line that is not blank is a record, but
+blank lines count. Memory use is one line.
 """
 
 import json
@@ -20,16 +20,16 @@ from liquidmm.data.readers.chunks import (
 from liquidmm.data.readers.files import File, open_file, permanent_reason
 
 MAX_LINE_BYTES = 2**28
-"""Longer lines are rejected, so that memory use stays bounded."""
+"""Longer lines are rejected to limit memory use."""
 
 READ_BYTES = 2**22
-"""Bytes to read at once while a file is cut."""
+"""Bytes to read at once while dividing a file."""
 
 _NEWLINE = ord("\n")
 
 
 def cut(file: File, records: int) -> Iterator[FileRange]:
-    """Cut a file into ranges of `records` lines."""
+    """Divide a file into ranges of `records` lines."""
     return cut_uncompressed(file, records, _cut)
 
 
@@ -74,7 +74,7 @@ def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[FileRange]:
 
 
 def _lines(stream: BinaryIO, lines: FileRange) -> Iterator[bytes]:
-    """Yield the lines of a range; a line that is too long is truncated to one byte too many."""
+    """Yield the lines of a range; truncate a line that is too long to the limit plus one byte."""
     offset = lines.start
     while lines.stop is None or offset < lines.stop:
         line = piece = stream.readline(MAX_LINE_BYTES + 1)
@@ -96,6 +96,6 @@ def _record(line: bytes, where: str, number: int) -> RawRecord:
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
     except (ValueError, RecursionError) as error:
-        # most often a line that a full disk cut in half
+        # most often a line that a full disk truncated
         problem = f"not valid JSON ({error}). Correct the line."
     return rejected(where, number, problem)

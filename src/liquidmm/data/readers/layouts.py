@@ -12,7 +12,7 @@ slimpajama      `text`, and its subset in `meta.redpajama_set_name`
 starcoder       `content`; The Stack adds `max_stars_repo_licenses`
 ==============  ============================================================================
 
-A named layout accepts nothing else; `auto` detects the layout of each record from its keys.
+A named layout accepts only its own records; `auto` detects the layout of each record from its keys.
 
 Sources: the dataset cards of JourneyDB/JourneyDB, mlfoundations/dclm-baseline-1.0,
 cerebras/SlimPajama-627B, bigcode/starcoderdata, bigcode/the-stack, lmsys/lmsys-chat-1m and
@@ -31,8 +31,8 @@ from liquidmm.data.validation import lookup, names
 from liquidmm.errors import DataError
 
 FieldNames: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Our name of a field -> its names in a record: all of them for captions, otherwise the first that
-is there."""
+"""Our name of a field -> its names in a record; captions use all of them, other fields the first
+that exists."""
 
 _KNOWN = (
     "'conversations' with or without 'image' (LLaVA, ShareGPT), 'conversation' (LMSYS-Chat-1M), "
@@ -46,9 +46,9 @@ class Layout:
     """Fields of the records of a dataset."""
 
     keys: tuple[str, ...]
-    """Every record has one of these."""
+    """Keys, of which every record has at least one."""
     parse: Callable[[Mapping[str, Any], str, Path | str], Record] = parse_record
-    """Parses a record whose fields have our names."""
+    """Parser of a record whose fields have our names."""
     names: FieldNames = field(default_factory=dict)
     """Names of the fields."""
 
@@ -87,7 +87,7 @@ LAYOUT_BY_KEY: Mapping[str, str] = {
     "img_path": "journeydb",
     "content": "starcoder",
 }
-"""Key of a record -> its layout; the first key that is there decides."""
+"""Key of a record -> its layout; the first key that exists determines the layout."""
 
 _OTHER_CAPTIONS = ("caption", "text_prompt")
 _OTHER_CONTENT = frozenset({"image", "images", "messages", "conversations", "conversation"})
@@ -106,7 +106,7 @@ def parse_fields(
     precedence over those of the layout.
 
     Raises:
-        DataError: The record matches no layout, or not the named one, or breaks it.
+        DataError: The record does not match the named layout or any layout, or is malformed.
     """
     if not isinstance(obj, Mapping):
         return parse_record(obj, where, root)
@@ -132,8 +132,8 @@ def parse_fields(
 def rename_fields(obj: Mapping[str, Any], named: FieldNames) -> Mapping[str, Any]:
     """Return a record with the named fields under our names.
 
-    Fields that had our names before are dropped. If `text` is named and no image or conversation
-    is, the fields of those are dropped as well. A dot in a name selects a nested field.
+    Other fields with these names are dropped. If `text` is named but no image or conversation, the
+    fields of those are dropped as well. A dot in a name selects a nested field.
     """
     if not named:
         return obj
@@ -144,7 +144,7 @@ def rename_fields(obj: Mapping[str, Any], named: FieldNames) -> Mapping[str, Any
         if found:
             result[name] = _convert(name, found)
     if "captions" in named and "image" in result:
-        result.pop("text", None)  # it would replace missing captions
+        result.pop("text", None)  # otherwise it would replace missing captions
     if "messages" in named and _is_sharegpt(result.get("messages")):
         result["conversations"] = result.pop("messages")
     return result
@@ -158,7 +158,7 @@ def _dropped_keys(named: FieldNames) -> set[str]:
 
 
 def _convert(name: str, found: list[Any]) -> Any:
-    """Make the value of a field from the values found under its names."""
+    """Create the value of a field from the values found under its names."""
     if name == "captions" and len(found) > 1:
         return [item for value in found for item in (value if isinstance(value, list) else [value])]
     value = found[0]

@@ -1,8 +1,8 @@
 """Parquet files, and the rows of Arrow batches.
 
-A file is cut by its footer alone. Only the needed columns are read, some megabytes at a time, and
-images stay the bytes they are stored as. If rows cannot be read, that is reported once and reading
-continues with the next row group. Text that is not UTF-8 spoils only its own row.
+Only the footer is read to divide a file. Only the needed columns are read, a few megabytes at a
+time, and images stay encoded. If rows cannot be read, this is reported once and reading continues
+with the next row group. Text that is not UTF-8 affects only its own row.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from liquidmm.data.readers.chunks import FileRange, RawRecord, index_range, rejected, unreadable
 from liquidmm.data.readers.files import File, open_raw, permanent_reason
 
-_MAX_RANGES = 32  # of one row group; each decodes the group from its start
+_MAX_RANGES = 32  # per row group; each one decodes the group from its start
 _BUFFER = 2**20
 _BATCH_BYTES = 2**22
 _MAX_BATCH_ROWS = 1024
@@ -33,7 +33,7 @@ class Footer:
 
 
 def cut(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
-    """Cut a file into ranges of about `records` rows, at row groups where possible."""
+    """Divide a file into ranges of about `records` rows, at row groups where possible."""
     if footer is None:
         yield FileRange(file=name)  # the error is reported when the file is read
         return
@@ -52,7 +52,7 @@ def cut(name: str, footer: Footer | None, records: int) -> Iterator[FileRange]:
 
 
 def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
-    """Yield the rows of a range, with those of `columns` that exist."""
+    """Yield the rows of a range with the existing columns among `columns`."""
     try:
         with (
             open_raw(rows.file) as stream,
@@ -67,7 +67,7 @@ def read(rows: FileRange, columns: Collection[str]) -> Iterator[RawRecord]:
 
 
 def batch_rows(rows: int, size: int) -> int:
-    """Return the rows of a batch that needs little memory, given rows and bytes of the table."""
+    """Return the rows of a batch that needs little memory, given the rows and bytes of a table."""
     return min(max(_BATCH_BYTES * rows // max(size, 1), 1), _MAX_BATCH_ROWS)
 
 
@@ -89,7 +89,7 @@ def batch_records(batch: pa.RecordBatch | pa.Table, name: str, first: int) -> It
             problem = f"not UTF-8 ({error.reason} at byte {error.start}). Correct the row."
             yield rejected(f"{name}[{first}]", first, problem)
             return
-        for index in range(len(batch)):  # find the row
+        for index in range(len(batch)):  # find the invalid row
             yield from batch_records(batch.slice(index, 1), name, first + index)
         return
     for index, value in enumerate(values, start=first):
@@ -133,7 +133,7 @@ def _records(file: pq.ParquetFile, names: list[str], rows: FileRange) -> Iterato
 def _batches(
     file: pq.ParquetFile, group: int, names: list[str], rows: range
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield some rows of a row group in batches, each with the index of its first row."""
+    """Yield rows of a row group in batches, each with the index of its first row."""
     if not rows:
         return
     metadata = file.metadata.row_group(group)

@@ -1,7 +1,7 @@
-"""The formats of sources: detecting the format, cutting files into ranges, reading ranges.
+"""The formats of sources: detecting the format, dividing files into ranges, reading ranges.
 
-A source has one format. The run file names it, or it is detected from the names of the files and
-the content of a folder; a `.json` file is opened, since it contains an array or lines.
+A source has one format. The run file names the format, or it is detected from the file names and
+the content of a folder; a `.json` file is opened because it can contain an array or lines.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ SUFFIXES: Mapping[str, str] = {
     ".tar": "webdataset",
     ".tgz": "webdataset",
 }
-"""Suffix of a file, before that of its compression -> format."""
+"""File suffix, without the compression suffix -> format."""
 
 _THREADS = 16
 _CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = {
@@ -55,10 +55,11 @@ _CUT: Mapping[str, Callable[[File, int], Iterator[FileRange]]] = {
     "webdataset": lambda file, _: iter((FileRange(file=file.name),)),
 }
 _HASHED_BYTES = 2**28
-"""Size of a source up to which its digest is that of the content."""
+"""Maximum size of a source whose digest is computed from the content."""
 _BLOCK = 2**20
 _CHECKED = 100
-"""Records at the start, in the middle and at the end of a source whose fields are checked."""
+"""Number of records whose fields are checked at the start, in the middle and at the end of a
+source."""
 
 
 def files_of(config: SourceConfig) -> tuple[str, list[File]]:
@@ -66,7 +67,7 @@ def files_of(config: SourceConfig) -> tuple[str, list[File]]:
 
     Raises:
         DataError: A file does not exist, its format is unknown, or two formats are mixed.
-        ConfigError: The named format does not fit.
+        ConfigError: The named format does not fit the source.
     """
     if config.format == "huggingface":
         return config.format, [File(name=path, is_folder=True) for path in config.paths]
@@ -76,7 +77,7 @@ def files_of(config: SourceConfig) -> tuple[str, list[File]]:
         detected, inner = detect(file, config.format)
         if form and detected != form:
             raise DataError(
-                f"{file.name}: the format is {detected}, but that of {files[0].name} is {form}. "
+                f"{file.name}: the format is {detected}, but {files[0].name} is {form}. "
                 "Encode them separately."
             )
         form = detected
@@ -87,7 +88,7 @@ def files_of(config: SourceConfig) -> tuple[str, list[File]]:
 def cut(
     form: str, files: Sequence[File], schema: RecordSchema, records: int
 ) -> Iterator[FileRange]:
-    """Cut the files of a source into ranges, in order.
+    """Divide the files of a source into ranges, in order.
 
     Raises:
         ConfigError: A field that the run file names does not exist.
@@ -133,8 +134,8 @@ def read(form: str, item: FileRange, schema: RecordSchema) -> Iterator[RawRecord
 def check_fields(form: str, ranges: Sequence[FileRange], schema: RecordSchema) -> None:
     """Check the fields of some records at the start, in the middle and at the end of a source.
 
-    Tables were checked when they were cut. A tar file or folder is read only if the run file names
-    fields or a layout, and of tar files only the first.
+    Tables were already checked when they were divided. Tar files and folders are read only if the
+    run file names fields or a layout, and then only the first tar file.
     """
     is_default = not schema.named and schema.config.layout == "auto"
     if form in ("parquet", "huggingface") or (form in ("webdataset", "folder") and is_default):
@@ -151,11 +152,11 @@ def check_fields(form: str, ranges: Sequence[FileRange], schema: RecordSchema) -
 
 
 def digest(config: SourceConfig) -> str:
-    """Return a hash that changes when the files of a source do, as 16 hex digits.
+    """Return a hash that changes when the files of a source change, as 16 hex digits.
 
-    Sources of up to 256 MiB are hashed by content, so that a copy has the same digest; larger ones
-    and folders of images by names, sizes and times. Images that a file names and the configuration
-    are not included.
+    Sources of up to 256 MiB are hashed by content, so a copy has the same digest; larger sources
+    and image folders are hashed by names, sizes and times. The configuration and images that a file
+    refers to are not included.
 
     Raises:
         DataError: A file does not exist or cannot be read.
@@ -175,7 +176,7 @@ def digest(config: SourceConfig) -> str:
 
 
 def _hashed(file: File, config: SourceConfig, form: str, *, by_content: bool) -> Iterator[bytes]:
-    """Yield what the digest of a file or folder is made from."""
+    """Yield the input of the digest of a file or folder."""
     if form == "huggingface" and not Path(file.name).is_dir():
         yield hugging_face.fingerprints(file.name, config).encode()
     elif file.is_folder:
@@ -191,7 +192,7 @@ def _hashed(file: File, config: SourceConfig, form: str, *, by_content: bool) ->
 
 
 def _detect_file(file: File, form: str) -> tuple[str, list[File]]:
-    """Return the format of a file and the file, given the format of the run file."""
+    """Return the format of a file and the file, given the format in the run file."""
     if form == "folder":
         raise ConfigError(f"format: 'folder' needs a folder, got the file {file.name}.")
     if form != "auto":
@@ -199,7 +200,7 @@ def _detect_file(file: File, form: str) -> tuple[str, list[File]]:
     found = _format_of(file.name)
     if not found:
         raise DataError(
-            f"{file.name}: unknown format. Give a folder or files with one of these suffixes: "
+            f"{file.name}: unknown format. Use a folder or files with one of these suffixes: "
             f"{', '.join(SUFFIXES)}; or set 'format'."
         )
     return "jsonl" if found == "json" and not json_array.is_array(file.name) else found, [file]
@@ -236,7 +237,7 @@ def _metadata_files(root: str, names: Sequence[str], folders: Sequence[str]) -> 
 def _data_files(root: str, form: str) -> list[str]:
     """Return the files of one format in a folder; none if it is a folder of images.
 
-    JSON next to another format is taken for a description of it.
+    JSON files next to files of another format are assumed to describe them.
     """
     found: dict[str, list[str]] = {}
     for inner in folder.folders(root):
@@ -247,7 +248,7 @@ def _data_files(root: str, form: str) -> list[str]:
                     return []
                 other = next(iter(found.values()))[0]
                 raise DataError(
-                    f"{root}: contains {other} and images. Give the path of the file, or set "
+                    f"{root}: contains {other} and images. Use the path of the file, or set "
                     "format = 'folder'."
                 )
             if detected and form in ("auto", detected):

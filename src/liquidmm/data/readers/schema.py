@@ -1,7 +1,7 @@
-"""The fields of a source: raw records to parsed ones.
+"""The fields of a source: parsing of raw records.
 
-Null is a missing field. A record that cannot be used is rejected with a reason; a field that the
-run file names and the source does not have is a `ConfigError`.
+Null counts as a missing field. A record that cannot be used is rejected with a reason; if the run
+file names a field that the source does not have, this raises `ConfigError`.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,10 +24,11 @@ _COMMON_FIELDS = frozenset(
         *("video", "videos", "audio", "audios"),
     )
 )
-"""Fields that some layout reads, or rejects, under the name we use."""
+"""Fields that any layout reads or rejects under our name."""
 
 METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
-"""Tables that describe the images next to and below them, as in Hugging Face's ImageFolder."""
+"""Tables that describe the images in their folder and its subfolders, as in Hugging Face's
+ImageFolder."""
 
 _CONTENT = frozenset({"image", "text", "messages"})
 
@@ -36,7 +37,7 @@ class RecordSchema:
     """Parses the records of one file of a source."""
 
     def __init__(self, config: SourceConfig, file: str) -> None:
-        """Create the schema of a file; one of `METADATA` has the layout `imagefolder`."""
+        """Create the schema of a file; files named in `METADATA` have the layout `imagefolder`."""
         self.config = config
         self.named = config.fields.given()
         self._layout: str = config.layout
@@ -70,7 +71,7 @@ class RecordSchema:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Top-level fields that some layout or the run file reads."""
+        """Top-level fields that any layout or the run file reads."""
         layouts = LAYOUTS.values()
         fields = {key for layout in layouts for key in layout.keys}
         for names in (*(layout.names for layout in layouts), self.named):
@@ -78,10 +79,10 @@ class RecordSchema:
         return _COMMON_FIELDS | fields | {name.partition(".")[0] for name in fields}
 
     def check_fields(self, found: Collection[str], where: str) -> None:
-        """Check that the named fields are among those found, and that some can make a record.
+        """Check that all named fields were found, and that the fields can form a record.
 
         Raises:
-            ConfigError: A named field does not exist, or no layout fits the fields.
+            ConfigError: A named field does not exist, or the fields do not fit any layout.
         """
         outer = sorted(name for name in found if "." not in name)
         has = f"It has: {', '.join(outer) or 'no fields'}."
@@ -99,7 +100,7 @@ class RecordSchema:
             )
 
     def _name_classes(self, value: dict[str, Any]) -> None:
-        """Replace class numbers in the captions by the names of the classes."""
+        """Replace class numbers in the captions with class names."""
         if not self._classes:
             return
         for name in self.named.get("captions", ("caption",)):
@@ -109,7 +110,7 @@ class RecordSchema:
 
 
 def field_names(value: Any, depth: int = 3) -> set[str]:
-    """Return the keys of a mapping and, down to `depth`, of nested ones as `outer.inner`."""
+    """Return the keys of a mapping and, down to `depth`, of nested mappings as `outer.inner`."""
     if not isinstance(value, Mapping) or not depth:
         return set()
     inner = {

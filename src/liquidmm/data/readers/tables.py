@@ -1,6 +1,6 @@
 """CSV and TSV files with a header row.
 
-A file is read once to find where its rows begin, since quoted cells may contain line breaks. An
+A file is read once to find where its rows begin because quoted cells can contain line breaks. An
 empty cell is a missing field. A row with the wrong number of cells or a misplaced quote is
 rejected.
 """
@@ -22,11 +22,11 @@ from liquidmm.data.readers.files import File, open_file, permanent_reason, stem,
 _MAX_LINE_BYTES = 2**28
 
 _Row: TypeAlias = tuple[int, int, list[str] | csv.Error]
-"""Byte and line where the row begins, and its cells."""
+"""Byte offset and line where a row begins, and its cells."""
 
 
 def cut(file: File, records: int) -> Iterator[FileRange]:
-    """Cut a file into ranges of `records` rows."""
+    """Divide a file into ranges of `records` rows."""
     return cut_uncompressed(file, records, _cut)
 
 
@@ -69,7 +69,7 @@ def _cut(stream: BinaryIO, name: str, records: int) -> Iterator[FileRange]:
 
 
 def _rows(stream: BinaryIO, name: str, start: int = 0, line: int = 1) -> Iterator[_Row]:
-    """Yield the rows from a byte and a line on, without empty ones."""
+    """Yield the non-empty rows, starting at a byte offset and line."""
     lines = _Lines(stream, start, line)
     separator = "\t" if suffix(stem(name)) == ".tsv" else ","
     reader = csv.reader(lines, delimiter=separator, strict=True)

@@ -1,8 +1,8 @@
-"""WebDataset: tar files in which the members of a sample follow each other.
+"""WebDataset: tar files in which the members of a sample are adjacent.
 
-The key of a sample is the path up to the first dot of the file name; the rest names a field: `jpg`,
-`txt`, `json`, `cls`, `seg.png`. The fields of a `.json` member become fields of the sample. A file
-is one range; memory use is one sample. Other members, and hidden files and folders, are skipped.
+The key of a sample is the path up to the first dot in the file name; the rest names a field: `jpg`,
+`txt`, `json`, `cls`, `seg.png`. The fields of a `.json` member become fields of the sample. Each
+file is one range; memory use is one sample. Other members and hidden files and folders are skipped.
 """
 
 import json
@@ -41,7 +41,7 @@ def read(file: FileRange, named: Collection[str]) -> Iterator[RawRecord]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that raises if it is damaged; tarfile takes that for the end of the archive."""
+    """A header that raises an error if it is damaged, instead of ending the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: Any) -> "_Header":
@@ -61,7 +61,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Tar(tarfile.TarFile):
-    """An archive that must be complete; archives that were concatenated are read to the end."""
+    """An archive that must be complete; concatenated archives are read to the end."""
 
     tarinfo = _Header
     ignore_zeros = True
@@ -70,7 +70,7 @@ class _Tar(tarfile.TarFile):
 
 
 def _samples(tar: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield key and members of each sample, without a sample that is truncated."""
+    """Yield the key and members of each sample, without truncated samples."""
     sample, members = "", list[tuple[str, bytes]]()
     try:
         for key, field, content in _members(tar):
@@ -88,9 +88,9 @@ def _samples(tar: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 
 def _members(tar: Any) -> Iterator[tuple[str, str, bytes]]:
-    """Yield key, field and content of the members that are read."""
+    """Yield the key, field and content of each member that is read."""
     while (member := tar.next()) is not None:
-        tar.members = []  # tarfile would keep them all
+        tar.members = []  # otherwise tarfile keeps all members in memory
         name = _NAME.fullmatch(member.name)
         if name is None or not member.isfile():
             continue
@@ -101,7 +101,7 @@ def _members(tar: Any) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _value(key: str, members: list[tuple[str, bytes]], named: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a sample, `image` and `captions` under these names."""
+    """Return the fields of a sample, with `image` and `captions` under these names."""
     if key != key.encode(errors="replace").decode():
         raise DataError("the member name is not UTF-8. Rename the member.")
     fields: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _value(key: str, members: list[tuple[str, bytes]], named: Collection[str]) -
 
 
 def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
-    """Return the only image, if any; without one the sample needs other content in `present`."""
+    """Return the only image, if any; a sample without an image needs other content in `present`."""
     image = _only(fields, _IMAGES, "image", "images")
     if not image and _OTHER_CONTENT.isdisjoint(present):
         for field in fields:
@@ -133,7 +133,7 @@ def _image(fields: dict[str, Any], present: Collection[str]) -> dict[str, Any]:
 
 
 def _only(fields: dict[str, Any], choices: Collection[str], name: str, what: str) -> dict[str, Any]:
-    """Return the field that is one of `choices` under `name`, or nothing."""
+    """Return the field that is one of `choices` under `name`, or an empty mapping."""
     found = [field for field in fields if field in choices]
     if len(found) > 1:
         raise DataError(f"two {what} ({', '.join(found)}). Select one with fields.{name}.")

@@ -1,8 +1,8 @@
 """Training checkpoints of an image tokenizer.
 
-A checkpoint is one safetensors file with every tensor of the training state under "<part>.<name>"
-and the step in its metadata, replaced atomically. ``run.json`` next to it contains the resolved run
-file, and a resumed run must agree with it.
+A checkpoint is one safetensors file that is replaced atomically. It contains every tensor of the
+training state under "<part>.<name>", and the step in its metadata. ``run.json`` next to it contains
+the resolved run file, which a resumed run must match.
 """
 
 import json
@@ -20,7 +20,7 @@ from liquidmm.errors import CheckpointError, ConfigError
 from liquidmm.files import atomic_file
 from liquidmm.image_tokenizer.training.config import TrainTokenizerConfig
 
-# These keys do not influence the weights.
+# These keys do not affect the weights.
 _CHANGEABLE = ("log_every", "eval_every", "sample_every", "save_every", "threads", "out")
 
 
@@ -34,12 +34,12 @@ def check_run(run: TrainTokenizerConfig) -> None:
     """Check that a run can resume the one in ``out``.
 
     Raises:
-        ConfigError: A setting that influences the weights differs.
+        ConfigError: A setting that affects the weights differs.
     """
     file = run.out / "run.json"
     try:
         found = json.loads(file.read_text("utf-8"))
-        # Read as a run file, so that a setting newer than the file has its default.
+        # Read as a run file so that settings that are newer than the file have their defaults.
         before = to_dict(from_dict(TrainTokenizerConfig, found, str(file)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be resumed ({error}). Start a new run.") from None
@@ -61,7 +61,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save(file: Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the state of all parts: modules, optimizers and other owners of a ``state_dict``."""
+    """Write the state of all parts: modules, optimizers and other objects with a ``state_dict``."""
     tensors = {
         f"{part}.{name}": value.detach().cpu().contiguous().clone()
         for part, owner in parts.items()
@@ -115,7 +115,7 @@ def _restore(owner: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def truncate_metrics(file: Path, step: int) -> None:
-    """Remove the lines of metrics.jsonl that a resumed run writes again."""
+    """Remove the lines of metrics.jsonl that a resumed run will write again."""
     if not file.exists():
         return
     kept = [

@@ -1,9 +1,9 @@
 """The codebook during training: creation, moving averages, restarts and usage.
 
-Codebook vectors are exponential moving averages of the latents that choose them (van den Oord et
-al. 2017, appendix A.1). Compared with gradient steps, averages need no learning rate and no
-optimizer state, follow the encoder within about 1 / (1 - decay) steps, and their counts reveal
-unused codes. All random choices come from the generator that is passed in.
+Codebook vectors are exponential moving averages of the latents assigned to them (van den Oord et
+al. 2017, appendix A.1). Unlike gradient steps, averages need no learning rate and no optimizer
+state, follow the encoder within about 1 / (1 - decay) steps, and count uses, which reveals unused
+codes. All random choices come from the generator passed in.
 """
 
 import math
@@ -20,8 +20,8 @@ def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator
     Args:
         vectors: (N, D), float32; if N is less than ``count``, centers repeat with noise.
         count: Number of centers.
-        iterations: Rounds of Lloyd's algorithm after the random choice; an empty center is moved
-            to a random vector.
+        iterations: Iterations of Lloyd's algorithm after the random initialization; an empty center
+            is moved to a random vector.
         random: Random state on the CPU.
 
     Returns:
@@ -49,7 +49,7 @@ def kmeans(vectors: Tensor, count: int, iterations: int, random: torch.Generator
 class MovingCodebook:
     """Moves the vectors of a quantizer along with the latents.
 
-    It starts from the quantizer's current vectors, each as if used once per step.
+    It starts from the quantizer's current vectors and assumes that each is used once per step.
     """
 
     def __init__(self, quantizer: Quantizer, decay: float) -> None:
@@ -63,7 +63,7 @@ class MovingCodebook:
         self.window = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state needed for an exact resume, except for the vectors themselves."""
+        """Return the state for an exact resume, except for the vectors themselves."""
         return {"uses": self.uses, "sums": self.sums, "idle": self.idle, "window": self.window}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -72,7 +72,7 @@ class MovingCodebook:
             value.copy_(state[name])
 
     def reset(self, vectors: Tensor, uses: float) -> None:
-        """Replace all vectors, (K, D), each expected to be used ``uses`` times in a step."""
+        """Replace all vectors, (K, D), assuming that each is used ``uses`` times per step."""
         self.quantizer.embedding.weight.data.copy_(vectors)
         self.uses.fill_(uses)
         self.sums.copy_(vectors * uses)
@@ -89,7 +89,7 @@ class MovingCodebook:
         sums = torch.zeros_like(self.sums).index_add_(0, flat, vectors)
         self.uses.lerp_(counts.float(), 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
-        # A code whose average has vanished keeps its vector until it is used or restarted.
+        # A code whose average has decayed to 0 keeps its vector until it is used or restarted.
         alive = (self.uses > 1e-3).unsqueeze(1)
         moved = self.sums / self.uses.clamp(min=1e-3).unsqueeze(1)
         weight = self.quantizer.embedding.weight
@@ -102,7 +102,7 @@ class MovingCodebook:
 
     @torch.no_grad()
     def restart(self, latents: Tensor, after: int, random: torch.Generator) -> Tensor:
-        """Move codes unused for ``after`` steps to some latents, (B, D, h, w), and return them."""
+        """Move codes unused for ``after`` steps to random latents, (B, D, h, w); return them."""
         dead = (self.idle >= after).nonzero().flatten()
         if not len(dead):
             return dead
@@ -123,7 +123,7 @@ class MovingCodebook:
 
 
 def code_usage(counts: Tensor) -> dict[str, float]:
-    """Return the share of codes in use and their perplexity, from the uses of each, (K,) int64.
+    """Return the fraction of codes in use and their perplexity, given the uses of each, (K,) int64.
 
     The perplexity is the effective number of codes, exp of the entropy of the use counts, from 1 to
     K; 0 if nothing was counted.

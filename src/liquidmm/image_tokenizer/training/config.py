@@ -28,24 +28,24 @@ class ImageDataConfig:
     }
 
     images: tuple[Path, ...]
-    """Image folders, including subfolders, and ``.jsonl`` files whose lines have ``image``: a path
-    relative to that file."""
+    """Image folders, including subfolders, and ``.jsonl`` files in which each line has ``image``, a
+    path relative to the file."""
     splits: tuple[str, ...] = ()
-    """Values of ``split`` to train on; empty means all but ``eval_splits``."""
+    """Values of ``split`` to train on; if empty, all except ``eval_splits``."""
     eval_splits: tuple[str, ...] = ()
     """Values of ``split`` to evaluate on; if empty, ``eval_fraction`` applies."""
     eval_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
-    """Fraction of the training images held out when ``eval_splits`` is empty."""
+    """Fraction of the training images to hold out if ``eval_splits`` is empty."""
     eval_samples: Annotated[int, Ge(0)] = 256
-    """Largest number of images in an evaluation."""
+    """Maximum number of images per evaluation."""
     resolution: Annotated[int, Ge(1)] = 64
-    """Side in pixels that images are resized to."""
+    """Width and height in pixels that images are resized to."""
     resize: Literal["crop", "pad"] = "crop"
-    """Crop the central square, or pad to a square with white."""
+    """Crop the central square, or pad to a white square."""
     shift: Annotated[int, Ge(0)] = 0
-    """Largest random shift in pixels in each direction, filled with white; 0 disables it."""
+    """Maximum random shift in pixels in each direction, filled with white; 0 disables it."""
     flip: bool = False
-    """Mirror half of the images; off by default, because it destroys letters."""
+    """Mirror half of the images; off by default because it reverses letters."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -57,26 +57,26 @@ class ImageDataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLossConfig:
-    """The reconstruction losses; a weight of 0 switches a loss off."""
+    """The reconstruction losses; a weight of 0 disables a loss."""
 
     l1: Weight = 1.0
     """Weight of the mean absolute error on [-1, 1] pixels."""
     l2: Weight = 1.0
     """Weight of the mean squared error."""
     edges: Weight = 0.0
-    """Weight of the mean absolute error of differences between neighboring pixels, which sharpens
+    """Weight of the mean absolute error of differences between adjacent pixels, which sharpens
     outlines at almost no cost."""
     chroma: Weight = 0.0
     """Weight of the mean absolute error of the color without the brightness. Brightness dominates
-    the other errors, so a short training learns hues late without it."""
+    the other errors, so without this loss, short runs learn hues late."""
     commitment: Weight = 0.25
-    """Weight of the commitment loss, which pulls the latents towards their codebook vectors."""
+    """Weight of the commitment loss, which pulls the latents toward their codebook vectors."""
     lpips: Weight = 0.0
-    """Weight of the perceptual distance; needs ``vgg16``."""
+    """Weight of the perceptual distance; requires ``vgg16``."""
     vgg16: Path | None = None
     """Weights of torchvision's VGG16 (``features.0.weight`` ...), safetensors or a torch pickle."""
     lpips_linear: Path | None = None
-    """LPIPS's channel weights for VGG (``lin0.model.1.weight`` ...); None weighs all equally."""
+    """LPIPS's channel weights for VGG (``lin0.model.1.weight`` ...); None weights all equally."""
     adversarial: Weight = 0.0
     """Weight of the patch discriminator, multiplied by taming's adaptive weight."""
     adversarial_start: Annotated[int, Ge(0)] = 0
@@ -84,7 +84,7 @@ class ImageLossConfig:
     discriminator_channels: Annotated[int, Ge(1)] = 64
     """Width of the first layer of the discriminator."""
     discriminator_layers: Annotated[int, Ge(0)] = 3
-    """Number of layers after the first; each but the last halves the side."""
+    """Number of layers after the first; each except the last halves width and height."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -97,7 +97,7 @@ class ImageLossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodebookConfig(RangeChecked):
-    """How the codebook is learned: moving averages of the latents that choose each code."""
+    """How to learn the codebook: by moving averages of the latents assigned to each code."""
 
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps of plain autoencoding before the codebook is created."""
@@ -110,7 +110,7 @@ class CodebookConfig(RangeChecked):
     restart_after: Annotated[int, Ge(0)] = 200
     """Steps after which an unused code is moved to a current latent; 0 means never."""
     restart_until: Annotated[float, Ge(0), Le(1)] = 0.8
-    """Fraction of all steps after which no code is moved any more."""
+    """Fraction of all steps after which codes are no longer moved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,25 +129,25 @@ class TokenizerLoopConfig(RangeChecked):
     batch_size: Annotated[int, Ge(1)] = 32
     """Images per step."""
     lr: Annotated[float, Gt(0)] = 4e-4
-    """Peak learning rate: linear warmup, then a cosine to a twentieth of it."""
+    """Peak learning rate; after a linear warmup, a cosine decays it to a twentieth."""
     warmup_steps: Annotated[int, Ge(0)] = 50
     """Steps of linear warmup of the learning rate."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
-    """AdamW's weight decay of the convolution weights."""
+    """AdamW weight decay for the convolution weights."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.99)
     """AdamW's betas."""
     grad_clip: Annotated[float, Ge(0)] = 1.0
-    """Largest norm of the gradient; 0 means no limit."""
+    """Maximum gradient norm; 0 means no limit."""
     ema: Annotated[float, Ge(0), Lt(1)] = 0.999
     """Decay of the averaged weights, which are evaluated and saved; 0 saves the raw weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """dtype of the convolutions (autocast); weights and losses stay float32."""
     seed: int = 0
-    """Random seed of the initial weights, the order of the images, shifts and restarts."""
+    """Random seed for the initial weights, the image order, shifts and restarts."""
     device: str | None = None
     """cpu, cuda or mps; None chooses the fastest."""
     threads: Annotated[int, Ge(0)] = 0
-    """CPU threads; 0 leaves PyTorch's default."""
+    """CPU threads; 0 uses PyTorch's default."""
     log_every: Annotated[int, Ge(1)] = 20
     """Steps between lines in metrics.jsonl."""
     eval_every: Annotated[int, Ge(0)] = 500
@@ -171,18 +171,18 @@ class TrainTokenizerConfig:
     train: TokenizerLoopConfig
     """Length, optimizer, logging and checkpoints."""
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
-    """Shape of the model; must equal that of ``init_from`` if given."""
+    """Shape of the model; must equal that of ``init_from``, if given."""
     loss: ImageLossConfig = field(default_factory=ImageLossConfig)
     """The losses."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    """How the codebook is learned."""
+    """How to learn the codebook."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the saved weights."""
     init_from: Path | None = None
-    """An existing tokenizer to start from, in any supported form."""
+    """An existing tokenizer to start from, in any supported format."""
     freeze: tuple[Part, ...] = ()
-    """Parts that are not trained. ["encoder", "codebook"] improves the decoder and keeps the codes
-    of every image."""
+    """Parts to freeze. ["encoder", "codebook"] trains only the decoder, so the codes of every image
+    stay the same."""
 
     def __post_init__(self) -> None:
         factor = self.vqgan.downsample_factor

@@ -1,7 +1,7 @@
 """The training images of an image tokenizer, all in memory.
 
-Images are resized once and kept as one uint8 tensor (N, 3, S, S). The images of a step, their
-shifts and flips depend only on the seed and the step, so that a resumed run is exact.
+Images are resized once and kept as one uint8 tensor (N, 3, S, S). The images of a step and their
+shifts and flips depend only on the seed and the step, so a resumed run is exact.
 """
 
 import json
@@ -32,7 +32,7 @@ class ImageSplits(NamedTuple):
 
 
 def load_images(config: ImageDataConfig, seed: int) -> ImageSplits:
-    """Load all images of a run; the seed chooses which are held out.
+    """Load all images of a run; the seed determines which are held out.
 
     Raises:
         DataError: An image or a line is broken, or a path does not exist.
@@ -69,7 +69,7 @@ def _list_images(source: Path) -> list[tuple[Path, str]]:
     if source.is_dir():
         return [(p, "") for p in sorted(source.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
     try:
-        # Not splitlines: a JSON string may contain U+2028 and other line separators.
+        # Not splitlines: a JSON string can contain U+2028 and other line separators.
         lines = source.read_text("utf-8").split("\n")
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}. Use a folder or a .jsonl file.") from None
@@ -106,7 +106,7 @@ def _open_all(paths: list[Path], config: ImageDataConfig) -> Tensor:
 def get_batch(images: Tensor, step: int, size: int, seed: int, config: ImageDataConfig) -> Tensor:
     """Return the images of one step, counted from 0, as (size, 3, S, S), float32 in [-1, 1].
 
-    The images, (N, 3, S, S), have another order in each epoch; batches continue across epochs.
+    The images, (N, 3, S, S), are reshuffled in each epoch; batches continue across epochs.
     """
     first = step * size
     indices: list[int] = []

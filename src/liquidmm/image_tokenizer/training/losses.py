@@ -15,7 +15,7 @@ from liquidmm.errors import CheckpointError
 from liquidmm.image_tokenizer.pretrained import read_tensors
 from liquidmm.image_tokenizer.training.config import ImageLossConfig
 
-# Widths of the convolutions of VGG16; "M" halves the side. LPIPS reads the features before it.
+# Widths of VGG16's convolutions; "M" halves width and height. LPIPS reads the features before it.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 _WIDTHS = (64, 128, 256, 512, 512)
 _MEAN = (-0.030, -0.088, -0.188)
@@ -23,7 +23,7 @@ _SCALE = (0.458, 0.448, 0.450)
 
 
 def pixel_loss(config: ImageLossConfig, target: Tensor, made: Tensor) -> Tensor:
-    """Return the weighted sum of absolute, squared, edge and color error, a scalar."""
+    """Return the weighted sum of the absolute, squared, edge and color errors, a scalar."""
     error = made.float() - target
     loss = config.l1 * error.abs().mean() + config.l2 * error.square().mean()
     if config.edges:
@@ -43,7 +43,7 @@ class LPIPS(nn.Module):
 
         Args:
             vgg16: ``features.N.weight`` and ``features.N.bias`` of torchvision's VGG16.
-            linear: ``lin0.model.1.weight`` ... of the lpips package's vgg.pth; None weighs all
+            linear: ``lin0.model.1.weight`` ... of the lpips package's vgg.pth; None weights all
                 channels of a layer equally.
 
         Raises:
@@ -79,7 +79,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, target: Tensor, made: Tensor) -> Tensor:
-        """Return the mean distance of two batches of images of at least 16 x 16, a scalar."""
+        """Return the mean distance between two batches of images of at least 16 x 16, a scalar."""
         both = torch.cat([target, made.float()]).sub(self.get_buffer("mean"))
         both = both.div(self.get_buffer("scale"))
         total = target.new_zeros(())
@@ -97,7 +97,7 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(config: ImageLossConfig, device: torch.device) -> LPIPS | None:
-    """Load the perceptual distance from the configured files; None if it is switched off.
+    """Load the perceptual distance from the configured files; return None if it is disabled.
 
     Raises:
         CheckpointError: A file is missing or contains other weights.
@@ -135,7 +135,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if index < layers else 1
             parts += [
                 nn.Conv2d(width, wider, 4, stride, 1, bias=False),
-                # Groups instead of taming's batch statistics: exact at any batch size.
+                # Group norm instead of taming's batch norm, which depends on the batch size.
                 nn.GroupNorm(math.gcd(8, wider), wider),
                 nn.LeakyReLU(0.2),
             ]
@@ -153,12 +153,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, made: Tensor) -> Tensor:
-    """Return the discriminator's loss from its scores of real and reconstructed images."""
+    """Return the discriminator's loss from its scores for real and reconstructed images."""
     return 0.5 * (functional.relu(1.0 - real).mean() + functional.relu(1.0 + made).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return the ratio of two losses' gradients at the last layer: detached, in [0, 1e4]."""
+    """Return the ratio of two losses' gradient norms at the last layer, detached, in [0, 1e4]."""
     (ours,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (theirs,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     weight: Tensor = ours.norm() / (theirs.norm() + 1e-4)

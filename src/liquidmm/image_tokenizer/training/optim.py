@@ -13,9 +13,9 @@ _MIN_LR_RATIO = 0.05
 
 
 def freeze_parts(model: VQGAN, frozen: Sequence[Part]) -> None:
-    """Set a model to training mode, with gradients for all parts but the frozen ones."""
+    """Set a model to training mode, with gradients for all parts except the frozen ones."""
     model.requires_grad_(True).train()
-    # The codebook is learned by moving averages, never by gradients.
+    # Moving averages, never gradients, train the codebook.
     model.quantize.requires_grad_(False)
     if "encoder" in frozen:
         model.encoder.requires_grad_(False)

@@ -1,6 +1,6 @@
 """One training step of a VQGAN: generator, discriminator, codebook and averaged weights.
 
-Every random choice depends only on the seed and the step, so that a resumed run is exact.
+Every random choice depends only on the seed and the step, so a resumed run is exact.
 """
 
 import copy
@@ -82,7 +82,7 @@ class _Adversary:
 
 
 class VQGANForTraining:
-    """A VQGAN with everything that a step updates; ``step`` counts the finished ones."""
+    """A VQGAN with everything that a step updates; ``step`` is the number of finished steps."""
 
     def __init__(self, run: TrainTokenizerConfig, device: torch.device) -> None:
         self.run = run
@@ -97,7 +97,7 @@ class VQGANForTraining:
                     run.loss.discriminator_channels, run.loss.discriminator_layers
                 )
                 self.adversary = _Adversary(run, discriminator.to(device))
-        # On a CPU channels_last makes convolutions a little faster, but the backward pass of group
+        # On a CPU, channels_last makes convolutions a little faster but the backward pass of group
         # normalization fifty times slower (torch 2.13), so only CUDA uses it.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -109,7 +109,7 @@ class VQGANForTraining:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The owners of the training state, by their names in a checkpoint."""
+        """The objects with training state, by their names in a checkpoint."""
         parts = {
             "model": self.model,
             "average": self.average,
@@ -195,7 +195,7 @@ class VQGANForTraining:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # The decay starts low, so that the random initial weights are soon forgotten.
+        # The decay starts low so that the average quickly forgets the random initial weights.
         ema = self.run.train.ema
         decay = min(ema, (1 + self.step) / (10 + self.step)) if ema else 0
         own, averaged = list(self.model.parameters()), list(self.average.parameters())

@@ -1,8 +1,8 @@
 """The training loop of an image tokenizer.
 
-A run that is stopped anywhere and resumed gives the same weights, bit for bit, as one that is not.
-Everything is written to ``out``: ``tokenizer/`` (averaged weights), ``metrics.jsonl``, ``samples/``
-and ``checkpoint.safetensors``.
+A run that is stopped at any point and resumed gives bit for bit the same weights as an
+uninterrupted run. The folder ``out`` contains ``tokenizer/`` (averaged weights), ``metrics.jsonl``,
+``samples/`` and ``checkpoint.safetensors``.
 """
 
 import copy
@@ -31,7 +31,7 @@ from liquidmm.runtime import get_logger, resolve_device
 from liquidmm.signals import StopSignals
 
 _LOG = get_logger(__name__)
-# An image can be reconstructed exactly; this PSNR in dB keeps the mean finite.
+# This maximum PSNR in dB keeps the mean finite if an image is reconstructed exactly.
 _MAX_PSNR = 60.0
 _MAX_SAMPLES = 16
 
@@ -48,7 +48,7 @@ def train_tokenizer(
         ConfigError: The run does not fit its data, ``init_from`` or the checkpoint, or ``out``
             contains a run and ``resume`` is false.
         DataError: An image is broken.
-        KeyboardInterrupt: A signal stopped the training; its checkpoint is written.
+        KeyboardInterrupt: A signal stopped the training after a checkpoint was written.
     """
     file = run.out / "checkpoint.safetensors"
     if file.exists() and not resume:
@@ -56,7 +56,7 @@ def train_tokenizer(
             f"out: {run.out} contains a training run. Resume it, or choose another folder."
         )
     if resume and not file.exists():
-        raise ConfigError(f"out: no checkpoint {file}. Start the training without resuming.")
+        raise ConfigError(f"out: no checkpoint {file}. Start training without resuming.")
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     trainer = Trainer(run, load_images(run.data, run.train.seed))
