@@ -10,12 +10,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 COLORS = {
-    "red": "#d22f27",
-    "orange": "#f1901d",
-    "yellow": "#fcd116",
-    "green": "#1e8f3e",
-    "blue": "#1f6fd0",
-    "purple": "#7b3fa0",
+    "red": "#dd2e44",
+    "orange": "#f4900c",
+    "yellow": "#ffcc4d",
+    "green": "#77b255",
+    "blue": "#55acee",
+    "purple": "#aa8dd8",
 }
 SIDE, SCALE = 128, 4
 

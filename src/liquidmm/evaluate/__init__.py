@@ -1,1 +1,1 @@
-"""Evaluation of any checkpoint: running tasks, results, and tasks for any data."""
+"""Evaluation of any checkpoint: running tasks, reporting results, and tasks for any data."""

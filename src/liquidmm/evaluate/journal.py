@@ -1,4 +1,4 @@
-"""Answers and images of a task, kept on disk so that an interrupted run can be resumed."""
+"""Answers and images of a task, saved so that an interrupted run can be resumed."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ class Journal:
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         """Open the folder of an earlier run, or prepare a new one; None keeps answers in memory.
 
-        ``settings`` are all that the answers depend on.
+        ``settings`` are all settings that affect the answers.
 
         Raises:
             ConfigError: The folder contains a run with other settings.
@@ -43,11 +43,11 @@ class Journal:
         self._read(folder / _ANSWERS)
 
     def texts(self, keys: Sequence[str], make: Callable[[list[int]], list[str]]) -> list[str]:
-        """Return the answers for some keys; missing ones are made in one call, and kept.
+        """Return the answers for the keys; create missing ones in one call and keep them.
 
         Args:
-            keys: Unique in the task.
-            make: Returns the answers at some positions of `keys`, in that order.
+            keys: Keys that are unique in the task.
+            make: Returns the answers at the given positions of `keys`, in that order.
 
         Raises:
             LiquidError: The answers cannot be written.
@@ -73,11 +73,11 @@ class Journal:
     def images(
         self, keys: Sequence[str], make: Callable[[list[int]], list[Image.Image]]
     ) -> list[Image.Image]:
-        """Return the images for some keys; missing ones are made in one call, and kept.
+        """Return the images for the keys; create missing ones in one call and keep them.
 
         Args:
-            keys: File names without suffix, unique in the task; "/" makes folders.
-            make: Returns the images at some positions of `keys`, in that order.
+            keys: File names without suffix, unique in the task; "/" creates folders.
+            make: Returns the images at the given positions of `keys`, in that order.
         """
         if self.folder is None:
             return make(list(range(len(keys))))
@@ -97,7 +97,7 @@ class Journal:
             write_text(self.folder / "result.json", text)
 
     def _start(self, folder: Path) -> None:
-        # Settings are written with the first answer, so that a failed start leaves no trace.
+        # Settings are written with the first answer, so a failed start leaves no files.
         if not (folder / _SETTINGS).is_file():
             write_text(folder / _SETTINGS, json.dumps(self._settings, indent=2) + "\n")
 

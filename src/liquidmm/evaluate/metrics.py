@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Z_95 = 1.959963984540054
-"""Two-sided 95 % point of the standard normal distribution."""
+"""Two-sided 95 % quantile of the standard normal distribution."""
 
 ARTICLES = frozenset({"a", "an", "the"})
 """Words that ``words`` drops."""
@@ -32,7 +32,7 @@ class Accuracy:
 
     @property
     def percent(self) -> float:
-        """Share of correct answers in percent; NaN if ``n`` is 0."""
+        """Percentage of correct answers; NaN if ``n`` is 0."""
         return 100.0 * self.right / self.n if self.n else math.nan
 
     @classmethod
@@ -43,10 +43,10 @@ class Accuracy:
 
 
 def wilson(accuracy: Accuracy, z: float = Z_95) -> tuple[float, float]:
-    """Compute the score interval of a share (Wilson, 1927), valid for small n and near 0 or 1.
+    """Compute Wilson's score interval of a proportion (1927), valid for small n and near 0 or 1.
 
     Returns:
-        Lower and upper end in percent, 0 to 100; (0, 100) if n is 0.
+        Lower and upper bound in percent, 0 to 100; (0, 100) if n is 0.
     """
     if accuracy.n == 0:
         return 0.0, 100.0
@@ -63,7 +63,7 @@ def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
     """Find the entry of a gallery, (M, F), closest to each query, (N, F), in squared difference.
 
     Returns:
-        Indices, (N,) int64; among equal distances the lowest.
+        Indices, (N,) int64; ties give the lowest index.
 
     Raises:
         ValueError: The gallery is empty or the widths differ.
@@ -73,14 +73,14 @@ def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
             f"gallery: expected at least one row of width {queries.shape[1]}, got "
             f"{tuple(gallery.shape)}."
         )
-    # Float64, because |a|^2 - 2ab + |b|^2 cancels and ties must stay ties.
+    # Float64 because |a|^2 - 2ab + |b|^2 cancels and ties must stay ties.
     left, right = queries.double(), gallery.double()
     distances = right.square().sum(1)[None] - 2 * left @ right.T
     return distances.argmin(1)
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Split into lower-case words of letters and digits, without articles and "style"."""
+    """Split into lowercase words of letters and digits, without articles and "style"."""
     cleaned = "".join(
         letter if letter.isalnum() else " " for letter in text.casefold().translate(_APOSTROPHES)
     )
@@ -88,7 +88,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def contains(text: Sequence[str], part: Sequence[str]) -> int:
-    """Find ``part`` in ``text`` as consecutive words; -1 if it is empty or not there."""
+    """Return where ``part`` occurs in ``text`` as consecutive words; -1 if nowhere or empty."""
     width = len(part)
     starts = range(len(text) - width + 1) if width else range(0)
     return next((i for i in starts if tuple(text[i : i + width]) == tuple(part)), -1)
@@ -102,8 +102,8 @@ def named(text: str, names: Mapping[str, tuple[str, ...]]) -> str | None:
         names: Known keys with their words as ``words`` returns them.
 
     Returns:
-        The key whose words are in the text as whole, consecutive words; of several the one with
-        the most words, then the earliest. None if there is none.
+        The key whose words occur in the text as whole, consecutive words; among several, the one
+        with the most words, then the earliest. None if there is none.
     """
     spoken = words(text)
     best: tuple[int, int, str] | None = None
@@ -140,11 +140,11 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 def codebook_use(codes: Tensor, size: int) -> tuple[float, float]:
-    """Compute how much of a codebook of ``size`` entries some codes use, and how evenly.
+    """Compute what fraction of a codebook of ``size`` entries is used, and how evenly.
 
     Returns:
-        Share of the entries that are used, in percent, and the perplexity of their frequencies (1
-        to ``size``).
+        Percentage of the entries that are used, and the perplexity of their frequencies (1 to
+        ``size``).
 
     Raises:
         ValueError: There is no code, or one is outside the codebook.

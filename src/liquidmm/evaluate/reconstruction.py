@@ -1,7 +1,7 @@
-"""Reconstruction: how well the image tokenizer preserves images, and its codebook use.
+"""Reconstruction: image quality and codebook use of the image tokenizer.
 
-The data is a JSON Lines file, a folder with ``records.jsonl``, or any folder of images. Splits are
-measured separately.
+The data is a JSON Lines file, a folder with ``records.jsonl``, or any folder of images. Each split
+is measured separately.
 """
 
 import statistics
@@ -58,7 +58,7 @@ RECONSTRUCTION = Task(run=reconstruction, data=Path("data/icons"), limit=500)
 def read_images(data: Path) -> dict[str, list[ImageSource]]:
     """List the images of each split, "train" before the held-out ones.
 
-    They are all under "" if there are no splits.
+    All images are under "" if there are no splits.
 
     Raises:
         DataError: There are no images, or a line is damaged.
@@ -100,7 +100,7 @@ def round_trip(tokenizer: ImageTokenizer, originals: Tensor) -> tuple[Tensor, Te
 
 
 def load_tokenizer(context: Context) -> ImageTokenizer:
-    """Load the image tokenizer of the checkpoint, which may also be an image tokenizer itself."""
+    """Load the image tokenizer of the checkpoint, or the checkpoint if it is an image tokenizer."""
     folder = context.config.checkpoint / IMAGE_TOKENIZER_FOLDER
     if not folder.is_dir():
         folder = context.config.checkpoint
@@ -113,7 +113,7 @@ def load_pixels(source: ImageSource, factor: int, resolution: int | None = None)
     Args:
         source: The image.
         factor: Downsampling factor of the image tokenizer; the edges are cropped to multiples.
-        resolution: Side of the square to resize and crop to; None keeps the size.
+        resolution: Width and height to resize and crop to; None keeps the size.
     """
     image = open_image(source)
     if resolution is not None:
@@ -129,7 +129,7 @@ def _measure(
     ratios: list[float],
     codes: list[Tensor],
 ) -> None:
-    """Add the PSNR and the codes of some images; those of one size are encoded together."""
+    """Add the PSNR and codes of images; images of the same size are encoded together."""
     sizes: dict[torch.Size, list[Tensor]] = {}
     for source in sources:
         pixels = load_pixels(source, tokenizer.downsample_factor, context.config.resolution)

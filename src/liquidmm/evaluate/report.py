@@ -1,8 +1,8 @@
 """Results of an evaluation: numbers with units, as JSON or as a table.
 
 The JSON result is one object: ``task``, ``figures`` (name to value and unit), ``counts`` (name to
-right, n and the 95 % interval of the share) and ``settings`` (all that the results depend on). A
-value that is not finite becomes null.
+right, n and the 95 % interval of the percentage) and ``settings`` (all settings that affect the
+results). Values that are not finite become null.
 """
 
 import math
@@ -17,7 +17,7 @@ class Metric:
     """One number with its unit."""
 
     value: float
-    """The number; may be NaN or infinite."""
+    """The number; can be NaN or infinite."""
     unit: str
     """Unit, for example "%" or "dB"."""
 
@@ -29,11 +29,11 @@ class Report:
     task: str
     """Name of the task."""
     settings: dict[str, Any]
-    """All that the results depend on."""
+    """All settings that affect the results."""
     metrics: dict[str, Metric] = field(default_factory=dict)
     """All results by name."""
     counts: dict[str, Accuracy] = field(default_factory=dict)
-    """Counts behind the results that are shares."""
+    """Counts behind the percentages."""
 
     def add(self, name: str, value: float, unit: str) -> None:
         """Add a number, rounded to four decimals."""
@@ -41,7 +41,7 @@ class Report:
         self.metrics[name] = Metric(value=value, unit=unit)
 
     def add_accuracy(self, name: str, accuracy: Accuracy) -> None:
-        """Add a share in percent, rounded to two decimals, and its counts."""
+        """Add a percentage, rounded to two decimals, and its counts."""
         self.counts[name] = accuracy
         self.metrics[name] = Metric(value=round(accuracy.percent, 2), unit="%")
 
@@ -62,7 +62,7 @@ class Report:
         }
 
     def to_table(self) -> str:
-        """Return an aligned table for people, with counts and interval of each share."""
+        """Return an aligned table with the counts and interval of each percentage."""
         width = max(map(len, self.metrics), default=0)
         lines = [self.task]
         for name, metric in self.metrics.items():

@@ -1,7 +1,7 @@
 """Running one evaluation task on a checkpoint.
 
-A task is a function ``(Context) -> None`` that fills ``context.report``. The commands and studies
-that offer tasks pass them to `run` by name.
+A task is a function ``(Context) -> None`` that fills ``context.report``. Commands and studies pass
+their tasks to `run` by name.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from liquidmm.generate.sampling import SamplingConfig
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-"""Receives what is being done, how many items are done, and their number."""
+"""Called with a description of the work, the number of finished items and the total."""
 
 
 class Model(Protocol):
@@ -59,19 +59,20 @@ class EvaluateConfig(RangeChecked):
     out: Path | None = None
     """Folder for answers, images and ``result.json``, in one subfolder per task."""
     limit: Annotated[int, Ge(1)] | None = None
-    """Maximum size of each sample; None uses the default of the task."""
+    """Maximum number of items per test; None uses the default of the task."""
     seed: Annotated[int, Ge(0)] = 0
-    """Random seed of samples and images."""
+    """Random seed for sampling items and generating images."""
     guidance: float | None = None
-    """Guidance scale of images; None uses the checkpoint's."""
+    """Guidance scale for images; None uses the checkpoint's."""
     temperature: float | None = None
-    """Temperature of images; None uses the checkpoint's."""
+    """Temperature for images; None uses the checkpoint's."""
     resolution: Annotated[int, Ge(1)] | None = None
-    """Side to which images are resized and cropped (task reconstruction); None keeps their size."""
+    """Width and height to resize and crop images to (task reconstruction); None keeps their
+    size."""
     batch_size: Annotated[int, Ge(1)] = 25
-    """Number of images processed together."""
+    """Number of images per batch."""
     device: str | None = None
-    """Device name; None uses the fastest one."""
+    """Device name; None uses the fastest available."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the weights; "auto" uses a fast one for the device."""
     quantize: Literal["int8"] | None = None
@@ -92,15 +93,15 @@ class Context:
     data: Path
     """Data folder or file."""
     limit: int
-    """Maximum size of each sample."""
+    """Maximum number of items per test."""
     model: Callable[[], Model]
-    """Loads the model at the first call and returns the same one afterwards."""
+    """Loads the model on the first call and returns the same model on later calls."""
     journal: Journal
     report: Report
     progress: Progress
 
     def chunks(self, what: str, items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
-        """Yield batches of items, with the position of the first one, and report the progress."""
+        """Yield batches of items, with the position of the first item, and report progress."""
         size = self.config.batch_size
         for start in range(0, len(items), size):
             self.progress(what, start, len(items))
@@ -108,7 +109,7 @@ class Context:
         self.progress(what, len(items), len(items))
 
     def sampling(self) -> SamplingConfig:
-        """Return the checkpoint's sampling with the changes of this run, and report it.
+        """Return the checkpoint's sampling settings with this run's changes, and report them.
 
         Raises:
             ConfigError: A changed value is out of range.
@@ -121,14 +122,14 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One task that can be run by name."""
+    """A task that can be run by name."""
 
     run: Callable[[Context], None]
     """Fills the report of the context."""
     data: Path
     """Default data, relative to the working directory."""
     limit: int
-    """Default size of each sample."""
+    """Default number of items per test."""
     has_journal: bool = True
     """Whether answers and the result are kept in a subfolder of ``out``; otherwise the task writes
     to ``out`` itself."""
@@ -152,8 +153,8 @@ def run(
         progress: Reports the progress.
 
     Returns:
-        The results. With ``config.out`` they are also in ``OUT/TASK/result.json``, and answers of
-        an earlier run with the same settings are used again.
+        The results. With ``config.out``, they are also written to ``OUT/TASK/result.json``, and
+        answers from an earlier run with the same settings are reused.
 
     Raises:
         ConfigError: The task is unknown, or ``out`` contains a run with other settings.
@@ -188,7 +189,7 @@ def run(
 
 
 def require_file(folder: Path, name: str) -> Path:
-    """Return the path of a file of the data folder; raise a `DataError` if it does not exist."""
+    """Return the path of a file in the data folder; raise a `DataError` if it does not exist."""
     path = folder / name
     if not path.is_file():
         raise DataError(
@@ -199,7 +200,7 @@ def require_file(folder: Path, name: str) -> Path:
 
 
 def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
-    """Return all that the results depend on."""
+    """Return all settings that affect the results."""
     is_default = config.checkpoint == DEFAULT_MODEL
     settings: dict[str, Any] = {
         "checkpoint": "default model" if is_default else str(config.checkpoint),
@@ -220,7 +221,7 @@ def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:
-    """Hash the names and contents of some files."""
+    """Return a hash of the names and contents of files, as twelve hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
         digest.update(f"{path.name}\n".encode())
@@ -230,7 +231,7 @@ def _fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _data_fingerprint(data: Path) -> str:
-    """Hash the JSON Lines files of the data, or the names and sizes of its images."""
+    """Return a hash of the data's JSON Lines files, or of the names and sizes of its images."""
     rows = [data] if data.is_file() else list(data.glob("*.jsonl"))
     if rows:
         return _fingerprint(rows)

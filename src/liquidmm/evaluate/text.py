@@ -1,9 +1,9 @@
 """Text: how well a language model predicts held-out text, optionally compared with another model.
 
-Documents are split into passages of at most ``PASSAGE`` characters before tokenization, so that
-models with different tokenizers see the same text. Each passage follows the BOS token (or the EOS
-token if there is none) and is scored over the whole vocabulary, including image tokens. Bits per
-byte is comparable across tokenizers, perplexity is not.
+Documents are split into passages of at most ``PASSAGE`` characters before tokenization, so models
+with different tokenizers see the same text. Each passage follows the BOS token (or the EOS token if
+there is none) and is scored over the whole vocabulary, including image tokens. Bits per byte are
+comparable across tokenizers, but perplexity is not.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PASSAGE = 1000
-"""Maximum number of characters of a passage."""
+"""Maximum number of characters in a passage."""
 
 LENGTH = 2048
-"""Maximum number of tokens that are scored at once."""
+"""Maximum number of tokens to score at once."""
 
 
 def text(context: Context) -> None:
@@ -56,7 +56,7 @@ TEXT = Task(run=text, data=Path("data/text"), limit=300)
 
 
 def read_passages(folder: Path, limit: int, seed: int) -> list[str]:
-    """Choose at most ``limit`` passages of the held-out documents in ``text.jsonl`` of a folder.
+    """Choose at most ``limit`` passages from the held-out documents in ``text.jsonl`` of a folder.
 
     Raises:
         DataError: The file does not exist, or none of it is held out.
@@ -69,7 +69,7 @@ def read_passages(folder: Path, limit: int, seed: int) -> list[str]:
     pool = [passage for passage in pool if passage.strip()]
     if not pool:
         raise DataError(
-            f"{path}: contains no text with split 'held_out'. Add some, or build the built-in "
+            f"{path}: contains no text with split 'held_out'. Add such text, or build the built-in "
             "text again with `liquid icons build`."
         )
     order = np.random.default_rng(seed).permutation(len(pool))
@@ -117,7 +117,7 @@ def score(
     passages: Sequence[str],
     on_passage: Callable[[int], None] = lambda _: None,
 ) -> tuple[float, int]:
-    """Compute the negative log-likelihood of some passages, each independent of the others.
+    """Compute the negative log-likelihood of passages, each independent of the others.
 
     Special tokens in them are treated as plain text. ``on_passage`` receives the number of finished
     passages.
@@ -126,7 +126,7 @@ def score(
         Sum over all tokens in nats, and the number of tokens.
 
     Raises:
-        CheckpointError: The tokenizer has neither token.
+        CheckpointError: The tokenizer has neither a BOS nor an EOS token.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:

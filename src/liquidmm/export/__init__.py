@@ -1,1 +1,1 @@
-"""Checkpoints for other engines: vLLM folders and GGUF files, and image generation with vLLM."""
+"""Export of checkpoints to vLLM folders and GGUF files, and image generation with vLLM."""

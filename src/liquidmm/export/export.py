@@ -2,7 +2,7 @@
 
 The weights must be complete, and the engine must support the architecture and the tokenizer. The
 folder is written completely or not at all. Both formats keep the processor and the image tokenizer,
-which turn the token ids of any engine into images. They differ in the language model:
+which convert the token ids of any engine to images. The formats differ in the language model:
 
 * vllm: a stock transformers folder with safetensors. `generation_config.json` lists the tokens that
   end a text and the sampling of text, because vLLM reads its defaults there. A tokenizer without a
@@ -98,7 +98,7 @@ def export_checkpoint(
 
 
 def _load(folder: Path) -> tuple[Checkpoint, str]:
-    """Load a checkpoint in its own dtype, and return that too."""
+    """Load a checkpoint in its own dtype, and return both."""
     processor, images = load_parts(folder, torch.device("cpu"))
     check_decoder(folder)
     config = read_config(folder)
@@ -118,7 +118,7 @@ def _write_vllm(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     name = kind.__name__
     if name not in VLLM_MODELS and not kind.is_backend_compatible():
         raise CheckpointError(
-            f"model: vLLM supports {name} neither itself nor through transformers. "
+            f"model: vLLM does not support {name}, not even through transformers. "
             "Use it with liquidmm."
         )
     # Without a template the model cannot chat, but it still generates and describes images.

@@ -1,10 +1,10 @@
-"""A checkpoint as one GGUF file, the format of llama.cpp.
+"""A checkpoint as a single GGUF file, the format of llama.cpp.
 
 The file contains the language model with the complete embedding table, the tokenizer with a token
 for each embedding row, the chat template, and the vocabulary's layout under `liquid.*`, which
-llama.cpp ignores. In the checkpoint's own dtype or float32 the weights are bit for bit the
-checkpoint's (up to rounding for Gemma's norms, which are stored plus 1). The image tokenizer is not
-part of the file.
+llama.cpp ignores. In the checkpoint's own dtype or float32, the weights are bit for bit those of
+the checkpoint (except for rounding in Gemma's norms, which are stored plus 1). The file does not
+include the image tokenizer.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BLOCK = 32
-"""Weights that share a scale in q8_0."""
+"""Number of weights that share a scale in q8_0."""
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
     """Write a checkpoint's language model and tokenizer; an existing file is replaced.
 
-    ``dtype``, one of `TYPES`, is that of matrices; norms and biases are always float32.
+    ``dtype``, one of `TYPES`, is the dtype of matrices; norms and biases are always float32.
 
     Raises:
         CheckpointError: llama.cpp does not support the model, or a weight does not fit the dtype.
@@ -62,7 +62,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
 
 
 def _write_weights(gguf: Any, writer: Any, model: ModelFile, dtype: str) -> None:
-    """Write the header, the shapes and then one weight after the other."""
+    """Write the header and the shapes, then one weight after the other."""
     kinds = {}
     for name, shape in model.shapes():
         kinds[name] = kind = gguf.GGMLQuantizationType[_type_of(name, shape, dtype)]
@@ -86,7 +86,7 @@ def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
         return TYPES["float32"]
     if dtype == "q8_0" and shape[-1] % _BLOCK:
         raise CheckpointError(
-            f"{name}: q8_0 needs rows of a multiple of {_BLOCK} weights, got {shape[-1]}. "
+            f"{name}: q8_0 needs a multiple of {_BLOCK} weights per row, got {shape[-1]}. "
             "Choose --dtype bfloat16."
         )
     return TYPES[dtype]
@@ -97,7 +97,7 @@ def _write_tokens(writer: Any, table: TokenTable, processor: LiquidProcessor) ->
     tokenizer, sequences = processor.tokenizer, processor.sequences
     if sequences.eos is None:
         raise CheckpointError(
-            "tokenizer: has no eos token, and llama.cpp would use another one. Name it in "
+            "tokenizer: has no eos token, so llama.cpp would use another one. Set it in "
             "tokenizer_config.json."
         )
     writer.add_tokenizer_model(table.model)

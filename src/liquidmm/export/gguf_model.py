@@ -1,10 +1,10 @@
 """The metadata and weights of a model in a GGUF file, under llama.cpp's names.
 
-A model of the families below is written such that llama.cpp computes what transformers computes;
-any other model is rejected, as is a weight that llama.cpp would ignore. The names are those of the
-`gguf` package. Two things are stored in another form: the query and key rows of Llama's heads (the
-rotary embedding of llama.cpp rotates adjacent elements, that of transformers rotates halves), and
-Gemma's norms (plus 1).
+For the families below, llama.cpp computes the same results as transformers; all other models are
+rejected, as are weights that llama.cpp would ignore. The names are those of the `gguf` package. Two
+kinds of weights are converted: the query and key rows of Llama's heads are reordered (llama.cpp's
+rotary embedding rotates adjacent elements, and that of transformers rotates halves), and Gemma's
+norms are stored plus 1.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class Family:
     norm_plus_one: bool = False
     """Whether norms are stored plus 1."""
     full_every: int = 1
-    """Each n-th layer attends to everything, the others to a sliding window."""
+    """Every n-th layer uses full attention, the others a sliding window."""
     wide_layers: int = 0
-    """With so many layers llama.cpp scales scores by hidden size / heads, not by head size."""
+    """With this many layers, llama.cpp scales scores by hidden size / heads instead of head
+    size."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -53,7 +54,7 @@ FAMILIES: dict[str, Family] = {
         architecture="gemma3", activation=_TANH, norm_plus_one=True, full_every=6, wide_layers=62
     ),
 }
-"""Model types whose results were compared with llama.cpp (`benchmarks/engines.sh`)."""
+"""Model types whose results were verified against llama.cpp (`benchmarks/engines.sh`)."""
 
 
 class ModelFile:
@@ -63,7 +64,7 @@ class ModelFile:
         """Check a causal language model of transformers and look up the names of its weights.
 
         Raises:
-            CheckpointError: llama.cpp computes something else, or has no name for a weight.
+            CheckpointError: llama.cpp computes something different, or has no name for a weight.
         """
         self.config = model.config
         self.family = check_family(self.config)
@@ -85,12 +86,12 @@ class ModelFile:
             self._weights["rope_freqs.weight"] = ("rope_freqs.weight", factors)
 
     def shapes(self) -> Iterator[tuple[str, torch.Size]]:
-        """Yield name and shape of each weight, in the order of `weights`."""
+        """Yield the name and shape of each weight, in the order of `weights`."""
         for name, (_, weight) in self._weights.items():
             yield name, weight.shape
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and weight in float32, one at a time: a file may be larger than memory."""
+        """Yield the name and float32 value of each weight, one at a time to limit memory use."""
         for name, (own_name, weight) in self._weights.items():
             yield name, self._converted(own_name, weight.float())
 
@@ -132,7 +133,7 @@ class ModelFile:
 
 
 def check_family(config: Any) -> Family:
-    """Return a model's family; raise a `CheckpointError` for what llama.cpp does not compute."""
+    """Return a model's family; raise a `CheckpointError` if llama.cpp computes it differently."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise _unsupported(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")
@@ -181,7 +182,7 @@ def rope_factors(config: Any) -> Tensor | None:
 
 
 def _check_attention(config: Any, family: Family) -> None:
-    """Reject attention with another window, scale or size than llama.cpp's."""
+    """Reject attention whose window, scale or size differs from llama.cpp's."""
     size, heads, hidden = head_size(config), config.num_attention_heads, config.hidden_size
     every, layers = family.full_every, config.num_hidden_layers
     expected = [
@@ -203,7 +204,7 @@ def _check_attention(config: Any, family: Family) -> None:
 
 
 def _ropes(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rotary parameters of full-attention layers and of sliding-window layers."""
+    """Return the rotary parameters of full-attention and of sliding-window layers."""
     parameters = config.rope_parameters
     if "full_attention" in parameters:
         return parameters["full_attention"], parameters["sliding_attention"]

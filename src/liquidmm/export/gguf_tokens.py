@@ -1,14 +1,14 @@
 r"""A tokenizer and the image codes as a GGUF vocabulary, one token for every embedding row.
 
 llama.cpp produces the same token ids as the Hugging Face tokenizer, or the export fails. There is
-one difference: where a SentencePiece tokenizer puts a space before text, llama.cpp does so even if
-the text begins with one. Image codes and special tokens are control tokens: they are never shown as
-text and are only parsed from text on request. Rows without a token are marked unused.
+one difference: if a SentencePiece tokenizer puts a space before text, llama.cpp does this even if
+the text starts with a space. Image codes and special tokens are control tokens, which are never
+shown as text and are parsed from text only on request. Rows without a token are marked unused.
 
 llama.cpp identifies how a byte-level vocabulary splits text by a name from its own list
-(`PRE_TOKENIZERS`; https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). The name
-is looked up by the splitting steps in `tokenizer.json`, so a new vocabulary works if it splits text
-in a known way. For a SentencePiece vocabulary llama.cpp expects scores instead of merges: the
+(`PRE_TOKENIZERS`; https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). The
+splitting steps in `tokenizer.json` determine the name, so a new vocabulary works if it splits text
+in a known way. For a SentencePiece vocabulary, llama.cpp expects scores instead of merges: the
 earlier a piece is merged, the higher its score.
 """
 
@@ -43,7 +43,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[object, ...], ...], str] = {
 """Splitting steps -> llama.cpp's name for them."""
 
 _WHOLE_WORDS = frozenset({"llama-bpe"})
-"""Names under which a word that is a token is never split (`ignore_merges`)."""
+"""Names for which words that are tokens are never split (`ignore_merges`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class TokenTable:
     model: str
     """"gpt2" (byte-level) or "llama" (SentencePiece)."""
     pre: str
-    """Name of the splitting; "default" for SentencePiece, which does not split."""
+    """Name of the pre-tokenizer; "default" for SentencePiece, which does not split text."""
     tokens: list[str]
     """Token of each row, as spelled in the vocabulary."""
     types: list[int]
@@ -120,9 +120,9 @@ def token_table(
 
 
 def pre_tokenizer(state: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name for how a byte-level `tokenizer.json` splits text."""
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level `tokenizer.json`."""
     normalizer = state.get("normalizer")
-    # llama.cpp does not normalize; NFC does not change text in the usual composed form either.
+    # llama.cpp does not normalize text; NFC does not change text in the usual composed form.
     if normalizer is not None and normalizer["type"] != "NFC":
         raise _unsupported(f"expected no normalizer or NFC, got {normalizer['type']}")
     steps = tuple(map(_step, _parts(state.get("pre_tokenizer"), "pretokenizers")))
@@ -184,7 +184,7 @@ def _text_tokens(state: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
     for token in state["added_tokens"]:
         index, content = token["id"], token["content"]
         kind = found.get(index, ("", UNUSED))[1]
-        # A run of spaces is merged like any piece; as a user-defined token it would be shown as is.
+        # A run of spaces is merged like any piece; a user-defined token would be shown unchanged.
         if token["special"] or content.strip("▁"):
             kind = CONTROL if token["special"] else USER_DEFINED
         found[index] = (content, kind)
@@ -194,10 +194,10 @@ def _text_tokens(state: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
 def _scores(
     tokens: Collection[str], types: Collection[int], merges: Collection[tuple[str, ...]]
 ) -> list[float]:
-    """Score each piece such that merging by score equals merging in the given order.
+    """Score each piece so that merging by score equals merging in the given order.
 
-    Scores rank pieces, merges rank pairs. The two are equivalent if all pairs that form one piece
-    are consecutive, and if every pair of pieces that forms a piece may be merged.
+    Scores rank pieces, and merges rank pairs. They are equivalent if all pairs that form the same
+    piece are consecutive, and if every pair that forms a piece is in the merges.
     """
     ranks: dict[str, int] = {}
     last = None

@@ -1,7 +1,7 @@
 """A vLLM engine, in this process or behind the OpenAI completions API.
 
-Token ids go in and token ids come back, in order. Both backends treat the same `CompletionRequest`
-in the same way. A request that vLLM rejects raises a `LiquidError` with vLLM's message.
+Input and output are token ids, in order. Both backends handle a `CompletionRequest` in the same
+way. A request that vLLM rejects raises a `LiquidError` with vLLM's message.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class CompletionRequest:
     stop: tuple[int, ...]
     """Token ids that end the completion; the one that occurs is its last token."""
     seed: int | None = None
-    """Seed of vLLM's own random numbers; images have theirs among the extra arguments."""
+    """Seed of vLLM's own random numbers; the seeds of images are in the extra arguments."""
     forbidden: tuple[int, ...] = ()
     """Token ids that must not be generated."""
     extra: Mapping[str, str | int | float] = field(default_factory=dict)
     """Arguments for the plugin."""
 
     def fields(self) -> dict[str, Any]:
-        """Return what vLLM's sampling parameters and the API's fields have in common."""
+        """Return the fields that vLLM's sampling parameters and the API have in common."""
         sampling = self.sampling
         return {
             "max_tokens": self.max_tokens,
@@ -102,13 +102,13 @@ class Server:
     def __init__(
         self, url: str, model: str | None = None, timeout: float = 600.0, connections: int = 64
     ) -> None:
-        """Check the settings; nothing is sent yet.
+        """Check the settings without sending anything.
 
         Args:
             url: Address, such as http://localhost:8000.
             model: Name of the model on the server; None asks the server.
             timeout: Seconds to wait for an answer.
-            connections: Requests sent at once; an even number, because an image needs two.
+            connections: Requests to send at once; an even number because an image needs two.
 
         Raises:
             ConfigError: The address or the number of connections is invalid.
@@ -138,7 +138,7 @@ class Server:
     def body(self, request: CompletionRequest) -> dict[str, Any]:
         """Return the JSON body of one request to /v1/completions.
 
-        With OpenAI's own client, the fields it does not know go into `extra_body`.
+        In OpenAI's own client, pass the fields it does not know in `extra_body`.
         """
         bias = {str(token): _FORBIDDEN_BIAS for token in request.forbidden}
         return {

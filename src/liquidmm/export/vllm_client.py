@@ -1,9 +1,9 @@
 """A client for a vLLM engine that serves a Liquid checkpoint.
 
-`VLLMClient` has the prompts, sizes and defaults of `liquidmm.Liquid` and none of the weights: the
-checkpoint's processor makes token ids, vLLM continues them (`vllm_backends`), and the processor and
-the image tokenizer turn the result into text and images. An image is returned only if both requests
-of its pair returned the same tokens: all codes, followed by eoi.
+`VLLMClient` has the prompts, sizes and defaults of `liquidmm.Liquid` but does not load weights: the
+checkpoint's processor creates token ids, vLLM continues them (`vllm_backends`), and the processor
+and the image tokenizer convert the result to text and images. An image is returned only if both
+requests of its pair returned the same tokens: all codes, followed by eoi.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class VLLMClient:
     """Generates images and text with vLLM."""
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
-        """Use a loaded checkpoint, whose weights are not needed; `load` is shorter."""
+        """Use a checkpoint, which needs no weights; `load` reads one from a folder."""
         processor = checkpoint.processor
         self.sizes = processor.sizes
         """Trained image sizes, (width, height) in pixels, the default first; may be empty."""
@@ -110,7 +110,7 @@ class VLLMClient:
         requests = image_requests(prompts, size=size, seeds=seeds, sampling=sampling)
         images = [one for one in self._build(requests) if isinstance(one, ImageRequest)]
         for image in images:
-            image.sampling.check_vocabulary(self._vocabulary.codebook_size, "codes of the codebook")
+            image.sampling.check_vocabulary(self._vocabulary.codebook_size, "codes in the codebook")
         pairs = [self._pair(image) for image in images]
         completions = iter(self._backend.complete([one for pair in pairs for one in pair]))
         return [
@@ -119,7 +119,7 @@ class VLLMClient:
         ]
 
     def describe(self, image: ImageLike, *, max_tokens: int = 64) -> str:
-        """Describe an image, as `Liquid.describe`."""
+        """Describe an image, as in `Liquid.describe`."""
         return self.describe_many([image], max_tokens=max_tokens)[0]
 
     def describe_many(self, images: Sequence[ImageLike], *, max_tokens: int = 64) -> list[str]:
@@ -127,7 +127,7 @@ class VLLMClient:
         return self._texts([caption_request(image, max_tokens) for image in images])
 
     def ask(self, image: ImageLike, question: str, *, max_tokens: int = 128) -> str:
-        """Answer a question about an image, as `Liquid.ask`.
+        """Answer a question about an image, as in `Liquid.ask`.
 
         Raises:
             DataError: The question is empty.
@@ -143,10 +143,10 @@ class VLLMClient:
         seed: int = 0,
         sampling: SamplingConfig = GREEDY_SAMPLING,
     ) -> str:
-        """Answer a conversation with text.
+        """Reply to a conversation with text.
 
-        Each `<image>` in the `content` of a message stands for the next image. ``seed`` is that of
-        vLLM's own sampler.
+        The next image replaces each `<image>` in the `content` of a message. ``seed`` is the seed
+        of vLLM's own sampler.
         """
         request = chat_request(
             messages, images, mode="text", max_tokens=max_tokens, seed=seed, sampling=sampling
@@ -222,6 +222,6 @@ def read_codes(pair: Sequence[Completion], vocabulary: Vocabulary, grid: tuple[i
     if not whole or ids[-1] != vocabulary.eoi or not vocabulary.is_image(ids[:-1]).all():
         raise LiquidError(
             f"image: vLLM did not return {count} codes. Install liquidmm in vLLM's environment, "
-            "serve this checkpoint and leave speculative decoding off."
+            "serve this checkpoint and disable speculative decoding."
         )
     return vocabulary.to_codes(ids[:-1]).view(grid)

@@ -1,8 +1,8 @@
 """A queue in front of a scheduler that releases both requests of a guided pair together.
 
-Entries leave in FIFO order of their completion, so no request starves. A request waits for its
-partner for at most `PAIR_TIMEOUT` seconds and then leaves alone. A pair leaves only when both
-requests fit. Nothing here knows an engine; `vllm_scheduler` asks and answers.
+Pairs leave in the order in which they became complete, so no request starves. A request waits for
+its partner for at most `PAIR_TIMEOUT` seconds and then leaves alone. A pair leaves only when both
+requests fit. This module is independent of any engine; `vllm_scheduler` connects it to vLLM.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Generic, NamedTuple, TypeVar
 from liquidmm.export.vllm_pairs import GuidedRequest
 
 PAIR_TIMEOUT = 10.0
-"""Seconds that a request waits for its partner."""
+"""Maximum time in seconds that a request waits for its partner."""
 
 R = TypeVar("R")
 
 
 class Capacity(NamedTuple):
-    """The capacity of one step and of the cache, or what a request uses of it."""
+    """The capacity of one step and of the cache, or the part of it that a request uses."""
 
     requests: int
     """Requests in a step."""
@@ -35,7 +35,7 @@ class Capacity(NamedTuple):
 
 
 class PairQueue(Generic[R]):
-    """Requests that wait to be started; any objects."""
+    """Requests, which can be any objects, waiting to be started."""
 
     def __init__(self) -> None:
         self._single: dict[str, tuple[R, float]] = {}  # pair -> request and its deadline
@@ -46,7 +46,7 @@ class PairQueue(Generic[R]):
         return len(self._single) + sum(map(len, self._entries))
 
     def add(self, request: R, guided: GuidedRequest | None, now: float) -> None:
-        """Add a request and its part of a guided pair, if any; ``now`` is in seconds."""
+        """Add a request and its role in a guided pair, if any; ``now`` is in seconds."""
         if guided is None or not guided.needs_partner:
             self._entries.append((request,))
         elif guided.pair in self._single:
@@ -55,7 +55,7 @@ class PairQueue(Generic[R]):
             self._single[guided.pair] = (request, now + PAIR_TIMEOUT)
 
     def pop_ready(self, fits: Callable[[tuple[R, R]], bool], now: float) -> Iterator[R]:
-        """Yield the requests that may start, those of a pair one after the other.
+        """Yield the requests that can start; the requests of a pair are adjacent.
 
         ``fits`` returns whether both requests of a pair can start now. It is called for one pair at
         a time, after everything yielded before has been started.

@@ -1,15 +1,16 @@
-"""Guided images in an engine that only knows independent requests.
+"""Guided images in an engine that supports only independent requests.
 
 An image is a guided pair of requests: one with the prompt (conditional) and one with the
 unconditional prompt (not needed when the guidance is 1). The extra arguments of each request name
 its pair (`liquid_pair`), its role (`liquid_role`), the seed of the image, its guidance and its
-number of codes. In every step both requests are left a single token: the guided, sampled code, or
-eoi after the last code. The engine's own sampler therefore cannot separate them, and an image
-depends on its own seed only.
+number of codes. In every step, both requests are limited to a single token: the guided, sampled
+code, or eoi after the last code. The engine's own sampler therefore cannot make them differ, and an
+image depends only on its own seed.
 
-A request whose partner is not in the same step at the same code is never sampled. From that step on
-it gets the unconditional token, which no image contains: the request stops, and the reason is
-reported once. This module is independent of any engine; `vllm_plugin` connects it to vLLM.
+If a request's partner is not in the same step at the same code, the request is never sampled. From
+that step on, it gets the unconditional token, which images never contain: the request stops, and
+the reason is reported once. This module is independent of any engine; `vllm_plugin` connects it to
+vLLM.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ ROLES = ("conditional", "unconditional")
 """Values of `liquid_role`."""
 
 _MAX_REMEMBERED = 4096
-"""Stopped pairs to remember; far more than an engine runs at once."""
+"""Number of stopped pairs to remember; far more than an engine runs at once."""
 
 
 class RequestSettings(Protocol):
-    """What an engine knows of a request, such as vLLM's `SamplingParams`."""
+    """An engine's settings of a request, such as vLLM's `SamplingParams`."""
 
     extra_args: Mapping[str, Any] | None
     n: int
@@ -58,15 +59,15 @@ class GuidedRequest:
     conditional: bool
     """Whether this request has the prompt."""
     codes: int
-    """Codes of the image, at least 1."""
+    """Number of codes of the image, at least 1."""
     seed: int
     """Seed of the image; vLLM's own `seed` is not used."""
     sampling: SamplingConfig
-    """How codes are sampled, guidance included."""
+    """How to sample codes, including guidance."""
 
     @property
     def needs_partner(self) -> bool:
-        """Whether the other request is needed; with a guidance of 1 the scores do not change."""
+        """Whether the other request is needed; with a guidance of 1, the scores do not change."""
         return self.sampling.guidance != 1
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class GuidedRequest:
 
     @classmethod
     def from_settings(cls, settings: RequestSettings) -> GuidedRequest | None:
-        """Read the settings of a request; None if it does not belong to a pair.
+        """Read the settings of a request; return None if it does not belong to a pair.
 
         A temperature of 0 is greedy; a top_k of 0 or -1 is off.
 
@@ -126,7 +127,7 @@ class ActiveRequest:
     request: GuidedRequest
     """The request of this row."""
     generated: int
-    """Tokens that the request has received so far."""
+    """Number of tokens that the request has received so far."""
 
 
 GuidedPair: TypeAlias = Sequence[ActiveRequest]
@@ -142,15 +143,15 @@ class PairSampler:
 
     @property
     def stopped(self) -> Collection[str]:
-        """Names of the pairs that were stopped; only the latest 4,096 are remembered."""
+        """Names of stopped pairs; only the latest 4,096 are kept."""
         return self._stopped.keys()
 
     def apply(self, logits: Tensor, requests: Sequence[ActiveRequest]) -> list[str]:
-        """Leave every row of a pair a single possible token.
+        """Limit every row of a pair to a single possible token.
 
         Args:
-            logits: Scores of the step, (R, V), V at least `vocabulary.size`. The rows of pairs are
-                changed in place, all others are left alone.
+            logits: Scores of the step, (R, V), V at least `vocabulary.size`. Only the rows of pairs
+                are changed, in place.
             requests: The guided requests in this step.
 
         Returns:
@@ -175,7 +176,7 @@ class PairSampler:
         return [f"pair {name}: {problem}" for name, problem in problems.items()]
 
     def _sample(self, logits: Tensor, pairs: Sequence[GuidedPair]) -> dict[str, str]:
-        """Sample a code for each pair, all guided or all not; return the problems by name."""
+        """Sample a code for each pair, where all or none are guided; return problems by name."""
         firsts = [pair[0] for pair in pairs]
         settings = [active.request.sampling for active in firsts]
         rows = [[active.row for active in column] for column in zip(*pairs, strict=True)]
@@ -200,10 +201,10 @@ class PairSampler:
 def match_pairs(
     requests: Sequence[ActiveRequest], stopped: Collection[str]
 ) -> tuple[list[GuidedPair], dict[str, str]]:
-    """Find the pairs among the requests of one step; those in ``stopped`` stay stopped.
+    """Find the pairs among the requests of one step; pairs in ``stopped`` stay stopped.
 
     Returns:
-        The pairs that may be sampled, and the problem of each newly incomplete pair by its name.
+        The pairs to sample, and the problem of each newly incomplete pair by its name.
     """
     found: dict[str, list[ActiveRequest]] = defaultdict(list)
     for active in requests:
@@ -243,7 +244,7 @@ def _problem(members: Sequence[ActiveRequest]) -> str | None:
 
 
 def _noise(requests: Sequence[ActiveRequest], sampler: Sampler, scores: Tensor) -> Tensor | None:
-    """Return the random numbers of each row's step, the same as those of this package's engine."""
+    """Return the random numbers of each row's step, the same as in this package's engine."""
     if sampler.all_greedy:
         return None
     seeds = torch.tensor([active.request.seed for active in requests], device=scores.device)

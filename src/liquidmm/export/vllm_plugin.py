@@ -2,10 +2,10 @@
 
 Installing this package is enough (entry point group `vllm.logits_processors`): any vLLM in the same
 environment loads `PairGuidance`, which changes only the rows of guided pairs (`vllm_pairs`). It
-supports both model runners of vLLM, which call different methods: V1 reports what joined and left
-the batch, V2 reports which request slots are in a step. Invalid arguments are rejected when a
-request arrives; later problems are logged and stop the pair, never the engine. Importing this
-module requires vLLM.
+supports both model runners of vLLM, which call different methods: V1 reports which requests joined
+and left the batch, and V2 reports which request slots are in a step. Invalid arguments are rejected
+when a request arrives; later problems are logged and stop only the pair, never the engine.
+Importing this module requires vLLM.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
         return logits
 
     def _from_slots(self, context: Any, count: int) -> list[ActiveRequest]:
-        """List the guided requests whose prompt is computed (V2)."""
+        """List the guided requests whose prompt has been processed (V2)."""
         slots = context.idx_mapping_np.tolist()
         if self._slots.keys().isdisjoint(slots):
             return []
         if count != len(slots):
-            # Speculation gives a request several rows; such requests are never a pair.
+            # Speculative decoding gives a request several rows; such requests never form a pair.
             return [
                 ActiveRequest(row=row, request=self._slots[slot], generated=0)
                 for row, slot in enumerate(context.expanded_idx_mapping.tolist())
@@ -110,6 +110,6 @@ class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
 def _joined(
     params: Any, _: Sequence[int] | None, output_ids: Sequence[int]
 ) -> tuple[GuidedRequest, Sequence[int]] | None:
-    """Return what is kept of a request that joined; vLLM keeps filling ``output_ids``."""
+    """Return the record of a request that joined; vLLM keeps extending ``output_ids``."""
     request = GuidedRequest.from_settings(params)
     return None if request is None else (request, output_ids)

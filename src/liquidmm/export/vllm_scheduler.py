@@ -1,10 +1,11 @@
 """A vLLM scheduler that starts both requests of a guided pair in one step.
 
 Select it with `--scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler`. vLLM's own scheduler
-starts a request in the step after its arrival, so the requests of a pair may start in two steps;
-the processor (`vllm_plugin`) then stops them. This scheduler queues them (`vllm_pair_queue`) until
-both have arrived, fit into one step and have cache blocks to their end. Everything else is vLLM's
-scheduler, whose interface may change. Importing this module requires vLLM.
+starts a request in the step after its arrival, so the requests of a pair may start in different
+steps; the logits processor (`vllm_plugin`) then stops them. This scheduler queues them
+(`vllm_pair_queue`) until both have arrived, fit into one step and have enough cache blocks to
+finish. Everything else is vLLM's scheduler, whose interface may change. Importing this module
+requires vLLM.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class PairScheduler(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler behind a queue of pairs."""
 
     def __new__(cls, vllm_config: Any, **_: Any) -> PairScheduler:
-        """Build on the asynchronous scheduler where the engine uses it."""
+        """Use the asynchronous scheduler if the engine uses it."""
         is_async = vllm_config.scheduler_config.async_scheduling
         scheduler: PairScheduler = super().__new__(AsyncPairScheduler if is_async else cls)
         return scheduler
@@ -34,20 +35,20 @@ class PairScheduler(Scheduler):  # type: ignore[misc]
         self._queue: PairQueue[Any] = PairQueue()
 
     def add_request(self, request: Any) -> None:
-        """Queue a new request until it may start."""
-        if request.request_id in self.requests:  # more input of a streaming session
+        """Queue a new request until it can start."""
+        if request.request_id in self.requests:  # more input for a streaming session
             super().add_request(request)
         else:
             self._queue.add(request, _guided_request(request), time.monotonic())
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:
-        """Admit what may start, then plan the step as vLLM does."""
+        """Admit the requests that can start, then plan the step like vLLM."""
         for request in self._queue.pop_ready(self._fits, time.monotonic()):
             super().add_request(request)
         return super().schedule(*arguments, **options)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, *status: Any) -> Any:
-        """Finish requests, queued ones included; None finishes all."""
+        """Finish requests, including queued ones; None finishes all."""
         ids = {request_ids} if isinstance(request_ids, str) else request_ids
         ids = None if ids is None else set(ids)
         for request in self._queue.remove(lambda queued: ids is None or queued.request_id in ids):
@@ -63,7 +64,7 @@ class PairScheduler(Scheduler):  # type: ignore[misc]
         """Return whether both requests can start in the next step and run to their end."""
         present = [*self.running, *self.waiting]
         if not present:
-            return True  # there will never be more room
+            return True  # there will never be more free space
         return Capacity(
             requests=self.max_num_active_reqs,
             tokens=self.max_num_scheduled_tokens,
@@ -71,10 +72,10 @@ class PairScheduler(Scheduler):  # type: ignore[misc]
         ).fits(self._needs(request) for request in (*present, *pair))
 
     def _needs(self, request: Any) -> Capacity:
-        """Return what a request uses of the next step and of the cache.
+        """Return the capacity of the next step and of the cache that a request uses.
 
-        A request of a pair counts with all the blocks it will ever need, any other request with
-        those it has after the step.
+        A request of a pair counts all the blocks it will ever need; any other request counts the
+        blocks it has after the step.
         """
         remaining = max(request.num_tokens - request.num_computed_tokens, 1)
         length = request.num_computed_tokens + remaining

@@ -1,1 +1,1 @@
-"""The checkpoint folder: load, save, expand a language model, create one from scratch."""
+"""The checkpoint folder: load and save checkpoints, expand a language model or create a new one."""

@@ -37,7 +37,7 @@ _HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The three parts of a Liquid model, checked to fit each other."""
+    """The three parts of a Liquid model, which are checked for compatibility."""
 
     model: PreTrainedModel
     """A stock causal language model with at least `vocabulary.size` embedding rows."""
@@ -51,7 +51,7 @@ class Checkpoint:
         if rows < self.vocabulary.size:
             raise CheckpointError(
                 f"model: expected at least {self.vocabulary.size} embedding rows, got {rows}. "
-                "Use the model and the processor of the same checkpoint."
+                "Use the model and the processor from the same checkpoint."
             )
         check_codebook(self.image_tokenizer, self.vocabulary.codebook_size)
         factor = 1 if self.image_tokenizer is None else self.image_tokenizer.downsample_factor
@@ -90,11 +90,12 @@ class Checkpoint:
             folder: A folder, or owner/name on the Hugging Face hub.
             device: Device of the model and the image tokenizer; None chooses the fastest.
             dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU.
-            image_tokenizer: Another image tokenizer; None loads the folder's own, if it has one.
+            image_tokenizer: Image tokenizer to use instead; None loads the folder's own, if it has
+                one.
 
         Raises:
-            CheckpointError: The folder is not a Liquid checkpoint, its parts do not fit each other,
-                or a file in it is broken.
+            CheckpointError: The folder is not a Liquid checkpoint, its parts do not match, or a
+                file in it is broken.
             ConfigError: The device or dtype is unknown.
         """
         path = local_folder(folder)
@@ -117,7 +118,7 @@ class Checkpoint:
         Args:
             folder: Where to write; must be missing or empty unless `overwrite`.
             dtype: dtype of the language model's weights on disk; None keeps the model's own.
-            max_shard_size: Largest weight file, such as "40MB".
+            max_shard_size: Maximum size of a weight file, such as "40MB".
             overwrite: Replace an existing folder.
 
         Returns:
@@ -166,7 +167,7 @@ def check_codebook(image_tokenizer: ImageTokenizer | None, codebook_size: int) -
 def load_parts(
     folder: Path, device: torch.device, image_tokenizer: Path | None = None
 ) -> tuple[LiquidProcessor, ImageTokenizer | None]:
-    """Load processor and image tokenizer of a local folder; another one replaces its own.
+    """Load a local folder's processor, and its image tokenizer or another one.
 
     Raises:
         CheckpointError: The folder is not a Liquid checkpoint, or a file in it is broken.
@@ -200,7 +201,8 @@ def load_language_model(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True, **options
             )
             model, report = loaded
-    # Broken files raise a dozen types, among them safetensors' own, which has no public base.
+    # Broken files raise a dozen types of errors, including safetensors' own, which has no public
+    # base.
     except Exception as error:
         raise CheckpointError(
             f"{folder}: the weights cannot be read ({first_line(error)}). "
@@ -215,9 +217,9 @@ def load_language_model(
 
 
 def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """Build the language model of a local folder, float32, with its parameters on the meta device.
+    """Build the language model of a local folder in float32, with parameters on the meta device.
 
-    Buffers are real, because they are computed and not stored in any file. Further options of
+    Buffers are real because they are computed and not stored in any file. Further options of
     `from_config`, such as `attn_implementation`, are passed on.
 
     Raises:
@@ -242,7 +244,7 @@ def empty_language_model(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def _gguf_options(gguf_file: str) -> dict[str, Any]:
-    """Request plain dense weights; transformers before 5.23 always returns them."""
+    """Request plain dense weights, which transformers before 5.23 always returns."""
     import transformers
 
     options: dict[str, Any] = {"gguf_file": gguf_file}
@@ -252,7 +254,7 @@ def _gguf_options(gguf_file: str) -> dict[str, Any]:
 
 
 def local_folder(name: str | Path) -> Path:
-    """Return a local folder, or that of owner/name on the hub, which is downloaded and cached.
+    """Return a local folder, or download owner/name from the hub and return its cached folder.
 
     Raises:
         CheckpointError: Neither exists.
@@ -268,7 +270,7 @@ def local_folder(name: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise CheckpointError(
-            f"{name}: not a local folder, and the hub did not provide such a model. "
+            f"{name}: not a local folder, and it could not be loaded from the hub. "
             "Check the name, the network and your access."
         ) from error
 
@@ -288,7 +290,7 @@ def quiet() -> Iterator[None]:
 
 
 def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Convert floating-point weights; weights that share memory still do afterwards."""
+    """Convert floating-point weights; weights that share memory keep sharing it."""
     converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for tensor in state.values():
         key = (tensor.data_ptr(), tensor.shape)

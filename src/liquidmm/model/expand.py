@@ -1,7 +1,7 @@
-"""Expansion of a Hugging Face decoder language model to a Liquid checkpoint.
+"""Expansion of a Hugging Face decoder language model into a Liquid checkpoint.
 
-The base's rows of embedding and head are never changed, so the logits of its tokens stay the same;
-rows are only added:
+The base model's embedding and head rows are never changed, so the logits of its tokens stay the
+same; rows are only added:
 
 1. Special tokens are added to the tokenizer (`liquidmm.model.special_tokens`). A tokenizer only
    keeps ids that it assigned itself, so the special tokens never come after the image tokens.
@@ -52,24 +52,25 @@ InitMethod = Literal["mean", "normal", "codebook"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpandConfig:
-    """What to add to a language model, and how to initialize it."""
+    """What to add to a language model, and how to initialize the new rows."""
 
     codebook_size: Annotated[int, Ge(1)] | None = None
-    """Number of image tokens; None takes the image tokenizer's, or 8192 without one."""
+    """Number of image tokens; None uses the image tokenizer's, or 8192 without one."""
     init: InitMethod = "mean"
-    """Start of the new rows: the mean of the old rows; a sample from their normal distribution
-    (mean and covariance); or the image tokenizer's vectors, randomly projected around that mean."""
+    """Initial values of the new rows: the mean of the old rows; samples from their normal
+    distribution (mean and covariance); or the image tokenizer's vectors, randomly projected around
+    that mean."""
     init_std: Annotated[float, Ge(0)] = 1.0
-    """Standard deviation of `normal` and `codebook` starts, relative to the old rows. transformers'
-    own resizing corresponds to 3.2e-5."""
+    """Standard deviation for `normal` and `codebook`, relative to the old rows. transformers' own
+    resizing corresponds to 3.2e-5."""
     image_tokenizer: Path | None = None
     """Image tokenizer to include in the checkpoint; None includes none."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Width and height in pixels of the images to train on; empty if not yet known."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """dtype of the saved weights; None keeps the base's."""
+    """dtype of the saved weights; None keeps that of the base model."""
     seed: int = 0
-    """Seed of the random starts."""
+    """Seed for random initial values."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -87,7 +88,7 @@ def expand(base: str | Path, out: str | Path, config: ExpandConfig | None = None
         base: Folder of a Hugging Face causal language model, a .gguf file, or owner/name on the
             hub.
         out: Folder to write; must be missing or empty.
-        config: Codebook size and start of the new rows; None takes the defaults.
+        config: Codebook size and initialization of the new rows; None uses the defaults.
 
     Returns:
         The checkpoint as written, on the CPU.
@@ -131,7 +132,8 @@ def load_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     """Load a language model in its own dtype, and its tokenizer.
 
     Raises:
-        CheckpointError: It is missing, broken, not a decoder, or already a Liquid checkpoint.
+        CheckpointError: The model is missing, broken, not a decoder, or already a Liquid
+            checkpoint.
     """
     if str(base).endswith(".gguf"):
         return _load_gguf(Path(base))
@@ -152,7 +154,7 @@ def load_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 
 def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer of a GGUF file, dequantized to float32."""
+    """Load the model and tokenizer of a GGUF file, dequantized to float32."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Check the path.")
     for module in ("gguf", "accelerate"):
@@ -165,7 +167,7 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def check_decoder(folder: Path) -> None:
-    """Raise a `CheckpointError` unless a folder's `config.json` is that of a decoder-only model."""
+    """Raise a `CheckpointError` unless a folder's `config.json` describes a decoder-only model."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -174,7 +176,7 @@ def check_decoder(folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"{folder}: model type {kind!r} is not known to transformers. "
+            f"{folder}: transformers does not know the model type {kind!r}. "
             "Use a decoder language model."
         ) from error
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -201,11 +203,11 @@ def add_rows(
 ) -> None:
     """Grow embedding and head in place to ``vocabulary.size`` rows.
 
-    Only the first ``trained`` rows, which belong to a token, count in the statistics. The vectors
-    of the image codes, (K, d), are needed for the `codebook` start.
+    The statistics use only the first ``trained`` rows, which belong to tokens. The `codebook`
+    initialization requires the vectors of the image codes, (K, d).
     """
     old_rows = embedding_weight(model).shape[0]
-    # The rows that transformers samples here are overwritten below, so keep the global state.
+    # The rows that transformers samples here are overwritten below, so preserve the global state.
     with torch.random.fork_rng(devices=[]), quiet():
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     random = generator(config.seed, torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""A small random language model and its tokenizer, made from texts alone.
+"""A small random language model and its tokenizer, created only from texts.
 
 `create_base_model` writes a plain Hugging Face folder (a random Llama with a tied head and a
-byte-level BPE tokenizer) that `expand` accepts like any other. Equal texts and seed give equal
-files. The tokenizer never adds ``<|bos|>`` or ``<|eos|>`` itself; `liquidmm.sequences` does. Its
+byte-level BPE tokenizer) that `expand` accepts like any other. The same texts and seed give the
+same files. The tokenizer never adds ``<|bos|>`` or ``<|eos|>``; `liquidmm.sequences` adds them. Its
 three ``<|reserved_...|>`` tokens become the image special tokens when the model is expanded.
 """
 
@@ -41,7 +41,7 @@ _INITIALIZER_RANGE = 0.02
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitConfig:
-    """Shape of the model. The defaults give 11 million parameters, 1.3 of them embeddings."""
+    """Shape of the model. The defaults give 11M parameters, including 1.3M in embeddings."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "hidden": "hidden_size",
@@ -53,8 +53,8 @@ class InitConfig:
     }
 
     vocab_size: Annotated[int, Ge(256 + len(BASE_SPECIAL_TOKENS))] = 4096
-    """Tokens of the tokenizer, including 256 bytes and 8 special tokens; few texts may give
-    fewer."""
+    """Size of the tokenizer, including 256 bytes and 8 special tokens; small amounts of text can
+    give fewer tokens."""
     hidden_size: Annotated[int, Ge(1)] = 320
     """Width of the model; a multiple of twice `num_attention_heads`."""
     num_hidden_layers: Annotated[int, Ge(1)] = 8
@@ -66,7 +66,7 @@ class InitConfig:
     intermediate_size: Annotated[int, Ge(1)] = 864
     """Width of the feed-forward layers."""
     max_position_embeddings: Annotated[int, Ge(1)] = 1024
-    """Longest sequence in tokens."""
+    """Maximum sequence length in tokens."""
     seed: int = 0
     """Seed of the weights."""
 
@@ -103,7 +103,7 @@ def train_text_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with a ChatML template; digits are single tokens.
 
-    The prompts of `liquidmm.prompts` are added to the texts, so that their words become whole
+    The prompts of `liquidmm.prompts` are added to the texts so that their words become whole
     tokens.
 
     Raises:
@@ -144,10 +144,10 @@ def train_text_tokenizer(
 
 
 def build_model(config: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Create a Llama with normal weights of standard deviation 0.02.
+    """Create a Llama with normally distributed weights of standard deviation 0.02.
 
-    For the two projections that feed the residual stream it is divided by sqrt(2 x layers), as in
-    GPT-2, so that the variance of the stream does not grow with depth.
+    As in GPT-2, the deviation is divided by sqrt(2 x layers) for the two projections that feed the
+    residual stream, so the stream's variance does not grow with depth.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -11,7 +11,7 @@ They are stored in `processor_config.json` next to the tokenizer's own files::
 
 A folder without this file is accepted if it has the layout of the published Liquid checkpoint
 (https://huggingface.co/Junfeng5/Liquid_V1_7B): the tokenizer contains `<boi>`, `<eoi>` and
-`<unconditional>`, the embedding has 8192 rows more than the tokenizer has tokens, code 0 has the id
+`<unconditional>`, the embedding has 8192 more rows than the tokenizer has tokens, code 0 has the id
 ``len(tokenizer)``, and images are 512 x 512.
 """
 
@@ -35,7 +35,7 @@ PUBLISHED_CODEBOOK = 8192
 PUBLISHED_SIZES = ((512, 512),)
 
 ResizeMode = Literal["crop", "pad"]
-"""How an image of another aspect ratio is fitted: cut out the center, or pad to a square."""
+"""How to fit an image with another aspect ratio: crop the center, or pad to a square."""
 
 
 class LiquidProcessor(ProcessorMixin):
@@ -56,7 +56,8 @@ class LiquidProcessor(ProcessorMixin):
             vocabulary: The layout of its ids.
             sizes: Width and height in pixels of the training images; empty if there were none.
             resize: How training images were fitted to ``sizes``.
-            sampling: The model's default fields of `liquidmm.generate.sampling.SamplingConfig`.
+            sampling: The model's defaults for fields of
+                `liquidmm.generate.sampling.SamplingConfig`.
 
         Raises:
             CheckpointError: The tokenizer has other ids for the special tokens.
@@ -72,7 +73,7 @@ class LiquidProcessor(ProcessorMixin):
         if found != expected:
             raise CheckpointError(
                 f"tokenizer: expected the ids {expected} for {', '.join(SPECIAL_TOKENS)}, got "
-                f"{found}. Use the tokenizer and {PROCESSOR_FILE} of the same checkpoint."
+                f"{found}. Use the tokenizer and {PROCESSOR_FILE} from the same checkpoint."
             )
 
     def to_dict(self, **_: Any) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the vocabulary layout of a checkpoint folder from its JSON files.
 
     Raises:
-        CheckpointError: The folder is missing, is not a model, has no image tokens, or is broken.
+        CheckpointError: The folder is missing or broken, is not a model, or has no image tokens.
     """
     folder = Path(folder)
     rows = read_config(folder).get("vocab_size")
@@ -127,7 +128,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         if rows is not None and rows < vocabulary.size:
             raise CheckpointError(
                 f"{folder}: vocab_size: expected at least {vocabulary.size} ({PROCESSOR_FILE}), "
-                f"got {rows} (config.json). Use both files of the same checkpoint."
+                f"got {rows} (config.json). Use both files from the same checkpoint."
             )
         return vocabulary
     published = _published_vocabulary(folder, rows)
@@ -143,7 +144,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder.
 
     Raises:
-        CheckpointError: The folder has no tokenizer, or it is broken.
+        CheckpointError: The tokenizer is missing or broken.
     """
     from transformers import AutoTokenizer
 
@@ -229,7 +230,7 @@ def _published_vocabulary(folder: Path, rows: int | None) -> Vocabulary | None:
         raise CheckpointError(
             f"{folder}: the tokenizer contains {SPECIAL_TOKENS[0]}, but {PROCESSOR_FILE} is "
             f"missing and the layout is not the published one (vocab_size {rows}, {text_size} "
-            f"tokens). Copy {PROCESSOR_FILE} from where the model came from."
+            f"tokens). Copy {PROCESSOR_FILE} from the original model."
         )
     boi, eoi, unconditional = (tokens[token] for token in SPECIAL_TOKENS)
     return Vocabulary(

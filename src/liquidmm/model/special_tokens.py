@@ -1,10 +1,10 @@
 """The three image special tokens of a tokenizer.
 
-`<boi>`, `<eoi>` and `<unconditional>` replace three unused tokens of the tokenizer (Gemma's
-`<unused0>`, Llama 3's `<|reserved_special_token_0|>` and the like), as in the published checkpoint.
-A tokenizer without such tokens gets new ids from ``len(tokenizer)`` on: padding rows of the
-embedding if it has some, else new rows. Their ids survive saving and loading, and every other token
-keeps its id.
+`<boi>`, `<eoi>` and `<unconditional>` replace three unused tokens of the tokenizer (such as Gemma's
+`<unused0>` or Llama 3's `<|reserved_special_token_0|>`), as in the published checkpoint. A
+tokenizer without such tokens gets new ids, starting at ``len(tokenizer)``: padding rows of the
+embedding if there are any, else new rows. The new ids survive saving and loading, and every other
+token keeps its id.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrai
 
     Args:
         tokenizer: A tokenizer without them; it is not changed if tokens are renamed.
-        rows: Rows of the model's embedding; only an unused token with a row is renamed.
+        rows: Rows of the model's embedding; only unused tokens with a row are renamed.
 
     Raises:
         CheckpointError: The tokenizer's format does not keep the ids.
@@ -65,7 +65,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrai
 
 
 def _unused_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
-    """Return up to three tokens that have no use, in the order of their ids."""
+    """Return up to three unused tokens, in the order of their ids."""
     used = set(tokenizer.special_tokens_map.values())
     template = str(tokenizer.chat_template or "")
     candidates = sorted(
