@@ -130,7 +130,7 @@ class Comparison:
     def single(self, index: int) -> str:
         """Send one request of a pair only."""
         (completion,) = self.backend.complete([self.pair()[index]])
-        ids = list(completion.ids)
+        ids = list(completion)
         return "stopped, no code" if ids == [self.layout.unconditional] else f"ids {ids}"
 
     def rejected(self) -> str:

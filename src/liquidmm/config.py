@@ -2,9 +2,9 @@
 
 A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`, `tuple[X,
 ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the only
-default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass calls `check_ranges(self)` in
-`__post_init__`. A class variable ``RENAMED`` maps old keys to new ones, so the error for an old run
-file suggests the new key.
+default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass extends `RangeChecked`, or
+calls `check_ranges(self)` in its own `__post_init__`. A class variable ``RENAMED`` maps old keys to
+new ones, so the error for an old run file suggests the new key.
 
 Unknown, missing and ill-typed keys raise `ConfigError` with the file and the dotted key. An int is
 accepted where a float is expected; a bool is never a number. Relative paths are relative to the
@@ -101,6 +101,15 @@ def check_ranges(config: DataclassInstance) -> None:
         if not all(_is_inside(item, bounds) for item in values if item is not None):
             expected = " and ".join(map(_describe_bound, bounds)) or "finite"
             raise ConfigError(f"{field.name}: expected a number {expected}, got {value!r}.")
+
+
+class RangeChecked:
+    """Base of configurations that check only their ranges."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(cast("DataclassInstance", self))
 
 
 def _plain(value: Any) -> Any:

@@ -78,6 +78,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a UTF-8 file like `atomic_file`; odd bytes of file names are escaped."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
     temporary: Path | None = None

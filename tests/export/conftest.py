@@ -61,7 +61,7 @@ class FakeEngine:
                 and step + 1 < requests[place].max_tokens
             ]
         return [
-            Completion(ids=tuple(all_ids[len(request.prompt) :]))
+            tuple(all_ids[len(request.prompt) :])
             for request, all_ids in zip(requests, ids, strict=True)
         ]
 

@@ -132,7 +132,7 @@ def test_gguf_16_bit_weights_rounded_as_torch(checkpoint, tmp_path, dtype, matri
 
 def test_gguf_q8_0_error_within_half_a_step(family_base, expanded, tmp_path):
     checkpoint = expanded("qwen2")
-    with pytest.raises(CheckpointError, match=r"q8_0 .*32 weights.*48"):
+    with pytest.raises(CheckpointError, match=r"q8_0 .*32 weights.*got 48"):
         write_gguf(checkpoint, tmp_path / "model.gguf", "q8_0")
     model = checkpoint.model
     name = "model.layers.0.self_attn.q_proj.weight"

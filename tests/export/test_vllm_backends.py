@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from liquidmm.errors import ConfigError, LiquidError, MissingExtraError
-from liquidmm.export.vllm_backends import Completion, CompletionRequest, InProcess, Server
+from liquidmm.export.vllm_backends import CompletionRequest, InProcess, Server
 from liquidmm.generate.sampling import SamplingConfig
 
 EXTRA = {"liquid_pair": "a", "liquid_role": "conditional"}
@@ -60,7 +60,7 @@ def test_server_complete_sends_and_returns_ids(served):
     served.answer = answer
     requests = [completion((8,), extra=EXTRA), completion((9,), forbidden=(4,))]
     answers = Server(served.url + "/v1/").complete(requests)
-    assert answers == [Completion(ids=(8, 5)), Completion(ids=(9, 5))]
+    assert answers == [(8, 5), (9, 5)]
     assert served.got[0] == ("/v1/models", None)
     bodies = sorted((body for _, body in served.got[1:]), key=lambda body: body["prompt"])
     common = {
@@ -95,7 +95,7 @@ def test_in_process_complete_passes_sampling_parameters(monkeypatch):
 
     backend = InProcess(SimpleNamespace(generate=generate))
     greedy = completion(sampling=SamplingConfig(greedy=True), extra=EXTRA, forbidden=(4,))
-    assert backend.complete([greedy, completion()]) == [Completion(ids=(3, 5))] * 2
+    assert backend.complete([greedy, completion()]) == [(3, 5)] * 2
     (prompt, first), (_, second) = calls
     assert prompt == {"prompt_token_ids": [1, 2]}
     assert (first.temperature, first.extra_args, first.logit_bias) == (0.0, EXTRA, {4: -100.0})

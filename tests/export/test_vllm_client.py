@@ -3,7 +3,6 @@ import torch
 
 import liquidmm
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError
-from liquidmm.export.vllm_backends import Completion
 from liquidmm.export.vllm_client import VLLMClient, read_codes
 from liquidmm.generate.sampling import SamplingConfig
 
@@ -70,12 +69,12 @@ def test_client_engine_without_plugin_raises(client, engine, monkeypatch):
 def test_read_codes_invalid_completion_raises(checkpoint, change):
     vocabulary = checkpoint.vocabulary
     ids = [*range(vocabulary.image_offset, vocabulary.image_offset + 16), vocabulary.eoi]
-    whole = Completion(ids=tuple(ids))
+    whole = tuple(ids)
     assert read_codes([whole, whole], vocabulary, (2, 8)).tolist() == [
         list(range(8)),
         list(range(8, 16)),
     ]
-    broken = Completion(ids=tuple(change(ids)))
+    broken = tuple(change(ids))
     for pair in ([broken], [broken, broken], [whole, broken]):
         with pytest.raises(LiquidError, match=r"image: .*16 codes"):
             read_codes(pair, vocabulary, (4, 4))

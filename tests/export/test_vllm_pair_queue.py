@@ -79,8 +79,8 @@ def test_queue_removed_request_does_not_leave(queue):
 
 def test_capacity_fits_up_to_its_limits():
     capacity = Capacity(requests=2, tokens=10, blocks=4)
-    assert capacity.fits(capacity)
+    assert capacity.fits([capacity])
     one, other = (Capacity(requests=1, tokens=tokens, blocks=2) for tokens in (4, 6))
-    assert capacity.fits(one + other)
+    assert capacity.fits([one, other])
     for more in ({"requests": 3}, {"tokens": 11}, {"blocks": 5}):
-        assert not capacity.fits(Capacity(**{"requests": 0, "tokens": 0, "blocks": 0} | more))
+        assert not capacity.fits([Capacity(**{"requests": 0, "tokens": 0, "blocks": 0} | more)])

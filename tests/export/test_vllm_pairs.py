@@ -225,7 +225,7 @@ def test_sampler_codes_equal_liquid(checkpoint, vocabulary, engine, sampling):
     ]
     written, *answers = engine.complete([text, *pairs])
     assert engine.messages == []
-    assert len(written.ids) == 20
+    assert len(written) == 20
     for number, codes in enumerate(expected):
         ids = (*vocabulary.to_token_ids(codes).flatten().tolist(), vocabulary.eoi)
-        assert [answer.ids for answer in answers[2 * number : 2 * number + 2]] == [ids, ids]
+        assert answers[2 * number : 2 * number + 2] == [ids, ids]

@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from liquidmm import prompts
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.data.records import Message
 from liquidmm.data.samples import Sample, SampleKind
 from liquidmm.errors import ConfigError, DataError, suggest
@@ -67,7 +67,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExampleConfig:
+class ExampleConfig(RangeChecked):
     """Random choices in the format of examples."""
 
     caption_dropout: Probability = 0.1
@@ -92,9 +92,6 @@ class ExampleConfig:
         "draw_in_chat_share": "chat_format_prob",
         "opening_share": "first_row_only_prob",
     }
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class ExampleBuilder:

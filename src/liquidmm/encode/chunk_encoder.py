@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,7 +77,6 @@ class ChunkEncoder:
         self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     def __enter__(self) -> ChunkEncoder:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -189,17 +189,9 @@ def _collect(
 
 def _sample_of(record: Record) -> Sample:
     """Create the sample of a record, without codes."""
-    key, source, license_name = record.key, record.source, record.license
+    sample = partial(Sample, key=record.key, source=record.source, license=record.license)
     if isinstance(record, TextRecord):
-        return Sample(kind="text", key=key, source=source, license=license_name, text=record.text)
+        return sample(kind="text", text=record.text)
     if isinstance(record, ImageTextRecord):
-        return Sample(
-            kind="image_text",
-            key=key,
-            source=source,
-            license=license_name,
-            captions=record.captions,
-        )
-    return Sample(
-        kind="chat", key=key, source=source, license=license_name, messages=record.messages
-    )
+        return sample(kind="image_text", captions=record.captions)
+    return sample(kind="chat", messages=record.messages)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from liquidmm.config import check_ranges, to_dict
+from liquidmm.config import RangeChecked, check_ranges, to_dict
 from liquidmm.data.readers import SourceConfig
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.tokenizer import Precision
@@ -35,7 +35,6 @@ class BucketConfig:
     """Maximum upscaling of an image; images that need more are rejected. 0 means no limit."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_ranges(self)
         for name in ("areas", "ratios"):
             values = getattr(self, name)
@@ -102,7 +101,6 @@ class EncoderConfig:
     """Maximum fraction of rejected records; the run stops if there are more."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_ranges(self)
         if self.max_aspect and not self.max_aspect > 1:
             raise ConfigError(
@@ -113,7 +111,7 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConfig:
+class WorkerConfig(RangeChecked):
     """Processes and threads."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"workers": "num", "decoders": "decode_threads"}
@@ -128,13 +126,9 @@ class WorkerConfig:
     """Threads per worker that open and resize images. 0 means one on a CPU; with GPUs, it divides
     the CPU cores among the workers, with at most 16 each."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SlurmConfig:
+class SlurmConfig(RangeChecked):
     """Submit the run as a Slurm array job. All nodes must have access to the output folder."""
 
     num_tasks: Annotated[int, Ge(1)]
@@ -145,13 +139,9 @@ class SlurmConfig:
     options: dict[str, str] = field(default_factory=dict)
     """Options of sbatch without dashes, such as `partition`, `time` or `gpus-per-task`."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RayConfig:
+class RayConfig(RangeChecked):
     """Run the workers on a Ray cluster."""
 
     address: str = "auto"
@@ -161,10 +151,6 @@ class RayConfig:
     """GPUs per worker."""
     memory: Annotated[float, Gt(0)] = 4.0
     """Memory in GiB per CPU core of a worker."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +177,6 @@ class EncodeConfig:
     """Run on a Ray cluster."""
 
     def __post_init__(self) -> None:
-        """Check that Slurm and Ray are not combined."""
         if self.slurm is not None and self.ray is not None:
             raise ConfigError("slurm: cannot be combined with [ray]. Remove one of the tables.")
         if self.ray is not None and not self.workers.num:
@@ -201,8 +186,7 @@ class EncodeConfig:
 def settings(source: SourceConfig, config: EncoderConfig) -> dict[str, Any]:
     """Return everything that determines the samples of a folder, for its manifest.
 
-    Returns:
-        JSON-compatible values without nested tables; for the source, only non-default values.
+    JSON-compatible values without nested tables; for the source, only non-default values.
     """
     values = to_dict(config)
     found = {

@@ -26,11 +26,7 @@ class ImageTransform:
     """Resizes images to the configured sizes; safe to use from many threads."""
 
     def __init__(self, config: EncoderConfig, downsample_factor: int) -> None:
-        """Check the sizes.
-
-        Args:
-            config: Sizes and method.
-            downsample_factor: Pixels per code along each side.
+        """Check the sizes against the image tokenizer's pixels per code along each side.
 
         Raises:
             ConfigError: A size is not a multiple of the downsampling factor, or is smaller.
@@ -54,14 +50,7 @@ class ImageTransform:
         return list(dict.fromkeys(size for sizes in self._sizes.values() for size in sizes))
 
     def open(self, source: ImageSource, where: str) -> Pixels:
-        """Open and resize an image.
-
-        Args:
-            source: A file, a URL, or the content of a file.
-            where: Start of the error message.
-
-        Returns:
-            (H, W, 3), uint8, RGB.
+        """Open and resize an image, (H, W, 3), uint8, RGB; errors start with ``where``.
 
         Raises:
             DataError: The image cannot be opened, or fits no size.
@@ -70,21 +59,13 @@ class ImageTransform:
         return np.asarray(self(open_image(source), where))
 
     def __call__(self, image: Image.Image, where: str = "image") -> Image.Image:
-        """Resize an upright RGB image of any size.
-
-        Raises:
-            DataError: The image fits no size.
-        """
+        """Resize an upright RGB image, or raise a `DataError` if it fits no size."""
         if self._config.resize == "pad":
             return pad_square(image, self._config.resolution)
         return center_crop(image, *self.choose_size(image.size, where))
 
     def choose_size(self, size: Size, where: str = "image") -> Size:
-        """Choose the output size for an image that will be cropped.
-
-        Raises:
-            DataError: The image is too long or too small for all sizes.
-        """
+        """Choose the size to crop to; an image too long or too small for all is a `DataError`."""
         width, height = size
         aspect = width / height
         nearest = min(self._sizes, key=lambda ratio: abs(math.log(aspect / ratio)))

@@ -19,7 +19,7 @@ from liquidmm.encode.run import check_budget, finish_folder
 from liquidmm.encode.setup import WORK_FOLDER, open_task
 from liquidmm.encode.worker import TokenizerFile
 from liquidmm.errors import ConfigError, LiquidError
-from liquidmm.files import atomic_file
+from liquidmm.files import write_text
 from liquidmm.runtime import get_logger
 
 _JOB = "slurm-job"
@@ -29,10 +29,7 @@ _SCRIPT = "slurm.sh"
 def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> Manifest:
     """Submit an array job for the missing shards, or finish the folder if there are none.
 
-    Args:
-        config: The run.
-        slurm: The job.
-        command: The command for each task, without ``--task`` and ``--num-tasks``.
+    ``command`` is that of each task, without ``--task`` and ``--num-tasks``.
 
     Returns:
         The manifest, which is complete if nothing was submitted.
@@ -70,11 +67,9 @@ def submit(config: EncodeConfig, slurm: SlurmConfig, command: Sequence[str]) -> 
             "",
         ]
     )
-    with atomic_file(folder / _SCRIPT) as temporary:
-        temporary.write_text(script, encoding="utf-8")
+    write_text(folder / _SCRIPT, script)
     job = _sbatch(folder / _SCRIPT)
-    with atomic_file(folder / _JOB) as temporary:
-        temporary.write_text(job, encoding="ascii")
+    write_text(folder / _JOB, job)
     get_logger(__name__).info(
         f"submitted Slurm job {job} with {len(indices)} tasks; logs are in {folder}. When the job "
         "has ended, run the same command again: it submits missing shards, or finishes the folder"

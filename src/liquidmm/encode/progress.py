@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from liquidmm.data.manifest import ShardStats
 from liquidmm.errors import CheckpointError, ConfigError, DataError, LiquidError, MissingExtraError
-from liquidmm.files import atomic_file
+from liquidmm.files import write_text
 
 _WRITE_EVERY = 0.5
 """Seconds between two updates of the files and of the progress bar."""
@@ -76,11 +76,7 @@ class ErrorBudget:
     """File that lists the rejected records, for the message."""
 
     def check(self, counts: Counts) -> None:
-        """Check the fraction of rejected records.
-
-        Raises:
-            DataError: The fraction is too large.
-        """
+        """Check the fraction of rejected records; raise a `DataError` if it is too large."""
         if counts.records < self.min_records or counts.rejected <= self.max_rate * counts.records:
             return
         reason = f" The first problem: {counts.problem}" if counts.problem else ""
@@ -114,9 +110,7 @@ class Progress:
     def stop(self, error: LiquidError) -> None:
         """Stop all tasks because of an error; only the first error is kept."""
         if self.error() is None:
-            with atomic_file(self.folder / _STOP) as temporary:
-                text = f"{type(error).__name__}\n{error}"
-                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_text(self.folder / _STOP, f"{type(error).__name__}\n{error}")
 
     def error(self) -> LiquidError | None:
         """Return the error that stopped the tasks, or None."""
@@ -135,13 +129,9 @@ class TaskProgress:
     def __init__(
         self, progress: Progress, task: int, budget: ErrorBudget, before: Counts | None = None
     ) -> None:
-        """Start at zero.
+        """Start at zero; the budget is checked regularly against the counts of all tasks.
 
-        Args:
-            progress: Folder of counters.
-            task: Number of the task.
-            budget: Limit that is checked regularly against the counts of all tasks.
-            before: Counts of earlier runs, which no task includes in its own.
+        ``before`` counts earlier runs, which no task includes in its own.
         """
         self._progress = progress
         self._path = progress.folder / f"task-{task:05d}.json"
@@ -166,12 +156,7 @@ class TaskProgress:
             self._check(now)
 
     def finish_shard(self, stats: ShardStats) -> None:
-        """Replace the counts of the current shard with the exact numbers.
-
-        Raises:
-            StoppedError: The stop flag is set.
-            DataError: Too many records were rejected.
-        """
+        """Replace the counts of the current shard with the exact numbers; raises as `update`."""
         exact = Counts.of(stats, self._current.problem)
         self._finished += replace(exact, images=self._current.images, shards=1)
         self._current = Counts()
@@ -179,9 +164,7 @@ class TaskProgress:
         self._check(time.monotonic())
 
     def _write(self) -> None:
-        with atomic_file(self._path) as temporary:
-            text = json.dumps(asdict(self._finished + self._current))
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(self._path, json.dumps(asdict(self._finished + self._current)))
         if self._progress.error() is not None:
             raise StoppedError
 
@@ -196,12 +179,8 @@ def progress_bar(
 ) -> Iterator[None]:
     """Show a progress bar on stderr if it is a terminal.
 
-    Args:
-        progress: Folder of counters.
-        before: Counts of earlier runs.
-        num_records: Records in the source; None if that is only known after reading it. The total
-            is then estimated from the finished shards.
-        num_shards: Number of shards in the folder.
+    ``before`` counts earlier runs. Without ``num_records``, the records in the source, the total is
+    estimated from the finished shards.
     """
     ended = threading.Event()
     bar = tqdm(total=num_records, initial=before.records, unit="rec", desc="encode", disable=None)

@@ -85,15 +85,8 @@ def encode_task(
     """Write the shards of one of several tasks, which any launcher can start and repeat.
 
     The task runs in this process. The task that writes the last missing shard finishes the folder.
-
-    Args:
-        source: As in `encode`, like the other arguments; the same for all tasks.
-        tokenizer: Returns the image tokenizer.
-        out: Output folder, shared by all tasks.
-        index: Number of the task, from 0.
-        num_tasks: Number of tasks.
-        config: Images and shards.
-        workers: Threads; ``num`` is ignored.
+    All tasks need the same arguments, which are those of `encode`, except for ``index``, from 0;
+    ``workers.num`` is ignored.
 
     Returns:
         The manifest, which is complete if all shards exist.
@@ -140,11 +133,7 @@ def finish_folder(task: EncodeTask) -> Manifest:
 
 
 def check_budget(task: EncodeTask, counts: Counts, min_records: int) -> None:
-    """Check the fraction of rejected records, and list them if it is too large.
-
-    Raises:
-        DataError: The fraction is too large.
-    """
+    """Check the fraction of rejected records; if too large, list them and raise a `DataError`."""
     try:
         replace(task.budget, min_records=min_records).check(counts)
     except DataError:
@@ -161,8 +150,8 @@ def _write_shards(
 ) -> list[int]:
     """Start the workers once; return the numbers of the shards that are still missing."""
     num_shards = len(task.shards)
-    before = Counts.of(count_records(task.out))
-    before = replace(before, shards=num_shards - len(missing))
+    done = num_shards - len(missing)
+    before = replace(Counts.of(count_records(task.out)), shards=done)
     if ray is not None:
         count = workers.num
         decode_threads = workers.decode_threads or (_GPU_DECODE_THREADS if ray.gpus else 1)

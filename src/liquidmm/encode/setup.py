@@ -43,13 +43,8 @@ def open_task(
 ) -> tuple[EncodeTask, torch.device]:
     """Open the source and the image tokenizer, and check that they fit the configuration.
 
-    Args:
-        source: The source of the records.
-        tokenizer: Returns the image tokenizer.
-        out: Output folder.
-        config: Images and shards.
-        workers: Threads.
-        elsewhere: Whether other machines will encode, since this one may have no GPU.
+    Arguments and errors are those of `liquidmm.encode.encode`. With ``elsewhere``, other machines
+    will encode, since this one may have no GPU.
 
     Returns:
         A task with all shards in the folder, and the device of the image tokenizer.

@@ -68,19 +68,14 @@ class EncodeTask:
     """Everything a worker needs."""
 
     source: SourceConfig
-    """The source of the records."""
     shards: tuple[tuple[int, Chunk], ...]
     """Number and chunk of each shard to write."""
     provenance: Provenance
-    """Provenance of the samples."""
     out: Path
-    """Output folder."""
     tokenizer: Callable[[], ImageTokenizer]
     """Returns the image tokenizer; it is pickled if other processes encode."""
     config: EncoderConfig
-    """Images and shards."""
     budget: ErrorBudget
-    """The maximum fraction of rejected records."""
     before: Counts
     """Counts of the shards that already existed."""
     threads: int

@@ -9,7 +9,7 @@ from PIL import Image
 
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.evaluate.report import Report
-from liquidmm.files import atomic_file
+from liquidmm.files import atomic_file, write_text
 from liquidmm.image_tokenizer.images import open_image
 
 _SETTINGS = "settings.json"
@@ -20,11 +20,9 @@ class Journal:
     """The answers and images of one task."""
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        """Open the folder of an earlier run, or prepare a new one.
+        """Open the folder of an earlier run, or prepare a new one; None keeps answers in memory.
 
-        Args:
-            folder: Where to save them; None keeps them in memory.
-            settings: All settings that affect the answers.
+        ``settings`` are all settings that affect the answers.
 
         Raises:
             ConfigError: The folder contains a run with other settings.
@@ -95,16 +93,13 @@ class Journal:
         """Write ``result.json`` next to the answers."""
         if self.folder is not None:
             self._start(self.folder)
-            with atomic_file(self.folder / "result.json") as temporary:
-                temporary.write_text(
-                    json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8"
-                )
+            text = json.dumps(report.to_dict(), indent=2) + "\n"
+            write_text(self.folder / "result.json", text)
 
     def _start(self, folder: Path) -> None:
         # Settings are written with the first answer, so a failed start leaves no files.
         if not (folder / _SETTINGS).is_file():
-            with atomic_file(folder / _SETTINGS) as temporary:
-                temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / _SETTINGS, json.dumps(self._settings, indent=2) + "\n")
 
     def _read(self, path: Path) -> None:
         """Read the answers of an earlier run and drop an incomplete last line."""
@@ -112,5 +107,4 @@ class Journal:
             return
         *complete, _ = path.read_text(encoding="utf-8").split("\n")
         self._texts = {row["key"]: row["text"] for row in map(json.loads, complete)}
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in complete), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in complete))

@@ -45,10 +45,6 @@ class Accuracy:
 def wilson(accuracy: Accuracy, z: float = Z_95) -> tuple[float, float]:
     """Compute Wilson's score interval of a proportion (1927), valid for small n and near 0 or 1.
 
-    Args:
-        accuracy: Numbers of correct answers and of all answers.
-        z: Two-sided quantile of the normal distribution; the default gives 95 %.
-
     Returns:
         Lower and upper bound in percent, 0 to 100; (0, 100) if n is 0.
     """
@@ -64,11 +60,7 @@ def wilson(accuracy: Accuracy, z: float = Z_95) -> tuple[float, float]:
 
 
 def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Find the gallery entry with the smallest mean squared difference.
-
-    Args:
-        queries: (N, F), any float type.
-        gallery: (M, F), M >= 1.
+    """Find the entry of a gallery, (M, F), closest to each query, (N, F), in squared difference.
 
     Returns:
         Indices, (N,) int64; ties give the lowest index.
@@ -126,14 +118,7 @@ def named(text: str, names: Mapping[str, tuple[str, ...]]) -> str | None:
 
 
 def perplexity(nats: float, tokens: int) -> float:
-    """Compute the perplexity per token.
-
-    Args:
-        nats: Sum of the negative log-likelihoods, natural logarithm, >= 0.
-        tokens: Number of predicted tokens, >= 1.
-
-    Returns:
-        ``exp(nats / tokens)``.
+    """Compute the perplexity per token from the sum of the negative log-likelihoods in nats.
 
     Raises:
         ValueError: ``tokens`` is less than 1.
@@ -144,14 +129,7 @@ def perplexity(nats: float, tokens: int) -> float:
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Compute bits per byte of UTF-8 text, which is comparable across tokenizers.
-
-    Args:
-        nats: Sum of the negative log-likelihoods over the text, natural logarithm.
-        size: Number of bytes of the same text in UTF-8, >= 1.
-
-    Returns:
-        ``nats / (ln 2 * size)``.
+    """Compute bits per byte of a text of ``size`` UTF-8 bytes, comparable across tokenizers.
 
     Raises:
         ValueError: ``size`` is less than 1.
@@ -162,11 +140,7 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 def codebook_use(codes: Tensor, size: int) -> tuple[float, float]:
-    """Compute what fraction of a codebook is used, and how evenly.
-
-    Args:
-        codes: Codebook indices of any shape, int64, 0 <= code < size, at least one.
-        size: Number of codebook entries.
+    """Compute what fraction of a codebook of ``size`` entries is used, and how evenly.
 
     Returns:
         Percentage of the entries that are used, and the perplexity of their frequencies (1 to

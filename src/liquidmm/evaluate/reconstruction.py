@@ -56,13 +56,9 @@ RECONSTRUCTION = Task(run=reconstruction, data=Path("data/icons"), limit=500)
 
 
 def read_images(data: Path) -> dict[str, list[ImageSource]]:
-    """List the images of each split.
+    """List the images of each split, "train" before the held-out ones.
 
-    Args:
-        data: A JSON Lines file, a folder with ``records.jsonl``, or a folder of image files.
-
-    Returns:
-        Mapping from split to images, "train" first; all images are under "" if there are no splits.
+    All images are under "" if there are no splits.
 
     Raises:
         DataError: There are no images, or a line is damaged.
@@ -112,15 +108,12 @@ def load_tokenizer(context: Context) -> ImageTokenizer:
 
 
 def load_pixels(source: ImageSource, factor: int, resolution: int | None = None) -> Tensor:
-    """Open an image.
+    """Open an image as (3, H, W) float32 in [-1, 1].
 
     Args:
         source: The image.
-        factor: Downsampling factor of the image tokenizer.
+        factor: Downsampling factor of the image tokenizer; the edges are cropped to multiples.
         resolution: Width and height to resize and crop to; None keeps the size.
-
-    Returns:
-        (3, H, W) float32 in [-1, 1], cropped at the edges until `factor` divides H and W.
     """
     image = open_image(source)
     if resolution is not None:

@@ -7,14 +7,14 @@ their tasks to `run` by name.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 from annotated_types import Ge
 from PIL import Image
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.errors import CheckpointError, ConfigError, DataError, suggest
 from liquidmm.evaluate.journal import Journal
 from liquidmm.evaluate.report import Report
@@ -47,7 +47,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
+class EvaluateConfig(RangeChecked):
     """What to evaluate, and on which data."""
 
     checkpoint: Path = DEFAULT_MODEL
@@ -78,10 +78,6 @@ class EvaluateConfig:
     quantize: Literal["int8"] | None = None
     """Quantization of the weights during generation (CPU only)."""
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_ranges(self)
-
     @property
     def sampling(self) -> dict[str, float]:
         """Fields of ``SamplingConfig`` that replace the checkpoint's."""
@@ -94,7 +90,6 @@ class Context:
     """Input and output of a task."""
 
     config: EvaluateConfig
-    """What to evaluate."""
     data: Path
     """Data folder or file."""
     limit: int
@@ -102,18 +97,11 @@ class Context:
     model: Callable[[], Model]
     """Loads the model on the first call and returns the same model on later calls."""
     journal: Journal
-    """Saves answers and images."""
     report: Report
-    """Receives the results."""
     progress: Progress
-    """Reports the progress."""
 
     def chunks(self, what: str, items: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
-        """Split items into batches and report progress.
-
-        Yields:
-            The position of the first item, and the items of a batch.
-        """
+        """Yield batches of items, with the position of the first item, and report progress."""
         size = self.config.batch_size
         for start in range(0, len(items), size):
             self.progress(what, start, len(items))
@@ -183,11 +171,14 @@ def run(
     data, limit = config.data or task.data, config.limit or task.limit
     settings = _settings(config, data, limit)
     folder = config.out / name if config.out is not None and task.has_journal else None
+    if load_model is None:
+        engine = EngineConfig(quantize=config.quantize)
+        load_model = partial(load, dtype=config.dtype, engine=engine)
     context = Context(
         config=config,
         data=data,
         limit=limit,
-        model=cache(lambda: (load_model or _loader(config))(config.checkpoint, config.device)),
+        model=cache(partial(load_model, config.checkpoint, config.device)),
         journal=Journal(folder, settings),
         report=Report(task=name, settings=dict(settings)),
         progress=progress,
@@ -198,11 +189,7 @@ def run(
 
 
 def require_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in the data folder.
-
-    Raises:
-        DataError: The file does not exist.
-    """
+    """Return the path of a file in the data folder; raise a `DataError` if it does not exist."""
     path = folder / name
     if not path.is_file():
         raise DataError(
@@ -231,11 +218,6 @@ def _settings(config: EvaluateConfig, data: Path, limit: int) -> dict[str, Any]:
         "quantize": config.quantize,
     }
     return settings | {name: value for name, value in optional.items() if value is not None}
-
-
-def _loader(config: EvaluateConfig) -> Callable[[Path, str | None], Model]:
-    engine = EngineConfig(quantize=config.quantize)
-    return lambda folder, device: load(folder, device, config.dtype, engine=engine)
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:

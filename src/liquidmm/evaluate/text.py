@@ -56,12 +56,7 @@ TEXT = Task(run=text, data=Path("data/text"), limit=300)
 
 
 def read_passages(folder: Path, limit: int, seed: int) -> list[str]:
-    """Choose passages from the held-out documents.
-
-    Args:
-        folder: Folder with ``text.jsonl``.
-        limit: Maximum number of passages.
-        seed: Random seed.
+    """Choose at most ``limit`` passages from the held-out documents in ``text.jsonl`` of a folder.
 
     Raises:
         DataError: The file does not exist, or none of it is held out.
@@ -124,11 +119,8 @@ def score(
 ) -> tuple[float, int]:
     """Compute the negative log-likelihood of passages, each independent of the others.
 
-    Args:
-        model: In evaluation mode.
-        tokenizer: Its tokenizer, with a BOS or an EOS token.
-        passages: Texts; special tokens in them are treated as plain text.
-        on_passage: Receives the number of finished passages.
+    Special tokens in them are treated as plain text. ``on_passage`` receives the number of finished
+    passages.
 
     Returns:
         Sum over all tokens in nats, and the number of tokens.

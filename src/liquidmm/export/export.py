@@ -38,6 +38,8 @@ FORMATS = ("vllm", "gguf")
 
 GGUF_FILE = "model.gguf"
 
+_DTYPES = [name for name in DTYPES if name != "auto"]
+
 VLLM_MODELS = (
     "BloomForCausalLM",
     "FalconForCausalLM",
@@ -78,7 +80,7 @@ def export_checkpoint(
         raise ConfigError(
             f"--format: expected {' or '.join(FORMATS)}, got '{target}'.{suggest(target, FORMATS)}"
         )
-    dtypes = [name for name in (TYPES if target == "gguf" else DTYPES) if name != "auto"]
+    dtypes = list(TYPES) if target == "gguf" else _DTYPES
     if dtype is not None and dtype not in dtypes:
         raise ConfigError(
             f"--dtype: expected one of {', '.join(dtypes)} for {target}, got '{dtype}'."
@@ -101,11 +103,10 @@ def _load(folder: Path) -> tuple[Checkpoint, str]:
     check_decoder(folder)
     config = read_config(folder)
     own = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if own not in DTYPES:
-        known = [name for name in DTYPES if name != "auto"]
+    if own not in _DTYPES:
         raise CheckpointError(
             f"{folder}: unsupported dtype {own!r} in config.json. "
-            f"Save the checkpoint as one of: {', '.join(known)}."
+            f"Save the checkpoint as one of: {', '.join(_DTYPES)}."
         )
     model = load_language_model(folder, getattr(torch, own))
     return Checkpoint(model=model, processor=processor, image_tokenizer=images), own

@@ -33,12 +33,9 @@ _BLOCK = 32
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
-    """Write a checkpoint's language model and tokenizer.
+    """Write a checkpoint's language model and tokenizer; an existing file is replaced.
 
-    Args:
-        checkpoint: The checkpoint.
-        path: The file to write or replace.
-        dtype: One of `TYPES`, the dtype of matrices; norms and biases are always float32.
+    ``dtype``, one of `TYPES`, is the dtype of matrices; norms and biases are always float32.
 
     Raises:
         CheckpointError: llama.cpp does not support the model, or a weight does not fit the dtype.
@@ -50,8 +47,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
             f"dtype: expected one of {', '.join(TYPES)}, got '{dtype}'.{suggest(dtype, TYPES)}"
         )
     gguf = require_extra("gguf", "gguf")
-    model = ModelFile(checkpoint.model)
-    processor = checkpoint.processor
+    model, processor = ModelFile(checkpoint.model), checkpoint.processor
     tokens = token_table(processor.tokenizer, checkpoint.vocabulary, model.config.vocab_size)
     writer = gguf.GGUFWriter(path, model.family.architecture)
     try:
@@ -60,14 +56,13 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         model.write_metadata(writer)
         _write_tokens(writer, tokens, processor)
-        _write_weights(writer, model, dtype)
+        _write_weights(gguf, writer, model, dtype)
     finally:
         writer.close()
 
 
-def _write_weights(writer: Any, model: ModelFile, dtype: str) -> None:
+def _write_weights(gguf: Any, writer: Any, model: ModelFile, dtype: str) -> None:
     """Write the header and the shapes, then one weight after the other."""
-    gguf = require_extra("gguf", "gguf")
     kinds = {}
     for name, shape in model.shapes():
         kinds[name] = kind = gguf.GGMLQuantizationType[_type_of(name, shape, dtype)]
@@ -87,7 +82,6 @@ def _write_weights(writer: Any, model: ModelFile, dtype: str) -> None:
 
 
 def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
-    """Return the GGUF type of a weight."""
     if len(shape) < 2:
         return TYPES["float32"]
     if dtype == "q8_0" and shape[-1] % _BLOCK:

@@ -133,11 +133,7 @@ class ModelFile:
 
 
 def check_family(config: Any) -> Family:
-    """Return a model's family, or reject a model that llama.cpp computes differently.
-
-    Raises:
-        CheckpointError: The model is not in `FAMILIES`, or differs from its family.
-    """
+    """Return a model's family; raise a `CheckpointError` if llama.cpp computes it differently."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise _unsupported(f"model type {config.model_type} is not one of {', '.join(FAMILIES)}")

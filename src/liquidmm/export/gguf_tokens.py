@@ -15,7 +15,7 @@ earlier a piece is merged, the higher its score.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,11 @@ class TokenTable:
     """Token of each row, as spelled in the vocabulary."""
     types: list[int]
     """Type of each row."""
-    merges: list[str] | None
+    merges: list[str] | None = None
     """Pairs to merge, best first, separated by a space; byte-level only."""
-    scores: list[float] | None
+    scores: list[float] | None = None
     """Score of each row; SentencePiece only."""
-    space_prefix: bool
+    space_prefix: bool = False
     """Whether a space is put before text."""
 
 
@@ -107,7 +107,6 @@ def token_table(
             pre="default",
             tokens=tokens,
             types=types,
-            merges=None,
             scores=_scores(tokens, types, merges),
             space_prefix=space_prefix(state),
         )
@@ -117,20 +116,11 @@ def token_table(
         tokens=tokens,
         types=types,
         merges=[" ".join(pair) for pair in merges],
-        scores=None,
-        space_prefix=False,
     )
 
 
 def pre_tokenizer(state: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.
-
-    Args:
-        state: The content of `tokenizer.json`.
-
-    Raises:
-        CheckpointError: There is no known name for the pre-tokenizer.
-    """
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level `tokenizer.json`."""
     normalizer = state.get("normalizer")
     # llama.cpp does not normalize text; NFC does not change text in the usual composed form.
     if normalizer is not None and normalizer["type"] != "NFC":
@@ -146,10 +136,7 @@ def pre_tokenizer(state: Mapping[str, Any]) -> str:
 
 
 def space_prefix(state: Mapping[str, Any]) -> bool:
-    """Return whether a SentencePiece tokenizer puts a space before text.
-
-    Args:
-        state: The content of `tokenizer.json`.
+    """Return whether the SentencePiece tokenizer of a `tokenizer.json` puts a space before text.
 
     Raises:
         CheckpointError: The tokenizer changes text in any other way.
@@ -222,15 +209,10 @@ def _scores(
         ranks.setdefault(piece, len(ranks))
     pairs, known = set(merges), set(tokens)
     for token, kind in zip(tokens, types, strict=True):
-        if kind == NORMAL and any(pair not in pairs for pair in _splits(token, known)):
+        splits = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if kind == NORMAL and any(known.issuperset(pair) for pair in splits if pair not in pairs):
             raise _unsupported(f"its merges do not form {token!r} from all pairs of pieces")
     return [-float(ranks.get(token, len(ranks))) for token in tokens]
-
-
-def _splits(token: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    for cut in range(1, len(token)):
-        if token[:cut] in known and token[cut:] in known:
-            yield token[:cut], token[cut:]
 
 
 def _unsupported(reason: str) -> CheckpointError:

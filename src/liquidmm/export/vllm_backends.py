@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -53,12 +53,8 @@ class CompletionRequest:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """Token ids that vLLM generated."""
-
-    ids: tuple[int, ...]
-    """All of them, including the token that ended the completion."""
+Completion: TypeAlias = tuple[int, ...]
+"""All token ids that vLLM generated, including the one that ended the completion."""
 
 
 class Backend(Protocol):
@@ -76,11 +72,7 @@ class InProcess:
     """A `vllm.LLM`, made with `scheduler_cls="liquidmm.export.vllm_scheduler.PairScheduler"`."""
 
     def __init__(self, llm: Any) -> None:
-        """Wrap an LLM.
-
-        Raises:
-            MissingExtraError: vLLM is not installed.
-        """
+        """Wrap an LLM, or raise a `MissingExtraError` if vLLM is not installed."""
         self._llm = llm
         self._parameters = require_extra("vllm", "vllm").SamplingParams
         self._errors = (ValueError, require_extra("vllm.exceptions", "vllm").VLLMError)
@@ -101,7 +93,7 @@ class InProcess:
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         except self._errors as error:
             raise LiquidError(f"vllm: rejected a request ({_message(str(error))}).") from error
-        return [Completion(ids=tuple(output.outputs[0].token_ids)) for output in outputs]
+        return [tuple(output.outputs[0].token_ids) for output in outputs]
 
 
 class Server:
@@ -140,11 +132,7 @@ class Server:
             return list(pool.map(self._complete, requests))
 
     def models(self) -> list[str]:
-        """Return the names of the served models.
-
-        Raises:
-            LiquidError: The server does not answer.
-        """
+        """Return the names of the served models, or raise a `LiquidError` without an answer."""
         return [model["id"] for model in self._call("/v1/models", None)["data"]]
 
     def body(self, request: CompletionRequest) -> dict[str, Any]:
@@ -169,7 +157,7 @@ class Server:
             raise LiquidError(
                 f"{self.url}: returns no token ids. Serve the checkpoint with vLLM 0.32 or newer."
             )
-        return Completion(ids=tuple(ids))
+        return tuple(ids)
 
     def _call(self, path: str, body: dict[str, Any] | None) -> Any:
         request = Request(  # noqa: S310 (the scheme is checked above)

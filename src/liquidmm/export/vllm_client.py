@@ -145,12 +145,8 @@ class VLLMClient:
     ) -> str:
         """Reply to a conversation with text.
 
-        Args:
-            messages: Turns with `role` and `content`; the next image replaces each `<image>`.
-            images: The images, in order.
-            max_tokens: Maximum length of the text.
-            seed: Seed of vLLM's own sampler.
-            sampling: How to sample text.
+        The next image replaces each `<image>` in the `content` of a message. ``seed`` is the seed
+        of vLLM's own sampler.
         """
         request = chat_request(
             messages, images, mode="text", max_tokens=max_tokens, seed=seed, sampling=sampling
@@ -175,7 +171,7 @@ class VLLMClient:
             if isinstance(request, TextRequest)
         ]
         completions = self._backend.complete(completion_requests)
-        return [detokenize(self._tokenizer, completion.ids).strip() for completion in completions]
+        return [detokenize(self._tokenizer, completion).strip() for completion in completions]
 
     def _pair(self, request: ImageRequest) -> list[CompletionRequest]:
         """Return the completion requests of one image."""
@@ -203,29 +199,26 @@ class VLLMClient:
 
 
 def read_codes(pair: Sequence[Completion], vocabulary: Vocabulary, grid: tuple[int, int]) -> Tensor:
-    """Read the codes of an image from the completions of its pair.
+    """Read the codes of an image, (h, w), int64, from the completions of its pair.
 
     Args:
         pair: Both completions, or the conditional one if the guidance is 1.
         vocabulary: The checkpoint's vocabulary.
         grid: Rows and columns of codes.
 
-    Returns:
-        Codes, (h, w), int64.
-
     Raises:
         LiquidError: The pair was stopped, or the completions are not an image.
     """
     count, marker = grid[0] * grid[1], vocabulary.unconditional
-    stopped = [one.ids.index(marker) for one in pair if marker in one.ids]
+    stopped = [one.index(marker) for one in pair if marker in one]
     if stopped:
         raise LiquidError(
             f"image: stopped after {min(stopped)} of {count} codes because vLLM separated its two "
             "requests. Start vLLM with --scheduler-cls "
             "liquidmm.export.vllm_scheduler.PairScheduler; its log has the details."
         )
-    ids = torch.tensor(pair[0].ids)
-    whole = all(one.ids == pair[0].ids for one in pair) and len(ids) == count + 1
+    ids = torch.tensor(pair[0])
+    whole = all(one == pair[0] for one in pair) and len(ids) == count + 1
     if not whole or ids[-1] != vocabulary.eoi or not vocabulary.is_image(ids[:-1]).all():
         raise LiquidError(
             f"image: vLLM did not return {count} codes. Install liquidmm in vLLM's environment, "

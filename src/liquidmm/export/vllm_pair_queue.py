@@ -8,9 +8,8 @@ requests fit. This module is independent of any engine; `vllm_scheduler` connect
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, NamedTuple, TypeVar
 
 from liquidmm.export.vllm_pairs import GuidedRequest
 
@@ -20,9 +19,8 @@ PAIR_TIMEOUT = 10.0
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """The capacity of one step and of the cache, or the part of it that requests use."""
+class Capacity(NamedTuple):
+    """The capacity of one step and of the cache, or the part of it that a request uses."""
 
     requests: int
     """Requests in a step."""
@@ -31,20 +29,9 @@ class Capacity:
     blocks: int
     """Blocks of the key-value cache."""
 
-    def fits(self, used: Capacity) -> bool:
-        """Return whether ``used`` is within this capacity."""
-        return (
-            used.requests <= self.requests
-            and used.tokens <= self.tokens
-            and used.blocks <= self.blocks
-        )
-
-    def __add__(self, other: Capacity) -> Capacity:
-        return Capacity(
-            requests=self.requests + other.requests,
-            tokens=self.tokens + other.tokens,
-            blocks=self.blocks + other.blocks,
-        )
+    def fits(self, used: Iterable[Capacity]) -> bool:
+        """Return whether the sum of ``used`` is within this capacity."""
+        return all(sum(part) <= room for room, *part in zip(self, *used, strict=True))
 
 
 class PairQueue(Generic[R]):
@@ -59,13 +46,7 @@ class PairQueue(Generic[R]):
         return len(self._single) + sum(map(len, self._entries))
 
     def add(self, request: R, guided: GuidedRequest | None, now: float) -> None:
-        """Add a request.
-
-        Args:
-            request: The request.
-            guided: Its role in a guided pair; None if it does not belong to a pair.
-            now: Time in seconds on any clock.
-        """
+        """Add a request and its role in a guided pair, if any; ``now`` is in seconds."""
         if guided is None or not guided.needs_partner:
             self._entries.append((request,))
         elif guided.pair in self._single:
@@ -74,15 +55,10 @@ class PairQueue(Generic[R]):
             self._single[guided.pair] = (request, now + PAIR_TIMEOUT)
 
     def pop_ready(self, fits: Callable[[tuple[R, R]], bool], now: float) -> Iterator[R]:
-        """Release the requests that can start.
+        """Yield the requests that can start; the requests of a pair are adjacent.
 
-        Args:
-            fits: Whether both requests of a pair can start now. It is called for one pair at a
-                time, after everything yielded before has been started.
-            now: Time in seconds on the clock used for `add`.
-
-        Yields:
-            The requests; the requests of a pair are adjacent.
+        ``fits`` returns whether both requests of a pair can start now. It is called for one pair at
+        a time, after everything yielded before has been started.
         """
         for name in [name for name, (_, deadline) in self._single.items() if deadline <= now]:
             self._entries.append((self._single.pop(name)[0],))

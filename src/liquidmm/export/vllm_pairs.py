@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -130,19 +130,8 @@ class ActiveRequest:
     """Number of tokens that the request has received so far."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GuidedPair:
-    """The requests of one image, at the same code."""
-
-    conditional: ActiveRequest
-    unconditional: ActiveRequest | None
-    """None with a guidance of 1."""
-
-    @property
-    def rows(self) -> list[int]:
-        """Rows of the step's logits."""
-        both = (self.conditional, self.unconditional)
-        return [active.row for active in both if active is not None]
+GuidedPair: TypeAlias = Sequence[ActiveRequest]
+"""The requests of one image, at the same code: the conditional one, and the other if needed."""
 
 
 class PairSampler:
@@ -170,13 +159,12 @@ class PairSampler:
         """
         pairs, problems = match_pairs(requests, self._stopped)
         complete = []
-        groups: dict[bool, list[GuidedPair]] = defaultdict(list)
+        groups: dict[int, list[GuidedPair]] = defaultdict(list)
         for pair in pairs:
-            first = pair.conditional
-            if first.generated < first.request.codes:
-                groups[pair.unconditional is not None].append(pair)
+            if pair[0].generated < pair[0].request.codes:
+                groups[len(pair)].append(pair)
             else:
-                complete += pair.rows
+                complete += [active.row for active in pair]
         for group in groups.values():
             problems |= self._sample(logits, group)
         self._stopped |= dict.fromkeys(problems)
@@ -189,9 +177,9 @@ class PairSampler:
 
     def _sample(self, logits: Tensor, pairs: Sequence[GuidedPair]) -> dict[str, str]:
         """Sample a code for each pair, where all or none are guided; return problems by name."""
-        firsts = [pair.conditional for pair in pairs]
+        firsts = [pair[0] for pair in pairs]
         settings = [active.request.sampling for active in firsts]
-        rows = [list(column) for column in zip(*(pair.rows for pair in pairs), strict=True)]
+        rows = [[active.row for active in column] for column in zip(*pairs, strict=True)]
         codes = self._vocabulary.image_slice
         scores = logits[rows[0]][:, codes]
         if len(rows) == 2:
@@ -213,11 +201,7 @@ class PairSampler:
 def match_pairs(
     requests: Sequence[ActiveRequest], stopped: Collection[str]
 ) -> tuple[list[GuidedPair], dict[str, str]]:
-    """Find the pairs among the requests of one step.
-
-    Args:
-        requests: The guided requests in the step.
-        stopped: Names of pairs that were stopped earlier and stay stopped.
+    """Find the pairs among the requests of one step; pairs in ``stopped`` stay stopped.
 
     Returns:
         The pairs to sample, and the problem of each newly incomplete pair by its name.
@@ -231,12 +215,10 @@ def match_pairs(
         if name in stopped:
             continue
         members.sort(key=lambda active: not active.request.conditional)
-        problem = _problem(members)
-        if problem is None:
-            second = members[1] if len(members) == 2 else None
-            pairs.append(GuidedPair(conditional=members[0], unconditional=second))
-        else:
+        if problem := _problem(members):
             problems[name] = problem
+        else:
+            pairs.append(members)
     return pairs, problems
 
 

@@ -36,12 +36,9 @@ class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
         GuidedRequest.from_settings(sampling_params)
 
     def __init__(self, vllm_config: Any, state: Any, is_pin_memory: bool = False) -> None:
-        """Read the vocabulary of the served checkpoint.
+        """Read the vocabulary of the served checkpoint, a folder or a name on the hub.
 
-        Args:
-            vllm_config: vLLM's configuration; its model is a folder or a name on the hub.
-            state: The device (V1), or the state of the request slots (V2).
-            is_pin_memory: Passed by V1 only.
+        ``state`` is the device (V1) or the state of the request slots (V2).
         """
         del is_pin_memory
         self._state = state
@@ -72,26 +69,22 @@ class PairGuidance(RunnerV1, RunnerV2):  # type: ignore[misc]
         return request is not None
 
     def apply(self, logits: Tensor, context: Any = None) -> Tensor:
-        """Sample the tokens of guided pairs.
+        """Sample the tokens of guided pairs: ``logits``, (R, V), are changed in place.
 
-        Args:
-            logits: Scores of the step, (R, V); changed in place.
-            context: The step's slots (V2); None from V1.
+        ``context`` has the step's slots (V2); None from V1.
         """
-        if self._sampler is not None:
-            if context is None:
-                requests = self._from_batch()
-            else:
-                requests = self._from_slots(context, logits.shape[0])
-            for message in self._sampler.apply(logits, requests):
-                logger.error("image stopped: %s", message)
+        if self._sampler is None:
+            return logits
+        if context is None:
+            requests = [
+                ActiveRequest(row=row, request=request, generated=len(ids))
+                for row, (request, ids) in self._batch.items()
+            ]
+        else:
+            requests = self._from_slots(context, logits.shape[0])
+        for message in self._sampler.apply(logits, requests):
+            logger.error("image stopped: %s", message)
         return logits
-
-    def _from_batch(self) -> list[ActiveRequest]:
-        return [
-            ActiveRequest(row=row, request=request, generated=len(ids))
-            for row, (request, ids) in self._batch.items()
-        ]
 
     def _from_slots(self, context: Any, count: int) -> list[ActiveRequest]:
         """List the guided requests whose prompt has been processed (V2)."""

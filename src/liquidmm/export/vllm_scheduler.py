@@ -65,14 +65,11 @@ class PairScheduler(Scheduler):  # type: ignore[misc]
         present = [*self.running, *self.waiting]
         if not present:
             return True  # there will never be more free space
-        needed = Capacity(requests=0, tokens=0, blocks=0)
-        for request in (*present, *pair):
-            needed += self._needs(request)
         return Capacity(
             requests=self.max_num_active_reqs,
             tokens=self.max_num_scheduled_tokens,
             blocks=self.cache_config.num_gpu_blocks - 1,  # vLLM keeps one block empty
-        ).fits(needed)
+        ).fits(self._needs(request) for request in (*present, *pair))
 
     def _needs(self, request: Any) -> Capacity:
         """Return the capacity of the next step and of the cache that a request uses.

@@ -19,7 +19,7 @@ from annotated_types import Ge
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.backends import (
     Backend,
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
+class EngineConfig(RangeChecked):
     """How to run a model. Only ``quantize`` changes the results."""
 
     slots: Annotated[int, Ge(2)] = 32
@@ -55,9 +55,6 @@ class EngineConfig:
     cuda_graphs: bool = False
     """Capture decoding steps as CUDA graphs. Capturing takes seconds, so it pays off for many
     images."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Engine:

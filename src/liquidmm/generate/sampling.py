@@ -17,12 +17,12 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from liquidmm.config import check_ranges, from_dict
+from liquidmm.config import RangeChecked, from_dict
 from liquidmm.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingConfig:
+class SamplingConfig(RangeChecked):
     """How to choose the next token; the defaults are those of the reference implementation."""
 
     guidance: Annotated[float, Ge(0)] = 7.0
@@ -35,9 +35,6 @@ class SamplingConfig:
     """Sample only from the most likely tokens with this total probability; 1 is off."""
     greedy: bool = False
     """Always choose the most likely token; temperature, top_k and top_p then have no effect."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def check_vocabulary(self, size: int, what: str) -> None:
         """Check top_k against the number of tokens to choose from, which ``what`` names.

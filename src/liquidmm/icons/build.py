@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.data.readers import read_jsonl
 from liquidmm.errors import DataError
 from liquidmm.files import atomic_folder
@@ -67,7 +67,7 @@ class BuildConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReplayConfig:
+class ReplayConfig(RangeChecked):
     """Number of answers, and their source."""
 
     count: Annotated[int, Ge(1)] = 1000
@@ -80,10 +80,6 @@ class ReplayConfig:
     """SPDX identifier of the model's license, which may apply to its answers; empty if unknown."""
     seed: int = 0
     """Random seed."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_ranges(self)
 
 
 def find_tarballs(

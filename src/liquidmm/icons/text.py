@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import indefinite, is_mass, is_plural, plural, with_article
 from liquidmm.icons.io import hash_share, read_rows, write_jsonl, write_summary
@@ -63,7 +63,7 @@ _SENTENCE = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextConfig:
+class TextConfig(RangeChecked):
     """Amount of text."""
 
     max_meanings: Annotated[int, Ge(1)] = 30000
@@ -74,10 +74,6 @@ class TextConfig:
     """Fraction of words that are held out."""
     seed: int = 0
     """Seed for the choice and the split."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_ranges(self)
 
 
 def build_text(

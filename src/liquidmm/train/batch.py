@@ -57,9 +57,7 @@ class Batch:
             yield Batch(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
 
     def save(self, path: Path, keys: Sequence[Sequence[str]]) -> None:
-        """Write the tensors to a safetensors file, with the record keys of each sequence.
-
-        The keys are JSON in the metadata, under `keys`.
+        """Write a safetensors file; its metadata has the record keys of each sequence as JSON.
 
         Raises:
             LiquidError: The file cannot be written.
@@ -70,14 +68,9 @@ class Batch:
 
 
 def shift_labels(labels: Tensor, position_ids: Tensor) -> Tensor:
-    """Shift labels so that each position contains the next token of its document.
+    """Shift labels, (B, T), so that each position contains the next token of its document.
 
-    Args:
-        labels: Unshifted labels, (B, T); `IGNORE_INDEX` where no loss is computed.
-        position_ids: Positions, (B, T), restarting at 0 in every document of a sequence.
-
-    Returns:
-        Targets, (B, T), int64; `IGNORE_INDEX` at the last position of every document.
+    Positions, (B, T), restart at 0 in every document; its last target, int64, is `IGNORE_INDEX`.
     """
     shifted = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
     shifted[:, :-1] = labels[:, 1:].masked_fill(position_ids[:, 1:] == 0, IGNORE_INDEX)

@@ -36,16 +36,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from liquidmm.errors import CheckpointError, LiquidError
-from liquidmm.files import atomic_file, atomic_folder
+from liquidmm.files import atomic_folder, write_text
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.train.distributed import Distributed
 from liquidmm.train.muon import Muon
 
 _NAME = re.compile(r"step-(\d{8})")
 _OLD_FOLDER = "saves"
-# State that the optimizers of `build_optimizers` keep for a parameter.
-_ADAMW = ("exp_avg", "exp_avg_sq", "step")
-_MUON = ("momentum_buffer",)
 
 Named = Mapping[str, nn.Parameter]
 """Trainable parameters by name."""
@@ -69,13 +66,7 @@ class Checkpointer:
     """Writes the checkpoints of a run in the background, one at a time."""
 
     def __init__(self, out: Path, keep: int, world: Distributed) -> None:
-        """Create a process group for writing, if there are several ranks.
-
-        Args:
-            out: Folder of the run.
-            keep: Number of checkpoints to keep, at least 1.
-            world: The ranks.
-        """
+        """Write to ``out``, the folder of the run, and keep the last ``keep`` (at least 1)."""
         self._folder = out / "checkpoints"
         self._keep = keep
         self._world = world
@@ -87,15 +78,9 @@ class Checkpointer:
     def start(
         self, named: Named, optimizers: Sequence[torch.optim.Optimizer], state: TrainState
     ) -> Path:
-        """Start writing a checkpoint; the tensors are copied before this returns.
+        """Start writing a checkpoint and return the folder that will appear.
 
-        Args:
-            named: Trainable parameters.
-            optimizers: Their optimizers.
-            state: Everything else; only the first rank's is written.
-
-        Returns:
-            The folder that will appear.
+        The tensors are copied before this returns; only the first rank's ``state`` is written.
 
         Raises:
             LiquidError: This or the previous checkpoint cannot be written.
@@ -108,12 +93,10 @@ class Checkpointer:
                 shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
                 with _disk_errors(folder):
                     partial.mkdir(parents=True)
-                with atomic_file(partial / "state.json") as path:
-                    path.write_text(json.dumps(asdict(state)), encoding="utf-8")
+                write_text(partial / "state.json", json.dumps(asdict(state)))
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        copied = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
         future = async_save(
-            copied,
+            _tensors(named, optimizers),
             storage_writer=writer,
             process_group=self._group,
             no_dist=self._group is None,
@@ -122,11 +105,7 @@ class Checkpointer:
         return folder
 
     def poll(self) -> None:
-        """Publish a checkpoint that is completely written; all ranks call this after every step.
-
-        Raises:
-            LiquidError: It cannot be written.
-        """
+        """Call `finish` if the checkpoint is written; all ranks call this after every step."""
         if self._pending is not None and not self._world.any(not self._pending[0].done()):
             self.finish()
 
@@ -171,11 +150,7 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the state of a checkpoint.
-
-    Raises:
-        CheckpointError: The folder is not a checkpoint.
-    """
+    """Read the state of a checkpoint, or raise a `CheckpointError` if the folder is not one."""
     try:
         return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -188,20 +163,16 @@ def read_state(folder: Path) -> TrainState:
 def restore(
     folder: Path, named: Named, optimizers: Sequence[torch.optim.Optimizer], world: Distributed
 ) -> None:
-    """Load parameters and optimizer state in place; each rank reads its own shards.
-
-    Args:
-        folder: A checkpoint.
-        named: Trainable parameters, allocated.
-        optimizers: Newly created optimizers of these parameters.
-        world: The ranks.
+    """Load parameters and the state of new optimizers in place; each rank reads its own shards.
 
     Raises:
         CheckpointError: The checkpoint is damaged or belongs to another model or optimizer.
     """
-    for _, parameter, optimizer in _optimized(named, optimizers):
-        optimizer.state[parameter] = _empty_state(parameter, optimizer)
-    wanted = {name: tensor.detach() for name, tensor in _tensors(named, optimizers)}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = _empty_state(parameter, optimizer)
+    wanted = _tensors(named, optimizers)
     reader = HuggingFaceStorageReader(str(folder))
     try:
         found = reader.read_metadata().state_dict_metadata
@@ -222,13 +193,7 @@ def restore(
 
 
 def write_final(out: Path, checkpoint: Checkpoint, card: str, dtype: str) -> Path:
-    """Write the trained model to OUT/final, replacing an existing one.
-
-    Args:
-        out: Folder of the run.
-        checkpoint: The trained model.
-        card: Text of README.md.
-        dtype: Dtype of the weights on disk.
+    """Write the trained model and its ``card`` to OUT/final, replacing an existing one.
 
     Raises:
         LiquidError: The folder cannot be written.
@@ -292,36 +257,27 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
-def _optimized(
-    named: Named, optimizers: Sequence[torch.optim.Optimizer]
-) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
-    owner = {
-        id(parameter): optimizer
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+def _tensors(named: Named, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint by name."""
+    states = {each: state for optimizer in optimizers for each, state in optimizer.state.items()}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in named.items():
-        yield name, parameter, owner[id(parameter)]
-
-
-def _tensors(
-    named: Named, optimizers: Sequence[torch.optim.Optimizer]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint with its name."""
-    for name, parameter, optimizer in _optimized(named, optimizers):
-        yield f"model/{name}", parameter
-        for key, value in optimizer.state[parameter].items():
-            yield f"optimizer/{name}/{key}", value
+        tensors[f"model/{name}"] = parameter.detach()
+        for key, value in states.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = value.detach()
+    return tensors
 
 
 def _empty_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Allocate the optimizer state of a parameter."""
+    """Allocate what an optimizer of `build_optimizers` keeps for a parameter."""
     if isinstance(optimizer, Muon):
-        return {key: torch.zeros_like(parameter) for key in _MUON}
-    # Fused AdamW requires `step` on the parameter's device.
-    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    return {key: step if key == "step" else torch.zeros_like(parameter) for key in _ADAMW}
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    return {
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+        # Fused AdamW requires it on the parameter's device.
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+    }
 
 
 @contextlib.contextmanager

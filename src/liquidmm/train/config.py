@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from liquidmm.config import check_ranges, to_dict
+from liquidmm.config import RangeChecked, check_ranges, to_dict
 from liquidmm.data.examples import ExampleConfig
 from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
@@ -120,7 +120,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleConfig:
+class SampleConfig(RangeChecked):
     """Samples generated during training."""
 
     prompts: tuple[str, ...] = ()
@@ -132,9 +132,6 @@ class SampleConfig:
     """Guidance scale for the grid; None uses the checkpoint's own."""
     seed: int = 0
     """Seed of the first image; each further image adds 1."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,14 +224,9 @@ _FREE = {
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
-    """Describe the settings that change what a resumed run learns.
+    """Describe the settings that change what a resumed run learns: "train.steps is 200, was 100".
 
-    Args:
-        old: The saved settings, from `to_dict`.
-        new: The settings of the resumed run.
-
-    Returns:
-        "train.steps is 200, was 100" for each; empty if the run can be resumed exactly.
+    ``old`` are the saved settings, from `to_dict`. Empty if the run can be resumed exactly.
     """
     before, now = _flatten(old), _flatten(to_dict(new))
     return [

@@ -11,24 +11,22 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
-    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError, LiquidError
 from liquidmm.runtime import resolve_device
 
@@ -36,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParallelConfig:
+class ParallelConfig(RangeChecked):
     """How the ranks share the model; this affects memory and speed but never the result."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -59,15 +57,8 @@ class ParallelConfig:
     cpu_offload: bool = False
     """Keep shards and optimizer state in CPU memory and update them there."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
     def shards(self, ranks: int) -> int:
-        """Return the number of shards of each replica.
-
-        Raises:
-            ConfigError: ``dp_replicate`` does not divide the number of ranks.
-        """
+        """Return the number of shards of each replica; `dp_replicate` must divide the ranks."""
         if ranks % self.dp_replicate:
             raise ConfigError(
                 f"parallel.dp_replicate: expected a divisor of the number of ranks ({ranks}), got "
@@ -86,9 +77,7 @@ class Distributed:
     def __init__(self, device: str | None = None) -> None:
         """Join the process group.
 
-        Args:
-            device: "cpu", "cuda", "mps"; None takes the fastest. With several ranks on GPUs, each
-                takes the GPU of its local rank.
+        With several ranks on GPUs, each takes the GPU of its local rank.
 
         Raises:
             ConfigError: The device is unknown or not available.
@@ -109,12 +98,7 @@ class Distributed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Leave the process group; after an error, do not wait for ranks that may have exited."""
         if self.size > 1 and dist.is_initialized():
             if error is None:
@@ -189,19 +173,19 @@ class Distributed:
     ) -> None:
         """Shard a model over the ranks, block by block; do nothing if there is only one rank.
 
-        Args:
-            root: The whole model; the parameters outside its blocks form one FSDP unit.
-            blocks: Its decoder blocks.
-            config: Replicas, resharding and offloading.
-            precision: Dtype of the gathered weights and of the matrix products; gradients are
-                reduced in float32.
+        The parameters of ``root`` outside its blocks form one FSDP unit. ``precision`` is the dtype
+        of the gathered weights and of the matrix products; gradients are reduced in float32.
 
         Raises:
             ConfigError: ``dp_replicate`` does not divide the number of ranks.
         """
         if self.size == 1:
             return
-        mesh = self._mesh(config)
+        shape: tuple[int, ...] = (config.dp_replicate, config.shards(self.size))
+        names: tuple[str, ...] = ("dp_replicate", "dp_shard")
+        if config.dp_replicate == 1:
+            shape, names = shape[1:], names[1:]
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
         policy = MixedPrecisionPolicy(
             param_dtype=None if precision == torch.float32 else precision,
             reduce_dtype=torch.float32,
@@ -217,24 +201,6 @@ class Distributed:
                 reshard_after_forward=config.reshard_after_forward,
             )
         fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=offload)
-
-    def _mesh(self, config: ParallelConfig) -> DeviceMesh:
-        shards = config.shards(self.size)
-        if config.dp_replicate == 1:
-            return init_device_mesh(self.device.type, (self.size,))
-        names = ("dp_replicate", "dp_shard")
-        shape = (config.dp_replicate, shards)
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-
-
-def set_gradient_sync(root: nn.Module, sync: bool) -> None:
-    """Set whether the next backward pass reduces gradients over the ranks.
-
-    If not, the gradients of micro-batches accumulate unsharded on each rank.
-    """
-    if isinstance(root, FSDPModule):
-        root.set_requires_gradient_sync(sync)
-        root.set_is_last_backward(sync)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

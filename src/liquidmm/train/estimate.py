@@ -10,7 +10,7 @@ NCCL buffers and fragmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -20,11 +20,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.data.examples import IGNORE_INDEX
-from liquidmm.data.mixture import Source
-from liquidmm.data.packing import PackedSequence, PackingConfig, split
-from liquidmm.data.stream import TokenStream
+from liquidmm.data.packing import PackedSequence, split
 from liquidmm.model.checkpoint import empty_language_model
 from liquidmm.runtime import resolve_device
 from liquidmm.train.config import TrainConfig
@@ -34,7 +32,7 @@ from liquidmm.train.lora import decoder_blocks
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.model import head_of, select_trainable, trained_fraction
 from liquidmm.train.muon import Muon
-from liquidmm.train.optim import build_optimizers
+from liquidmm.train.optim import build_optimizers, parameters_of
 from liquidmm.train.setup import Setup, open_setup
 
 USABLE = 0.8
@@ -50,7 +48,7 @@ _FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
+class Machine(RangeChecked):
     """The hardware that a run is planned for."""
 
     num_gpus: Annotated[int, Ge(1)] = 1
@@ -62,13 +60,10 @@ class Machine:
     assumed_mfu: Annotated[float, Gt(0), Le(1)] = 0.4
     """Model FLOPs utilization to assume."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceEstimate:
-    """One source of the training data."""
+    """One source of the training data; tokens and epochs are estimates."""
 
     path: Path
     task: str
@@ -77,24 +72,22 @@ class SourceEstimate:
     share: float
     """Fraction of the examples."""
     token_share: float
-    """Fraction of the tokens; estimate."""
     mean_tokens: float
-    """Mean tokens per example; estimate."""
+    """Mean tokens per example."""
     epochs: float
-    """Epochs over its samples; estimate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataEstimate:
-    """The training data of a run."""
+    """The training data of a run, estimated."""
 
     sources: tuple[SourceEstimate, ...]
     packing_efficiency: float
-    """Fraction of the positions that are not padding; estimate."""
+    """Fraction of the positions that are not padding."""
     targets: float
-    """Fraction of the positions with a target; estimate."""
+    """Fraction of the positions with a target."""
     document_tokens: float
-    """Twice the mean number of tokens that a token attends to; estimate."""
+    """Twice the mean number of tokens that a token attends to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,18 +165,13 @@ def estimate(run: TrainConfig, machine: Machine) -> Estimate:
 
     step = run.train.global_batch_size * run.data.seq_len
     tokens = run.train.steps * step
-    data = estimate_data(setup.stream, run.data.sources, run.data.packing, tokens)
-    flops = flops_per_token(
-        model.config,
-        data.document_tokens,
-        target_fraction=data.targets,
-        trained_fraction=trained_fraction(model),
-    )
+    data = estimate_data(setup, tokens)
+    flops = _flops(model.config, model, data)
     peak, owner = _peak(run, machine)
     return Estimate(
         model=type(model).__name__,
         parameters=parameters,
-        trained=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        trained=_count_trained(model),
         vocabulary={**setup.processor.vocabulary.to_dict(), "rows": table},
         data=data,
         steps=run.train.steps,
@@ -203,24 +191,24 @@ def estimate(run: TrainConfig, machine: Machine) -> Estimate:
     )
 
 
-def estimate_data(
-    stream: TokenStream, sources: Sequence[Source], packing: PackingConfig, tokens: int
-) -> DataEstimate:
-    """Estimate the data that a run of ``tokens`` reads from a stream; its position does not change.
+def estimate_data(setup: Setup, tokens: int) -> DataEstimate:
+    """Estimate the data that a run of ``tokens`` reads; the position of its stream does not change.
 
     Raises:
         DataError: An example in the sample contains an image and is too long.
     """
+    stream, packing = setup.stream, setup.run.data.packing
     identity = stream.fingerprint()
     sizes: list[int] = identity["sizes"]
     shares: list[float] = identity["weights"]
     means = []
     for number, size in enumerate(sizes):
-        lengths = []
-        for index in range(min(size, _EXAMPLES)):
-            pieces = split(stream.example(number, index), packing)
-            if pieces:
-                lengths.append(sum(len(piece.input_ids) for piece in pieces))
+        examples = (stream.example(number, index) for index in range(min(size, _EXAMPLES)))
+        lengths = [
+            sum(len(piece.input_ids) for piece in pieces)
+            for pieces in (split(example, packing) for example in examples)
+            if pieces
+        ]
         means.append(float(np.mean(lengths)) if lengths else 0.0)
     packed: list[PackedSequence] = []
     for number in range(_SEQUENCES):  # a buffer has at least one sequence
@@ -228,7 +216,7 @@ def estimate_data(
             packed += stream.buffer(number)
     efficiency = float(np.mean([each.num_tokens for each in packed])) / packing.seq_len
     mean = sum(share * each for share, each in zip(shares, means, strict=True))
-    examples = tokens * efficiency / mean
+    count = tokens * efficiency / mean
     return DataEstimate(
         sources=tuple(
             SourceEstimate(
@@ -238,9 +226,11 @@ def estimate_data(
                 share=share,
                 token_share=share * each / mean,
                 mean_tokens=each,
-                epochs=examples * share / size,
+                epochs=count * share / size,
             )
-            for source, size, share, each in zip(sources, sizes, shares, means, strict=True)
+            for source, size, share, each in zip(
+                setup.run.data.sources, sizes, shares, means, strict=True
+            )
         ),
         packing_efficiency=efficiency,
         targets=float(np.mean([each.labels != IGNORE_INDEX for each in packed])),
@@ -249,15 +239,11 @@ def estimate_data(
 
 
 def estimate_memory(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Memory:
-    """Estimate the memory of one rank from a decoder without weights.
-
-    Raises:
-        ConfigError: The sequences or the model cannot be divided among the ranks.
-    """
+    """Estimate the memory of one rank from a decoder without weights."""
     shards = run.parallel.shards(ranks)
     batch_size = run.batch_size_per_rank(ranks)
     micro = run.train.micro_batch_size or batch_size
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    trained = _count_trained(model)
     small = 0
     if run.model.lora is not None and run.model.lora.load_in_4bit:
         blocks = decoder_blocks(model).parameters()
@@ -267,8 +253,7 @@ def estimate_memory(model: PreTrainedModel, run: TrainConfig, ranks: int) -> Mem
     optimizer = 0
     for each in build_optimizers(model, run.optim):
         averages = 1 if isinstance(each, Muon) else 2
-        for group in each.param_groups:
-            optimizer += 4 * averages * sum(weight.numel() for weight in group["params"])
+        optimizer += 4 * averages * sum(weight.numel() for weight in parameters_of(each))
     optimizer //= shards
     gradients = 4 * trained // shards
     in_full = ranks > 1 and micro < batch_size and run.parallel.grad_accumulation == "full"
@@ -318,15 +303,21 @@ def utilization(
     peak = peak_flops(world.device, _precision(setup.run))
     if peak is None:
         return None
-    data = estimate_data(setup.stream, setup.run.data.sources, setup.run.data.packing, 1)
-    flops = flops_per_token(
-        setup.config,
+    flops = _flops(setup.config, model, estimate_data(setup, 1))
+    return lambda speed: round(mfu(speed, flops, peak * world.size), 4)
+
+
+def _flops(config: PreTrainedConfig, model: PreTrainedModel, data: DataEstimate) -> float:
+    return flops_per_token(
+        config,
         data.document_tokens,
         target_fraction=data.targets,
         trained_fraction=trained_fraction(model),
     )
-    total = peak * world.size
-    return lambda speed: round(mfu(speed, flops, total), 4)
+
+
+def _count_trained(model: PreTrainedModel) -> int:
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _peak(run: TrainConfig, machine: Machine) -> tuple[float, str]:

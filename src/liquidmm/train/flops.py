@@ -115,8 +115,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 def peak_of(name: str, dtype: torch.dtype) -> float | None:
     """Return the dense peak in FLOP/s of a GPU with a name such as "NVIDIA H100 80GB HBM3".
 
-    Returns:
-        The peak; None if the GPU or the dtype is unknown.
+    None if the GPU or the dtype is unknown.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     if _OTHER.search(name) or not (half or dtype == torch.float32):
@@ -130,10 +129,7 @@ def peak_of(name: str, dtype: torch.dtype) -> float | None:
 def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
     """Return the model FLOPs utilization; 0.3 to 0.5 is typical for large models.
 
-    Args:
-        tokens_per_second: Tokens trained per second on all devices.
-        flops: Operations per token, from `flops_per_token`.
-        peak: Peak of all devices together, in FLOP/s.
+    Speed and ``peak`` (in FLOP/s) are those of all devices together, ``flops`` those of one token.
     """
     return tokens_per_second * flops / peak
 
@@ -141,9 +137,8 @@ def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
 def _windows(config: PreTrainedConfig) -> list[int | None]:
     """Return the sliding window of each layer, None for full attention."""
     window: int | None = getattr(config, "sliding_window", None)
-    kinds: list[str] = getattr(config, "layer_types", None) or []
-    if not kinds:
-        return [window] * config.num_hidden_layers
+    every = ["sliding_attention"] * config.num_hidden_layers
+    kinds: list[str] = getattr(config, "layer_types", None) or every
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 

@@ -16,14 +16,14 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError
 from liquidmm.runtime import require_extra
 from liquidmm.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
+class LoraConfig(RangeChecked):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"targets": "target_modules", "quantize": "load_in_4bit"}
@@ -39,18 +39,9 @@ class LoraConfig:
     load_in_4bit: bool = False
     """Keep the frozen weights of the blocks in 4 bits (NF4; QLoRA, arXiv:2305.14314)."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraConfig) -> Any:
-    """Freeze a model and add adapters to it.
-
-    Args:
-        model: The decoder with its weights, changed in place. Afterward, only the adapters and the
-            new rows are trainable.
-        vocabulary: Layout of the token ids.
-        config: Rank, target modules and so on.
+    """Freeze a model in place and add adapters; then only they and the new rows are trainable.
 
     Returns:
         PEFT's wrapper of the same model, for `merge_adapters`.
@@ -88,14 +79,11 @@ def add_adapters(model: PreTrainedModel, vocabulary: Vocabulary, config: LoraCon
 
 
 def merge_adapters(adapted: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """Merge trained adapters into dense weights.
+    """Merge trained adapters into dense weights and return a stock model.
 
     Args:
         adapted: Result of `add_adapters` on a model with the original weights.
         weights: Trained parameters, by their names in that model.
-
-    Returns:
-        A stock model without adapters.
     """
     with torch.no_grad():
         for name, parameter in adapted.get_base_model().named_parameters():
@@ -105,11 +93,7 @@ def merge_adapters(adapted: Any, weights: Mapping[str, Tensor]) -> PreTrainedMod
 
 
 def four_bit_config(compute_dtype: torch.dtype) -> Any:
-    """Return the transformers setting for frozen NF4 weights with double quantization.
-
-    Raises:
-        MissingExtraError: bitsandbytes is not installed.
-    """
+    """Return the transformers setting for frozen NF4 weights with double quantization."""
     require_extra("bitsandbytes", "qlora")
     from transformers import BitsAndBytesConfig
 
@@ -138,11 +122,7 @@ def is_new_rows(name: str) -> bool:
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
-    """Return the weight that a table or head computes with, including separately trained rows.
-
-    Returns:
-        (V, D), differentiable with respect to its trainable parts.
-    """
+    """Return the weight (V, D) of a table or head, including separately trained rows."""
     rows: Any = getattr(layer, "token_adapter", None)
     if rows is None:
         return cast("Tensor", layer.weight)

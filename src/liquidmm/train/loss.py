@@ -16,12 +16,12 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.data.examples import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig:
+class LossConfig(RangeChecked):
     """Loss terms besides cross-entropy, and the chunk size."""
 
     max_z_loss: Annotated[float, Ge(0)] = 0.0
@@ -31,9 +31,6 @@ class LossConfig:
     chunk_logits: Annotated[int, Ge(0)] = 0
     """Number of float32 logits in a chunk. 0 chooses 16 MiB on a CPU, which fits in its cache, and
     512 MiB on a GPU, but at least 128 positions because each chunk reads the whole head."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def positions(self, vocab_size: int, device: torch.device) -> int:
         """Return the number of positions in a chunk."""

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from liquidmm.errors import LiquidError
-from liquidmm.files import atomic_file
+from liquidmm.files import write_text
 from liquidmm.runtime import require_extra
 from liquidmm.train.loss import LossResult
 
@@ -52,11 +51,8 @@ class LossMeter:
     def report(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Return mean loss in nats and token accuracy, overall and for each task in the data.
 
-        Args:
-            reduce: Sums a tensor over the ranks; every rank must have added something.
-
-        Returns:
-            "loss", "accuracy", "loss/chat" and so on; "tokens" is the number of targets.
+        The keys are "loss", "accuracy", "loss/chat" and so on; "tokens" is the number of targets.
+        ``reduce`` sums a tensor over the ranks; every rank must have added something.
         """
         if self._sums is None:
             return {"tokens": 0}
@@ -80,9 +76,7 @@ class LossSpikeDetector:
     def __init__(self, sigma: float) -> None:
         """Set the threshold in standard deviations above the mean; 0 detects nothing."""
         self._sigma = sigma
-        self._mean = 0.0
-        self._square = 0.0
-        self._steps = 0
+        self.load_state_dict({"mean": 0.0, "square": 0.0, "steps": 0})
 
     def state_dict(self) -> dict[str, float]:
         """Return the running statistics as JSON-compatible values."""
@@ -126,9 +120,9 @@ class _TensorBoard:
     """Event files for `tensorboard --logdir OUT/tensorboard`."""
 
     def __init__(self, out: Path, step: int) -> None:
-        """Open a new event file; TensorBoard hides the events of earlier files after ``step``."""
         from tensorboardX import SummaryWriter
 
+        # TensorBoard hides the events of earlier files after ``step``.
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -140,14 +134,12 @@ class _TensorBoard:
 
 
 class _HostedTracker:
-    """Weights & Biases or Trackio, which share an API; their messages go to stderr."""
+    """Weights & Biases or Trackio, which share an API; the run is named after the folder ``out``.
+
+    Their messages go to stderr.
+    """
 
     def __init__(self, name: str, out: Path, config: Mapping[str, Any]) -> None:
-        """Start or resume the run named after the folder ``out``.
-
-        Raises:
-            MissingExtraError: The package ``name`` is not installed.
-        """
         self._module: Any = require_extra(name, name)
         project = out.resolve().parent.name or "liquid"
         with contextlib.redirect_stdout(sys.stderr):
@@ -164,11 +156,7 @@ class _HostedTracker:
 def open_trackers(
     names: Sequence[str], out: Path, step: int, config: Mapping[str, Any]
 ) -> list[Tracker]:
-    """Open TensorBoard and the named trackers ("wandb", "trackio").
-
-    Raises:
-        MissingExtraError: A package is not installed.
-    """
+    """Open TensorBoard and the named trackers ("wandb", "trackio"), which must be installed."""
     hosted = [_HostedTracker(name, out, config) for name in names]
     return [_TensorBoard(out, step), *hosted]
 
@@ -185,23 +173,16 @@ class MetricsLog:
         trackers: Sequence[Tracker] = (),
         utilization: Callable[[float], float] | None = None,
     ) -> None:
-        """Open the file and remove the lines after ``step``.
+        """Open the file and remove the lines after ``step``; a ``path`` of None logs nothing.
 
-        Args:
-            path: The JSON lines file; None logs nothing.
-            step: Number of steps done; 0 starts a new file.
-            steps: Number of steps of the run.
-            trackers: Other destinations; closed at the end.
-            utilization: Converts tokens per second to the model FLOPs utilization.
+        ``utilization`` converts tokens per second to the model FLOPs utilization.
         """
         self._path = path
         self._utilization = utilization
         self._trackers = trackers
         if path is not None:
             kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-            with atomic_file(path) as temporary:
-                text = "".join(json.dumps(line) + "\n" for line in kept)
-                temporary.write_text(text, encoding="utf-8")
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=path is None, dynamic_ncols=True
         )
@@ -212,12 +193,7 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
         for tracker in self._trackers:
             tracker.close()
@@ -250,11 +226,7 @@ class MetricsLog:
         self._bar.set_postfix(shown)
 
     def append(self, step: int, metrics: dict[str, Any]) -> None:
-        """Append a line.
-
-        Raises:
-            LiquidError: The file cannot be written.
-        """
+        """Append a line, or raise a `LiquidError` if the file cannot be written."""
         if self._path is None:
             return
         for tracker in self._trackers:

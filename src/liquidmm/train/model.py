@@ -94,13 +94,10 @@ class LiquidForTraining(nn.Module):
         self._lora = lora
 
     def forward(self, batch: Batch, tasks: int, num_targets: int | None = None) -> LossResult:
-        """Compute the loss of a batch.
+        """Compute the loss of a batch, whose task ids are below ``tasks``.
 
-        Args:
-            batch: The sequences.
-            tasks: Number of tasks.
-            num_targets: Number of targets of the whole step on all ranks; None uses the number in
-                the batch.
+        ``num_targets`` counts those of the whole step on all ranks; None uses the number in the
+        batch.
         """
         kind = batch.input_ids.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
@@ -129,14 +126,8 @@ class LiquidForTraining(nn.Module):
     ) -> PreTrainedModel | None:
         """Return the trained model as a stock model on the first rank; all ranks must call this.
 
-        Args:
-            folder: The checkpoint that the model was loaded from.
-            world: The ranks.
-            dtype: Dtype of the weights if the model is copied.
-
-        Returns:
-            The live model if there is one rank and no adapters, otherwise a copy on the CPU; None
-            on the other ranks.
+        It is the live model if there is one rank and no adapters, otherwise a copy in ``dtype`` on
+        the CPU; None on the other ranks. ``folder`` is the checkpoint that was loaded.
         """
         if self._lora is None and world.size == 1:
             return self.model
@@ -160,13 +151,10 @@ class LiquidForTraining(nn.Module):
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run the decoder on packed sequences; documents do not attend to each other.
+    """Return the last hidden states, (B, T, D); documents do not attend to each other.
 
     The model gets position ids that restart in each document but no mask or cache: with either,
     transformers would silently mix the documents.
-
-    Returns:
-        Last hidden states, (B, T, D).
     """
     ids, positions = batch.input_ids, batch.position_ids
     if model.config._attn_implementation.startswith("flash_attention"):
@@ -207,20 +195,10 @@ def load_for_training(
     parallel: ParallelConfig,
     precision: torch.dtype,
 ) -> LiquidForTraining:
-    """Load the language model of a checkpoint for training.
+    """Load the language model of a local checkpoint folder onto its device, in training mode.
 
-    Args:
-        folder: A local checkpoint folder.
-        vocabulary: Layout of its token ids.
-        config: Which parameters are trained, and how the model is computed.
-        loss: Stabilizers.
-        world: The ranks.
-        parallel: How they share the model.
-        precision: Dtype of the matrix products; weights, gradients and optimizer state stay in
-            float32.
-
-    Returns:
-        The model on its device, in training mode.
+    ``precision`` is the dtype of the matrix products; weights, gradients and optimizer state stay
+    in float32.
 
     Raises:
         CheckpointError: Weights are missing or damaged.
@@ -251,17 +229,7 @@ def load_for_training(
 def prepare(
     model: PreTrainedModel, vocabulary: Vocabulary, config: ModelConfig, loss: LossConfig
 ) -> LiquidForTraining:
-    """Wrap a language model for training.
-
-    Args:
-        model: The decoder, with or without weights, changed in place.
-        vocabulary: Layout of its token ids.
-        config: Which parameters are trained, and how the model is computed.
-        loss: Stabilizers.
-
-    Raises:
-        ConfigError: A name in the settings matches nothing.
-    """
+    """Wrap a language model, with or without weights, and change it as `select_trainable` does."""
     select_trainable(model, vocabulary, config)
     if config.activation_checkpointing:
         # The name in transformers 5.23 and later, then the one in earlier versions.

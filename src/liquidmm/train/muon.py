@@ -54,13 +54,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Return approximately the nearest matrix with singular values of 1.
 
-    Runs five Newton-Schulz iterations, in bfloat16 on an accelerator and in float32 on a CPU.
-
-    Args:
-        matrix: (rows, columns), any floating dtype.
-
-    Returns:
-        (rows, columns), in the dtype of the iterations; singular values are about 0.7 to 1.2.
+    Runs five Newton-Schulz iterations, in bfloat16 on an accelerator and in float32 on a CPU. The
+    result has that dtype; its singular values are about 0.7 to 1.2.
     """
     a, b, c = _COEFFICIENTS
     wide = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)

@@ -16,14 +16,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from transformers import PreTrainedModel
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked
 from liquidmm.train.distributed import full_tensor
 from liquidmm.train.lora import is_new_rows, unwrap
 from liquidmm.train.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
+class OptimConfig(RangeChecked):
     """Optimizer, schedule and stabilizers."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -59,20 +59,11 @@ class OptimConfig:
     z_loss: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared log-sum-exp; 0 disables it."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of one step.
+    """Return the learning rate after ``step`` of ``steps`` steps.
 
-    Args:
-        step: Number of steps before this one.
-        steps: Number of steps of the run.
-        config: Peak, schedule and warmup.
-
-    Returns:
-        The rate. The last warmup step has the peak rate; the cosine ends right after the last step.
+    The last warmup step has the peak rate; the cosine ends right after the last step.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -138,9 +129,13 @@ def clip_gradients(optimizers: Sequence[torch.optim.Optimizer], max_norm: float)
     Returns:
         The norm before clipping; NaN or infinite if any gradient is.
     """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    parameters = [each for optimizer in optimizers for each in parameters_of(optimizer)]
     return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)))
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of all groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_step(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import torch
 from transformers import AutoConfig
 
 from liquidmm.config import to_dict
-from liquidmm.data.examples import TASK_KINDS, ExampleBuilder, ExampleConfig
+from liquidmm.data.examples import TASK_KINDS, ExampleBuilder
 from liquidmm.data.manifest import read_manifest
 from liquidmm.data.mixture import Source
 from liquidmm.data.packing import PackedSequence
@@ -78,11 +79,7 @@ class Setup:
         )
 
     def eval_sequences(self) -> Iterator[tuple[str, list[PackedSequence]]]:
-        """Yield the evaluation sequences of each source; they are always the same.
-
-        Yields:
-            Name of the source and task, and ``train.eval_samples`` sequences.
-        """
+        """Yield the name of each evaluation source and task, and its sequences, always the same."""
         folders = {source.path for source in self.run.data.eval}
         names = Counter(path.name for path in folders)
         for source in self.run.data.eval:
@@ -96,10 +93,7 @@ class Setup:
 def checkpoint_to_resume(run: TrainConfig, resume: bool, *, log: bool) -> Path | None:
     """Return the checkpoint that a run resumes from, or None if the run starts from scratch.
 
-    Args:
-        run: The run file.
-        resume: Accept changed settings.
-        log: Log which settings changed.
+    ``resume`` accepts changed settings, ``log`` logs them.
 
     Raises:
         ConfigError: The checkpoint has other settings, or ``resume`` is set but there is none.
@@ -122,12 +116,7 @@ def checkpoint_to_resume(run: TrainConfig, resume: bool, *, log: bool) -> Path |
 
 
 def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
-    """Open and check the files of a run.
-
-    Args:
-        run: The run file.
-        ranks: Number of ranks.
-        device: Device of the image tokenizer.
+    """Open and check the files of a run; ``device`` is that of the image tokenizer.
 
     Raises:
         ConfigError: The sequences or the model cannot be divided among the ranks, or documents are
@@ -138,20 +127,23 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
     """
     run.batch_size_per_rank(ranks)
     run.parallel.shards(ranks)
-    check_quantized(run, ranks)
+    if ranks > 1 and run.model.lora is not None and run.model.lora.load_in_4bit:
+        # FSDP2 cannot shard such weights.
+        raise ConfigError(
+            f"model.lora.load_in_4bit: expected a single rank, got {ranks}. Set it to false; LoRA "
+            "without it can be sharded."
+        )
     check_image_sizes(run)
     folder = local_folder(str(run.checkpoint))
     processor, image_tokenizer = load_parts(folder, device)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_length(run, config)
     processor = _with_sizes(processor, image_tokenizer, run)
-    stream = TokenStream(
-        run.data.sources,
-        _builder(run.data.format, processor, image_tokenizer),
-        run.data.packing,
-        run.seed,
+    stream = _open_stream(
+        run,
+        processor,
+        image_tokenizer,
         num_streams=run.train.global_batch_size,
-        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
         num_workers=run.data.num_workers,
     )
     for source in run.data.eval:
@@ -167,11 +159,7 @@ def open_setup(run: TrainConfig, ranks: int, device: torch.device) -> Setup:
 
 
 def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
-    """Check that documents fit the context of the model.
-
-    Raises:
-        ConfigError: The documents do not fit.
-    """
+    """Check that documents fit the context of the model, or raise a `ConfigError`."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = run.data.packing.document_limit
     if context is not None and longest > context:
@@ -182,25 +170,8 @@ def check_length(run: TrainConfig, config: PreTrainedConfig) -> None:
         )
 
 
-def check_quantized(run: TrainConfig, ranks: int) -> None:
-    """Check that 4-bit weights are used on one rank only: FSDP2 cannot shard them.
-
-    Raises:
-        ConfigError: They are used on several ranks.
-    """
-    if ranks > 1 and run.model.lora is not None and run.model.lora.load_in_4bit:
-        raise ConfigError(
-            f"model.lora.load_in_4bit: expected a single rank, got {ranks}. Set it to false; LoRA "
-            "without it can be sharded."
-        )
-
-
 def check_image_sizes(run: TrainConfig) -> None:
-    """Check that the images of every source fit a sequence.
-
-    Raises:
-        DataError: An image does not fit, or a source is not a folder of shards.
-    """
+    """Check that the images of every source fit a sequence, or raise a `DataError`."""
     longest = run.data.packing.document_limit
     drop = run.data.overlong == "drop"
     for table, sources in (("sources", run.data.sources), ("eval", run.data.eval)):
@@ -225,11 +196,13 @@ def _tokens_of_sizes(source: Source) -> dict[str, int]:
     others = {name for name, count in totals.kinds.items() if count} - {"text", kind}
     if kind == "text" or others:
         return {}  # the manifest does not record which kind of sample an image belongs to
-    needed = {}
-    for size in totals.sizes:
-        width, height = map(int, size.split(" x "))
-        needed[size] = width * height + _AROUND_IMAGE
-    return needed
+    return {size: math.prod(_grid(size)) + _AROUND_IMAGE for size in totals.sizes}
+
+
+def _grid(size: str) -> tuple[int, int]:
+    """Read a size of a manifest, "width x height" in codes."""
+    width, height = map(int, size.split(" x "))
+    return width, height
 
 
 def _open_eval(
@@ -238,24 +211,34 @@ def _open_eval(
     image_tokenizer: ImageTokenizer | None,
     source: Source,
 ) -> TokenStream:
-    config = replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0)
     samples = read_manifest(source.path).totals.kinds.get(TASK_KINDS[source.task], 0)
-    # A buffer that contains a sample twice would cover fewer samples.
-    buffer = max(1, min(run.data.packing_buffer, source.max_samples or samples))
-    return TokenStream(
-        (replace(source, weight=1.0),),
-        _builder(config, processor, image_tokenizer),
-        replace(run.data.packing, packing_buffer=buffer),
-        run.seed,
-        tokenizer_fingerprint=None if image_tokenizer is None else image_tokenizer.fingerprint,
+    data = replace(
+        run.data,
+        sources=(replace(source, weight=1.0),),
+        format=replace(run.data.format, caption_dropout=0.0, first_row_only_prob=0.0),
+        # A buffer that contains a sample twice would cover fewer samples.
+        packing_buffer=max(1, min(run.data.packing_buffer, source.max_samples or samples)),
     )
+    return _open_stream(replace(run, data=data), processor, image_tokenizer)
 
 
-def _builder(
-    config: ExampleConfig, processor: LiquidProcessor, image_tokenizer: ImageTokenizer | None
-) -> ExampleBuilder:
-    factor = None if image_tokenizer is None else image_tokenizer.downsample_factor
-    return ExampleBuilder(processor.sequences, config, factor)
+def _open_stream(
+    run: TrainConfig,
+    processor: LiquidProcessor,
+    image_tokenizer: ImageTokenizer | None,
+    **options: int,
+) -> TokenStream:
+    factor = fingerprint = None
+    if image_tokenizer is not None:
+        factor, fingerprint = image_tokenizer.downsample_factor, image_tokenizer.fingerprint
+    return TokenStream(
+        run.data.sources,
+        ExampleBuilder(processor.sequences, run.data.format, factor),
+        run.data.packing,
+        run.seed,
+        tokenizer_fingerprint=fingerprint,
+        **options,
+    )
 
 
 def _with_sizes(
@@ -269,7 +252,7 @@ def _with_sizes(
     for source in run.data.sources:
         if source.task == "text_to_image":
             for size, count in read_manifest(source.path).totals.sizes.items():
-                width, height = map(int, size.split(" x "))
+                width, height = _grid(size)
                 counts[width * factor, height * factor] += count
     sizes = tuple(size for size, _ in counts.most_common())
     return LiquidProcessor(processor.tokenizer, processor.vocabulary, sizes, processor.resize)

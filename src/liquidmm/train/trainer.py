@@ -19,19 +19,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from liquidmm.config import to_dict
 from liquidmm.data.examples import TASKS
 from liquidmm.data.packing import PackedSequence
 from liquidmm.errors import LiquidError
-from liquidmm.files import atomic_file
+from liquidmm.files import write_text
 from liquidmm.model.checkpoint import Checkpoint
 from liquidmm.runtime import get_logger, resolve_dtype, tune_cpu_allocator
 from liquidmm.signals import StopSignals
 from liquidmm.train import checkpoint as checkpoints
 from liquidmm.train.batch import Batch
 from liquidmm.train.config import TrainConfig
-from liquidmm.train.distributed import Distributed, set_gradient_sync
+from liquidmm.train.distributed import Distributed
 from liquidmm.train.estimate import utilization
 from liquidmm.train.loss import LossConfig
 from liquidmm.train.metrics import LossMeter, LossSpikeDetector, MetricsLog, open_trackers
@@ -90,8 +91,7 @@ def train(
             setup.digest, "the data or checkpoint", "Use the same files on all ranks."
         )
         if world.is_main:
-            with atomic_file(run.out / "run.json") as path:
-                path.write_text(json.dumps(to_dict(run), indent=2), encoding="utf-8")
+            write_text(run.out / "run.json", json.dumps(to_dict(run), indent=2))
         trainer = _Trainer(run, setup, world, on_sample)
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -111,7 +111,11 @@ def forward_backward(
     """Compute the gradients of a step; ``num_targets`` is the number of targets on all ranks."""
     parts = list(batch.split(micro_batch_size))
     for part in parts:
-        set_gradient_sync(model, part is parts[-1] or grad_accumulation == "sharded")
+        if isinstance(model, FSDPModule):
+            # Without a reduction the gradients accumulate unsharded on each rank.
+            reduce = part is parts[-1] or grad_accumulation == "sharded"
+            model.set_requires_gradient_sync(reduce)
+            model.set_is_last_backward(reduce)
         result = model(part, len(TASKS), num_targets)
         # FSDP averages gradients over the ranks, but the step needs their sum.
         (result.loss * world.size).backward()

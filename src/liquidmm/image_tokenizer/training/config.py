@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from liquidmm.config import check_ranges
+from liquidmm.config import RangeChecked, check_ranges
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.vqgan import VQGANConfig
 
@@ -96,7 +96,7 @@ class ImageLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CodebookConfig:
+class CodebookConfig(RangeChecked):
     """How to learn the codebook: by moving averages of the latents assigned to each code."""
 
     warmup_steps: Annotated[int, Ge(0)] = 0
@@ -112,12 +112,9 @@ class CodebookConfig:
     restart_until: Annotated[float, Ge(0), Le(1)] = 0.8
     """Fraction of all steps after which codes are no longer moved."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerLoopConfig:
+class TokenizerLoopConfig(RangeChecked):
     """Length, optimizer, logging and checkpoints."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -159,9 +156,6 @@ class TokenizerLoopConfig:
     """Steps between sample reconstructions; 0 writes them only at the end."""
     save_every: Annotated[int, Ge(0)] = 500
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
