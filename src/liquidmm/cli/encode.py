@@ -34,10 +34,7 @@ _KEYS = {
     "--workers", type=click.IntRange(0), help="Number of processes; 0 means one per core or GPU."
 )
 @click.option(
-    "--task",
-    type=click.IntRange(0),
-    metavar="I",
-    help="Write only the shards of task I (0 to N-1).",
+    "--task", type=click.IntRange(0), metavar="I", help="Write only shards of task I (0 to N-1)."
 )
 @click.option("--num-tasks", type=click.IntRange(1), metavar="N", help="Number of tasks.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")

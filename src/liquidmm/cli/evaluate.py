@@ -46,9 +46,7 @@ def tasks() -> dict[str, Task]:
 @click.option(
     "--baseline", type=_FOLDER, help="Another causal language model to compare with (task text)."
 )
-@click.option(
-    "--limit", type=int, help="Maximum number of items per test.  [default: set by the task]"
-)
+@click.option("--limit", type=int, help="Maximum items per test.  [default: set by the task]")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option(
     "--guidance", type=float, help="Guidance scale for images.  [default: the checkpoint's]"

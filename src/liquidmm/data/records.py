@@ -120,17 +120,14 @@ def parse_record(obj: Mapping[str, Any], where: str, root: Path | str) -> Record
 
     Args:
         obj: The parsed object.
-        where: `file:line` or `file[index]`, used in messages and as the key of a record without a
-            key.
+        where: `file:line` or `file[index]`, used in messages and as the default key.
         root: Folder or URL that image paths are relative to.
 
     Raises:
         DataError: A key is missing, or its value has the wrong type or is empty.
     """
     if not isinstance(obj, Mapping):
-        raise DataError(
-            f"{where}: not a JSON object (got {describe(obj)}). Replace it with an object."
-        )
+        raise DataError(f"{where}: not a JSON object (got {describe(obj)}). Use an object.")
     common = metadata(obj, where)
     common["key"] = string(obj, "key", where, empty=True) or where
     if "messages" in obj:

@@ -187,9 +187,7 @@ class TokenStream:
             self._named += 1
             limit = self._packing.document_limit
             rest = "; further records are only counted" if self._named == _MAX_NAMED else ""
-            _LOG.warning(
-                "%s: dropped because it has %d tokens, more than %d%s", key, size, limit, rest
-            )
+            _LOG.warning("%s: dropped: %d tokens exceed %d%s", key, size, limit, rest)
 
     def _log_repeats(self) -> None:
         for source, opened, epochs in zip(self._sources, self._opened, self.epochs, strict=True):

@@ -117,8 +117,7 @@ class WorkerConfig(RangeChecked):
     RENAMED: ClassVar[Mapping[str, str]] = {"workers": "num", "decoders": "decode_threads"}
 
     num: Annotated[int, Ge(0)] = 0
-    """Number of processes; 0 means one per GPU, or one per CPU core. With `--task`, there is
-    one."""
+    """Number of processes; 0 means one per GPU or CPU core. `--task` always uses one."""
     threads: Annotated[int, Ge(1)] = 1
     """CPU cores per worker without a GPU. They affect rounding, so another value can change a few
     codes."""

@@ -67,8 +67,7 @@ class EvaluateConfig(RangeChecked):
     temperature: float | None = None
     """Temperature for images; None uses the checkpoint's."""
     resolution: Annotated[int, Ge(1)] | None = None
-    """Width and height to resize and crop images to (task reconstruction); None keeps their
-    size."""
+    """Width and height to crop images to (task reconstruction); None keeps their size."""
     batch_size: Annotated[int, Ge(1)] = 25
     """Number of images per batch."""
     device: str | None = None

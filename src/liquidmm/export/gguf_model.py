@@ -37,8 +37,7 @@ class Family:
     full_every: int = 1
     """Every n-th layer uses full attention, the others a sliding window."""
     wide_layers: int = 0
-    """With this many layers, llama.cpp scales scores by hidden size / heads instead of head
-    size."""
+    """At this many layers, llama.cpp scales scores by hidden size / heads, not head size."""
 
 
 FAMILIES: dict[str, Family] = {

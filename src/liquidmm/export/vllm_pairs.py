@@ -9,8 +9,7 @@ image depends only on its own seed.
 
 If a request's partner is not in the same step at the same code, the request is never sampled. From
 that step on, it gets the unconditional token, which images never contain: the request stops, and
-the reason is reported once. This module is independent of any engine; `vllm_plugin` connects it to
-vLLM.
+the reason is reported once. `vllm_plugin` connects this module to vLLM.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
 Select it with `--scheduler-cls liquidmm.export.vllm_scheduler.PairScheduler`. vLLM's own scheduler
 starts a request in the step after its arrival, so the requests of a pair may start in different
 steps; the logits processor (`vllm_plugin`) then stops them. This scheduler queues them
-(`vllm_pair_queue`) until both have arrived, fit into one step and have enough cache blocks to
-finish. Everything else is vLLM's scheduler, whose interface may change. Importing this module
-requires vLLM.
+(`vllm_pair_queue`) until both have arrived, fit into one step and have enough cache blocks. The
+rest is vLLM's scheduler, whose interface may change. Importing this module requires vLLM.
 """
 
 from __future__ import annotations

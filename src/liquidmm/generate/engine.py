@@ -53,8 +53,7 @@ class EngineConfig(RangeChecked):
     """"cpu" (compiled C), "torch" (fused PyTorch) or "transformers" (any family); None chooses the
     fastest that supports the model."""
     cuda_graphs: bool = False
-    """Capture decoding steps as CUDA graphs. Capturing takes seconds, so it pays off for many
-    images."""
+    """Capture decoding steps as CUDA graphs; takes seconds, so it pays off for many images."""
 
 
 class Engine:

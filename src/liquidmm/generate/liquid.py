@@ -50,8 +50,7 @@ def load(
         folder: Checkpoint folder, or owner/name on the Hugging Face hub; None is the model shipped
             with the package.
         device: "cpu", "cuda" or "mps"; None is the fastest available.
-        dtype: "float32", "bfloat16" or "float16"; "auto" is the fastest one that the device
-            supports.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the fastest on the device.
         image_tokenizer: For a checkpoint without one, such as `Junfeng5/Liquid_V1_7B`: a folder
             of this package or a `vqgan.ckpt`.
         engine: How to run the model; None is the default.

@@ -42,8 +42,7 @@ class GenerationRequest:
     images: tuple[ImageLike, ...] = ()
     """Input images, for checkpoints that were trained on such requests."""
     size: tuple[int, int] | None = None
-    """Width and height of a generated image in pixels, one of the trained sizes; None is the
-    default."""
+    """Width and height of a generated image in pixels, a trained size; None is the default."""
     n: Annotated[int, Ge(1)] = 1
     """Number of samples; sample i uses ``seed + i``."""
     seed: int = 0

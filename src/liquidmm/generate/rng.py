@@ -50,7 +50,7 @@ def splitmix64(seed: Tensor, number: Tensor) -> Tensor:
 def exponential(seeds: Tensor, steps: Tensor, columns: Tensor) -> Tensor:
     """Return standard exponential random numbers.
 
-    The column with the largest ``probability / number`` is then a sample from the distribution: the
+    The column with the largest ``probability / number`` is then a sample of the distribution: the
     waiting time ``number / probability`` of a column is exponential with its probability as the
     rate.
 

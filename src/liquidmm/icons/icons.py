@@ -63,8 +63,8 @@ class IconsConfig:
     held_out_concepts: Annotated[float, Ge(0), Le(0.5)] = 0.04
     """Fraction of concepts that are held out in all styles."""
     held_out_pairs: Annotated[float, Ge(0), Le(0.5)] = 0.06
-    """Fraction of (concept, style) pairs that are held out; training includes two other styles of
-    the concept."""
+    """Held-out fraction of (concept, style) pairs; two other styles of the concept are trained
+    on."""
     seed: int = 0
     """Seed for the split."""
 

@@ -66,8 +66,7 @@ _COMPOSITIONS = {
 }  # fmt: skip
 """Number of things of each kind in a scene, and the weight of such scenes."""
 _MAX_QUESTIONS = {1: 5, 2: 5, 3: 4, 4: 4}
-"""By number of things: more things need longer answers, and a conversation is limited to 256
-tokens."""
+"""By number of things: more things need longer answers, which must fit in 256 tokens."""
 _MIN_OBJECTS = 8
 """Minimum number of objects that a style needs for scenes."""
 
@@ -81,8 +80,7 @@ class ScenesConfig:
     seed: int = 0
     """Random seed."""
     size: Annotated[int, Ge(32)] = 64
-    """Width and height of the images in pixels; a multiple of 16 so that cells align with 8 x 8
-    codes."""
+    """Width and height in pixels; a multiple of 16, which aligns cells with 8 x 8 codes."""
     held_out: Annotated[float, Ge(0), Le(0.5)] = 0.1
     """Fraction of combinations that are held out."""
     icon_questions: Annotated[float, Ge(0), Le(10)] = 0.1

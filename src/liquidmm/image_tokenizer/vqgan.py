@@ -32,13 +32,11 @@ class VQGANConfig:
     base_channels: Annotated[int, Ge(1)] = 128
     """Channels at full resolution."""
     channel_multipliers: tuple[Annotated[int, Ge(1)], ...] = (1, 1, 2, 2, 4)
-    """Channels of each level as multiples of ``base_channels``; each level except the last halves
-    width and height."""
+    """Channels of each level, in ``base_channels``; all levels but the last halve the size."""
     num_res_blocks: Annotated[int, Ge(1)] = 2
     """Residual blocks of each encoder level; the decoder has one more."""
     attention_resolutions: tuple[int, ...] = ()
-    """Sizes in pixels, for images of ``resolution``, of the levels with attention; the middle
-    always has attention."""
+    """Sizes in pixels, at ``resolution``, of levels with attention; the middle always has it."""
     latent_channels: Annotated[int, Ge(1)] = 256
     """Channels between encoder or decoder and the 1x1 convolutions of the quantizer."""
     code_dim: Annotated[int, Ge(1)] = 256

@@ -90,8 +90,7 @@ class Checkpoint:
             folder: A folder, or owner/name on the Hugging Face hub.
             device: Device of the model and the image tokenizer; None chooses the fastest.
             dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU.
-            image_tokenizer: Image tokenizer to use instead; None loads the folder's own, if it has
-                one.
+            image_tokenizer: Other image tokenizer to use; None loads the folder's own, if any.
 
         Raises:
             CheckpointError: The folder is not a Liquid checkpoint, its parts do not match, or a
@@ -201,8 +200,7 @@ def load_language_model(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True, **options
             )
             model, report = loaded
-    # Broken files raise a dozen types of errors, including safetensors' own, which has no public
-    # base.
+    # Broken files raise a dozen error types; safetensors' own has no public base class.
     except Exception as error:
         raise CheckpointError(
             f"{folder}: the weights cannot be read ({first_line(error)}). "

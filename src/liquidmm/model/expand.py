@@ -58,8 +58,7 @@ class ExpandConfig:
     """Number of image tokens; None uses the image tokenizer's, or 8192 without one."""
     init: InitMethod = "mean"
     """Initial values of the new rows: the mean of the old rows; samples from their normal
-    distribution (mean and covariance); or the image tokenizer's vectors, randomly projected around
-    that mean."""
+    distribution; or the image tokenizer's vectors, randomly projected around that mean."""
     init_std: Annotated[float, Ge(0)] = 1.0
     """Standard deviation for `normal` and `codebook`, relative to the old rows. transformers' own
     resizing corresponds to 3.2e-5."""
@@ -132,8 +131,7 @@ def load_base(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     """Load a language model in its own dtype, and its tokenizer.
 
     Raises:
-        CheckpointError: The model is missing, broken, not a decoder, or already a Liquid
-            checkpoint.
+        CheckpointError: The base is missing, broken, not a decoder, or already expanded.
     """
     if str(base).endswith(".gguf"):
         return _load_gguf(Path(base))

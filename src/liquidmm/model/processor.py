@@ -56,8 +56,7 @@ class LiquidProcessor(ProcessorMixin):
             vocabulary: The layout of its ids.
             sizes: Width and height in pixels of the training images; empty if there were none.
             resize: How training images were fitted to ``sizes``.
-            sampling: The model's defaults for fields of
-                `liquidmm.generate.sampling.SamplingConfig`.
+            sampling: The model's defaults in `liquidmm.generate.sampling.SamplingConfig`.
 
         Raises:
             CheckpointError: The tokenizer has other ids for the special tokens.

@@ -107,8 +107,7 @@ class LoopConfig:
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     """Number of most recent checkpoints to keep."""
     loss_spike_sigma: Annotated[float, Ge(0)] = 6.0
-    """Report losses that are this many standard deviations above the running mean; 0 disables
-    it."""
+    """Report losses this many standard deviations above the running mean; 0 disables it."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -80,8 +80,7 @@ def flops_per_token(
     Args:
         config: Configuration of any causal language model of transformers.
         document_tokens: Tokens per document. Attention is causal, so a token attends to half of
-            them on average; for documents of different lengths, pass twice the mean number of
-            attended tokens.
+            them on average; for documents of different lengths, pass twice that mean.
         target_fraction: Fraction of the tokens with a target, 0 to 1; the loss computes the head
             only for these.
         trained_fraction: Fraction of the matrix weights of the blocks that is trained; a frozen

@@ -59,8 +59,7 @@ class ModelConfig:
     """Keep only the input of each block and recompute the rest in the backward pass. This takes
     about a third more computation and a fraction of the memory."""
     compile: bool = False
-    """Compile the decoder blocks. This takes about a minute at the start and makes steps faster on
-    a GPU."""
+    """Compile the decoder blocks; takes about a minute and makes steps faster on a GPU."""
     freeze: tuple[str, ...] = ()
     """Parameters to freeze, as patterns such as "model.layers.*" for the names in the
     safetensors."""

@@ -34,8 +34,7 @@ class OptimConfig(RangeChecked):
     }
 
     lr: Annotated[float, Gt(0)] = 2e-5
-    """Peak learning rate (paper: 2e-5 for a 7B model). Small models trained from scratch need about
-    1e-3."""
+    """Peak learning rate (paper: 2e-5 for a 7B model). Small models from scratch: about 1e-3."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warmup."""
     warmup_steps: Annotated[int, Ge(0)] = 0

@@ -1,9 +1,8 @@
 """The training loop of the language model; pretraining and fine-tuning differ only in the run file.
 
 The loss of a step is the mean over all its targets for any number of micro-batches and ranks. A
-resumed run equals an uninterrupted one bit for bit: the saved position determines the data of a
-step, and (seed, step, rank) determine all other randomness. Saving, evaluating and sampling do not
-affect training.
+resumed run equals an uninterrupted one bit for bit: the saved position determines the data, and
+(seed, step, rank) all other randomness. Saving, evaluating and sampling do not affect training.
 """
 
 from __future__ import annotations
@@ -87,9 +86,7 @@ def train(
             return final
         with world.raise_together():
             setup = open_setup(run, world.size, world.device)
-        world.check_equal(
-            setup.digest, "the data or checkpoint", "Use the same files on all ranks."
-        )
+        world.check_equal(setup.digest, "the data or checkpoint", "Use the same files.")
         if world.is_main:
             write_text(run.out / "run.json", json.dumps(to_dict(run), indent=2))
         trainer = _Trainer(run, setup, world, on_sample)

@@ -25,8 +25,7 @@ class Fields:
     """Names of the fields in this source, if they differ from the usual ones.
 
     A dot selects a nested field: `meta.set_name` is `set_name` in `meta`. A field that is named
-    here must exist. If only `text` is named, every record is a document, regardless of its other
-    fields.
+    here must exist. If only `text` is named, every record is a document.
     """
 
     key: str | None = None

@@ -90,8 +90,7 @@ def array_items(
     The stream is at its start, or at byte `start`, where the item `first` begins.
 
     Raises:
-        DataError: An item and the rest of the file cannot be parsed; the message names the file and
-            item.
+        DataError: An item cannot be parsed; the message contains the file and item.
         OSError: The file cannot be read.
     """
     index = first

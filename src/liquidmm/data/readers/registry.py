@@ -58,8 +58,7 @@ _HASHED_BYTES = 2**28
 """Maximum size of a source whose digest is computed from the content."""
 _BLOCK = 2**20
 _CHECKED = 100
-"""Number of records whose fields are checked at the start, in the middle and at the end of a
-source."""
+"""Records at the start, middle and end of a source whose fields are checked."""
 
 
 def files_of(config: SourceConfig) -> tuple[str, list[File]]:

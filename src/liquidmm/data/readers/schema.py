@@ -27,8 +27,7 @@ _COMMON_FIELDS = frozenset(
 """Fields that any layout reads or rejects under our name."""
 
 METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
-"""Tables that describe the images in their folder and its subfolders, as in Hugging Face's
-ImageFolder."""
+"""Tables that describe the images in and below their folder, as in ImageFolder."""
 
 _CONTENT = frozenset({"image", "text", "messages"})
 
