@@ -279,7 +279,7 @@ class Sequences:
         return pieces
 
     def _encode_pieces(self, pieces: list[Piece]) -> tuple[list[int], list[bool]]:
-        """Tokenize adjacent text as one, so that the tokens equal those of the whole text.
+        """Tokenize adjacent text together, which gives the same tokens as the whole text.
 
         Text is split where an answer starts or ends because inference splits there too.
         """

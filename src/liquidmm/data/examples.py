@@ -58,7 +58,7 @@ class Example:
     input_ids: TokenIds
     """Token ids, (T,), int32."""
     labels: TokenIds
-    """The token id where it is trained on, `IGNORE_INDEX` elsewhere; (T,), int32."""
+    """Token ids to train on, `IGNORE_INDEX` elsewhere; (T,), int32."""
     task: Task
     key: str = ""
     """Key of the record, for messages."""

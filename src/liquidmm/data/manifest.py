@@ -91,7 +91,7 @@ class Manifest:
     schema_version: int
     provenance: Provenance
     complete: bool
-    """Whether all shards are written; until then, the manifest lists none."""
+    """Whether all shards are written; until then, no shards are listed."""
     num_chunks: int
     """Number of chunks in the source, which equals the number of shards."""
     columns: dict[str, str]

@@ -66,7 +66,7 @@ class PackedSequence:
     input_ids: TokenIds
     """Token ids, (T,), int32."""
     labels: TokenIds
-    """The token id where it is trained on, else `IGNORE_INDEX`; (T,), int32; not shifted."""
+    """Token ids to train on, `IGNORE_INDEX` elsewhere; (T,), int32; not shifted."""
     position_ids: TokenIds
     """Position in the document, from 0; (T,), int32."""
     task_ids: TokenIds
@@ -150,7 +150,7 @@ def pack(
 
 
 def split(example: Example, config: PackingConfig) -> list[Example]:
-    """Split an example into pieces that fit, in order; return none if the example is dropped.
+    """Split an example into pieces that fit, in order; return an empty list if it is dropped.
 
     Raises:
         DataError: As for `pack`.

@@ -59,7 +59,7 @@ class ImageTextRecord(_Record):
 
     image: ImageSource
     captions: tuple[str, ...]
-    """One or more captions, none empty; the first is the canonical one."""
+    """One or more non-empty captions; the first is the canonical one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,7 @@ class EngineConfig(RangeChecked):
 
 
 class Engine:
-    """Answers requests with one model. Threads may share an engine; they take turns."""
+    """Answers requests with one model. Threads can share an engine; they take turns."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The Python API: a checkpoint that generates and describes images, answers questions and chats.
 
-The same seed gives the same result. Generated images are PIL images, RGB; an input image may also
+The same seed gives the same result. Generated images are PIL images, RGB; an input image can also
 be a path or the codes that `encode` returned. Images use the checkpoint's own sampling defaults, or
 those of the reference implementation; `describe` and `ask` are greedy, `chat` samples.
 """

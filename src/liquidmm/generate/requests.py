@@ -86,7 +86,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRequest:
-    """One text to generate, in tokens; it may contain images."""
+    """One text to generate, in tokens; it can contain images."""
 
     prompt: tuple[int, ...]
     max_tokens: Annotated[int, Ge(1)]

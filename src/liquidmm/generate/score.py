@@ -49,7 +49,7 @@ def score(
         model: Causal language model in eval mode.
         size: Number of tokens in its vocabulary.
         prompt: Tokens before the answers, at least one.
-        answers: Tokens of each answer, at least one; they may include codes.
+        answers: Tokens of each answer, at least one; they can include codes.
 
     Raises:
         DataError: The prompt or an answer is empty, or both together exceed the context.

@@ -181,7 +181,7 @@ def choose(
     Args:
         icons: The set.
         table: Known concepts.
-        trademarks: Names that only a set of emoji may use.
+        trademarks: Names that are allowed only in a set of emoji.
         dropped: Number of dropped icons by reason; updated.
 
     Returns:

@@ -4,7 +4,7 @@ Chunking is deterministic, and reading the chunks in order gives the records of 
 for any chunk size. Rejected records are yielded with a reason, so nothing is lost silently. Memory
 use does not depend on the size of the files.
 
-Formats, by suffix (each may be compressed: .gz, .zst, .bz2, .xz, .lz4):
+Formats, by suffix (each can be compressed: .gz, .zst, .bz2, .xz, .lz4):
 
 ===========  =================================================================================
 jsonl        .jsonl, .ndjson, and .json that contains lines

@@ -84,7 +84,7 @@ class SourceConfig:
     image_root: str | None = None
     """Folder or URL that image paths are relative to; None means the folder of the file."""
     fields: Fields = field(default_factory=Fields)
-    """Names of the fields, where they differ from the usual ones."""
+    """Names of the fields, if they differ from the usual ones."""
     splits: tuple[str, ...] = ()
     """Splits to read; empty reads all records."""
     name: str = ""

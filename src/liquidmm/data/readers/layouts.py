@@ -46,7 +46,7 @@ class Layout:
     """Fields of the records of a dataset."""
 
     keys: tuple[str, ...]
-    """Keys, of which every record has at least one."""
+    """Keys; every record has at least one of them."""
     parse: Callable[[Mapping[str, Any], str, Path | str], Record] = parse_record
     """Parser of a record whose fields have our names."""
     names: FieldNames = field(default_factory=dict)

@@ -234,7 +234,7 @@ def _metadata_files(root: str, names: Sequence[str], folders: Sequence[str]) -> 
 
 
 def _data_files(root: str, form: str) -> list[str]:
-    """Return the files of one format in a folder; none if it is a folder of images.
+    """Return the files of one format in a folder, or an empty list for a folder of images.
 
     JSON files next to files of another format are assumed to describe them.
     """

@@ -103,7 +103,7 @@ class OutputHead:
     """Logits of a range of tokens from last hidden states, by the model's own code."""
 
     def __init__(self, model: PreTrainedModel, tokens: slice) -> None:
-        """Create a view of a model with a linear head, which may be tied and have a bias."""
+        """Create a view of a model with a linear head, which can be tied and have a bias."""
         full = cast("nn.Linear", model.get_output_embeddings())  # type: ignore[no-untyped-call]
         weight = full.weight.detach()[tokens]
         has_bias = full.bias is not None

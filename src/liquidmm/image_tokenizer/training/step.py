@@ -222,7 +222,7 @@ class VQGANForTraining:
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return reconstructions in [-1, 1] of uint8 images by the averaged model, and their codes.
 
-        The codes are flat; there are none during the warmup.
+        The codes are flattened, and empty during the warmup.
         """
         made, codes = [], []
         for part in torch.split(images, self.run.train.batch_size):
