@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 from annotated_types import Ge, Gt, Le
 
-from liquidmm.config import check_ranges, from_dict, load_run, to_dict
+from liquidmm.config import from_dict, load_run, to_dict
 from liquidmm.errors import ConfigError
+from liquidmm.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

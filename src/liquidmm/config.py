@@ -1,10 +1,9 @@
 """Run files: TOML (or any mapping) to frozen dataclasses and back.
 
-A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`, `tuple[X,
-...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the only
-default. Ranges are declared as `Annotated[int, Ge(1)]`; the dataclass extends `RangeChecked`, or
-calls `check_ranges(self)` in its own `__post_init__`. A class variable ``RENAMED`` maps old keys to
-new ones, so the error for an old run file suggests the new key.
+A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the
+only default, and `ranges` checks its bounds. A class variable ``RENAMED`` maps old keys to new ones,
+so the error for an old run file suggests the new key.
 
 Unknown, missing and ill-typed keys raise `ConfigError` with the file and the dotted key. An int is
 accepted where a float is expected; a bool is never a number. Relative paths are relative to the
@@ -15,15 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
-
-from annotated_types import Ge, Gt, Le, Lt
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from liquidmm.errors import ConfigError, suggest
 
@@ -81,35 +77,6 @@ def to_dict(config: DataclassInstance) -> dict[str, Any]:
     A Path becomes a string, and a tuple becomes a list.
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def check_ranges(config: DataclassInstance) -> None:
-    """Check every field against the bounds of its ``Annotated`` type; call it in `__post_init__`.
-
-    Bounds apply to each element of a tuple and not to None. Floats must be finite.
-
-    Raises:
-        ConfigError: A value is out of range; the message starts with the name of the field.
-    """
-    hints = _annotated_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        bounds = _bounds(hints[field.name])
-        if not bounds and not isinstance(value, float):
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        if not all(_is_inside(item, bounds) for item in values if item is not None):
-            expected = " and ".join(map(_describe_bound, bounds)) or "finite"
-            raise ConfigError(f"{field.name}: expected a number {expected}, got {value!r}.")
-
-
-class RangeChecked:
-    """Base of configurations that check only their ranges."""
-
-    __slots__ = ()
-
-    def __post_init__(self) -> None:
-        check_ranges(cast("DataclassInstance", self))
 
 
 def _plain(value: Any) -> Any:
@@ -192,42 +159,6 @@ def _item(node: Any, key: str, override: str) -> Any:
 @functools.cache
 def _hints(schema: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(schema)
-
-
-@functools.cache
-def _annotated_hints(schema: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(schema, include_extras=True)
-
-
-def _bounds(kind: Any) -> tuple[Any, ...]:
-    """Return the bounds of a type, of its non-None option, or of its elements."""
-    if typing.get_origin(kind) is Annotated:
-        return tuple(item for item in kind.__metadata__ if isinstance(item, Ge | Gt | Le | Lt))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
-        for option in typing.get_args(kind):
-            if bounds := _bounds(option):
-                return bounds
-    return ()
-
-
-def _is_inside(value: Any, bounds: tuple[Any, ...]) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    tests = {
-        Ge: lambda bound: value >= bound.ge,
-        Gt: lambda bound: value > bound.gt,
-        Le: lambda bound: value <= bound.le,
-        Lt: lambda bound: value < bound.lt,
-    }
-    return all(tests[type(bound)](bound) for bound in bounds)
-
-
-def _describe_bound(bound: Any) -> str:
-    if isinstance(bound, Ge):
-        return f"of at least {bound.ge}"
-    if isinstance(bound, Gt):
-        return f"above {bound.gt}"
-    return f"of at most {bound.le}" if isinstance(bound, Le) else f"below {bound.lt}"
 
 
 def _name_of(kind: Any) -> str:

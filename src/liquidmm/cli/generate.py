@@ -106,9 +106,9 @@ def command(**options: Any) -> None:
 
 def _request(options: dict[str, Any]) -> GenerationRequest:
     """Check what can be checked without the model and return the request."""
-    from liquidmm.config import check_ranges
     from liquidmm.generate.requests import GenerationRequest
     from liquidmm.generate.sampling import SamplingConfig
+    from liquidmm.ranges import check_ranges
 
     request = GenerationRequest(
         prompt=options["prompt"] or "",

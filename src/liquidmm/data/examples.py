@@ -14,10 +14,10 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from liquidmm import prompts
-from liquidmm.config import RangeChecked
 from liquidmm.data.records import Message
 from liquidmm.data.samples import Sample, SampleKind
 from liquidmm.errors import ConfigError, DataError, suggest
+from liquidmm.ranges import RangeChecked
 from liquidmm.sequences import Sequences
 
 IGNORE_INDEX = -100

@@ -15,11 +15,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge
 
-from liquidmm.config import check_ranges
 from liquidmm.data.examples import TASK_KINDS, TASKS, Example, ExampleBuilder, Probability, Task
 from liquidmm.data.shards import SampleView, Shards, read_shards
 from liquidmm.data.shuffle import round_keys, shuffled
 from liquidmm.errors import ConfigError, DataError, suggest
+from liquidmm.ranges import check_ranges
 
 ORDER, CHOICES, BUFFER = range(3)
 """First element of the seeds for a source's order, for an example's random choices, and for the

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from liquidmm.config import check_ranges
 from liquidmm.data.examples import IGNORE_INDEX, TASKS, Example, TokenIds
 from liquidmm.errors import ConfigError, DataError
+from liquidmm.ranges import check_ranges
 
 PADDING_TASK = -1
 """Task id of padding."""

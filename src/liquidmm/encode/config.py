@@ -13,10 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from liquidmm.config import RangeChecked, check_ranges, to_dict
+from liquidmm.config import to_dict
 from liquidmm.data.readers import SourceConfig
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.tokenizer import Precision
+from liquidmm.ranges import RangeChecked, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

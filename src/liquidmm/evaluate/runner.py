@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 from annotated_types import Ge
 from PIL import Image
 
-from liquidmm.config import RangeChecked
 from liquidmm.errors import CheckpointError, ConfigError, DataError, suggest
 from liquidmm.evaluate.journal import Journal
 from liquidmm.evaluate.report import Report
 from liquidmm.generate.engine import EngineConfig
 from liquidmm.generate.liquid import DEFAULT_MODEL, load
 from liquidmm.generate.sampling import SamplingConfig
+from liquidmm.ranges import RangeChecked
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]

@@ -19,7 +19,6 @@ from annotated_types import Ge
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError, DataError, LiquidError
 from liquidmm.generate.backends import (
     Backend,
@@ -35,6 +34,7 @@ from liquidmm.generate.outputs import End, Event, ImageStep
 from liquidmm.generate.requests import ImageRequest, TokenRequest
 from liquidmm.generate.scheduler import Scheduler
 from liquidmm.generate.state import ModelSpec, RequestHandle
+from liquidmm.ranges import RangeChecked
 from liquidmm.vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]

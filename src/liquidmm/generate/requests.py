@@ -13,12 +13,12 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, DataError, suggest
 from liquidmm.generate.images import ImageCodec, ImageLike
 from liquidmm.generate.rng import check_seed
 from liquidmm.generate.sampling import DEFAULT_CHAT_SAMPLING, GREEDY_SAMPLING, SamplingConfig
 from liquidmm.prompts import IMAGE_PLACEHOLDER
+from liquidmm.ranges import check_ranges
 from liquidmm.sequences import Sequences, Turn
 
 MODES = ("image", "text", "caption", "interleaved")

@@ -17,8 +17,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from liquidmm.config import RangeChecked, from_dict
+from liquidmm.config import from_dict
 from liquidmm.errors import CheckpointError, ConfigError
+from liquidmm.ranges import RangeChecked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

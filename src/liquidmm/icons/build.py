@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from liquidmm.config import RangeChecked
 from liquidmm.data.readers import read_jsonl
 from liquidmm.errors import DataError
 from liquidmm.files import atomic_folder
@@ -23,6 +22,7 @@ from liquidmm.icons.icons import IconsConfig, Progress, build_icons
 from liquidmm.icons.io import find_tarball, text_hash, write_jsonl, write_summary
 from liquidmm.icons.scenes import ScenesConfig, build_scenes
 from liquidmm.icons.text import TextConfig, build_text
+from liquidmm.ranges import RangeChecked
 from liquidmm.runtime import get_logger
 
 PARTS = ("icons", "scenes", "text")

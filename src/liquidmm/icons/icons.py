@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from PIL import Image
 
-from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import captions
@@ -36,6 +35,7 @@ from liquidmm.icons.icon_sets import (
     read_trademarks,
 )
 from liquidmm.icons.io import hash_share, write_jsonl, write_summary
+from liquidmm.ranges import check_ranges
 from liquidmm.runtime import require_extra
 
 DEFAULT_STYLES = ("noto", "twemoji", "fluent-emoji-flat", "emojione")

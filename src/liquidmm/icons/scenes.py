@@ -26,7 +26,6 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from PIL import Image
 
-from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import with_article
@@ -42,6 +41,7 @@ from liquidmm.icons.scene_language import (
     scene_questions,
     verdict,
 )
+from liquidmm.ranges import check_ranges
 
 OBJECTS = (
     "red-apple", "banana", "pear", "strawberry", "carrot", "mushroom", "pizza", "doughnut", "dog",

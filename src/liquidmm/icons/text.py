@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from liquidmm.config import RangeChecked
 from liquidmm.files import atomic_folder
 from liquidmm.icons.captions import indefinite, is_mass, is_plural, plural, with_article
 from liquidmm.icons.io import hash_share, read_rows, write_jsonl, write_summary
 from liquidmm.icons.small_talk import TALK
 from liquidmm.icons.wordnet import Meaning, WordNet, read_wordnet
+from liquidmm.ranges import RangeChecked
 
 SOURCE = "WordNet 3.1, Princeton University"
 """Source of all WordNet text."""

@@ -16,8 +16,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError
+from liquidmm.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

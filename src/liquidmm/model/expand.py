@@ -25,7 +25,6 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from liquidmm.config import check_ranges
 from liquidmm.errors import CheckpointError, ConfigError, suggest
 from liquidmm.image_tokenizer.tokenizer import load_image_tokenizer
 from liquidmm.model.checkpoint import (
@@ -38,6 +37,7 @@ from liquidmm.model.checkpoint import (
 )
 from liquidmm.model.processor import PROCESSOR_FILE, LiquidProcessor, load_tokenizer, read_config
 from liquidmm.model.special_tokens import add_special_tokens
+from liquidmm.ranges import check_ranges
 from liquidmm.runtime import generator, require_extra
 from liquidmm.vocabulary import SPECIAL_TOKENS, Vocabulary
 

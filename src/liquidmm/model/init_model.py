@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Ge
 
 from liquidmm import prompts
-from liquidmm.config import check_ranges
 from liquidmm.errors import ConfigError, DataError
 from liquidmm.files import atomic_folder
+from liquidmm.ranges import check_ranges
 from liquidmm.runtime import generator
 
 if TYPE_CHECKING:

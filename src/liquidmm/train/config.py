@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from liquidmm.config import RangeChecked, check_ranges, to_dict
+from liquidmm.config import to_dict
 from liquidmm.data.examples import ExampleConfig
 from liquidmm.data.mixture import Source, check_sources
 from liquidmm.data.packing import PackingConfig
 from liquidmm.errors import ConfigError
+from liquidmm.ranges import RangeChecked, check_ranges
 from liquidmm.train.distributed import ParallelConfig
 from liquidmm.train.model import ModelConfig
 from liquidmm.train.optim import OptimConfig

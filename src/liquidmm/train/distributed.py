@@ -26,8 +26,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError, LiquidError
+from liquidmm.ranges import RangeChecked
 from liquidmm.runtime import resolve_device
 
 T = TypeVar("T")

@@ -20,10 +20,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from liquidmm.config import RangeChecked
 from liquidmm.data.examples import IGNORE_INDEX
 from liquidmm.data.packing import PackedSequence, split
 from liquidmm.model.checkpoint import empty_language_model
+from liquidmm.ranges import RangeChecked
 from liquidmm.runtime import resolve_device
 from liquidmm.train.config import TrainConfig
 from liquidmm.train.distributed import Distributed

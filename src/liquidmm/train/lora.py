@@ -16,8 +16,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from liquidmm.config import RangeChecked
 from liquidmm.errors import ConfigError
+from liquidmm.ranges import RangeChecked
 from liquidmm.runtime import require_extra
 from liquidmm.vocabulary import Vocabulary
 

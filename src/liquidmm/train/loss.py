@@ -16,8 +16,8 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional
 
-from liquidmm.config import RangeChecked
 from liquidmm.data.examples import IGNORE_INDEX
+from liquidmm.ranges import RangeChecked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 from transformers import PreTrainedModel
 
-from liquidmm.config import RangeChecked
+from liquidmm.ranges import RangeChecked
 from liquidmm.train.distributed import full_tensor
 from liquidmm.train.lora import is_new_rows, unwrap
 from liquidmm.train.muon import Muon

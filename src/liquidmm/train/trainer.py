@@ -60,9 +60,7 @@ def train(
     every rank calls this with the same run file.
 
     Args:
-        run: The run file.
         on_sample: Called every ``run.train.sample_every`` steps and at the end.
-        on_step: Called before each step.
         resume: Accept changed settings.
 
     Returns:

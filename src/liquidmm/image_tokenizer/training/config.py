@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from liquidmm.config import RangeChecked, check_ranges
 from liquidmm.errors import ConfigError
 from liquidmm.image_tokenizer.vqgan import VQGANConfig
+from liquidmm.ranges import RangeChecked, check_ranges
 
 Part = Literal["encoder", "codebook", "decoder"]
 Weight = Annotated[float, Ge(0)]
