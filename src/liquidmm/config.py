@@ -1,9 +1,9 @@
 """Run files: TOML (or any mapping) to frozen dataclasses and back.
 
 A schema is a dataclass whose fields are bool, int, float, str, Path, Literal, `X | None`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The field's default is the
-only default, and `ranges` checks its bounds. A class variable ``RENAMED`` maps old keys to new ones,
-so the error for an old run file suggests the new key.
+`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` or another such dataclass. The default of a field is
+the only default, and `ranges` checks its bounds. A class variable ``RENAMED`` maps old keys to new
+ones, so the error for an old run file suggests the new key.
 
 Unknown, missing and ill-typed keys raise `ConfigError` with the file and the dotted key. An int is
 accepted where a float is expected; a bool is never a number. Relative paths are relative to the

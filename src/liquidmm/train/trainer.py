@@ -56,11 +56,12 @@ def train(
 ) -> Path:
     """Train a checkpoint, or resume a run with the same settings.
 
-    SIGTERM and SIGINT stop the run after the current step and save a checkpoint. Under `torchrun`,
-    every rank calls this with the same run file.
+    SIGTERM and SIGINT stop the run after the current step and save a checkpoint.
 
     Args:
+        run: The run file; the same on every rank of `torchrun`.
         on_sample: Called every ``run.train.sample_every`` steps and at the end.
+        on_step: Called before each step.
         resume: Accept changed settings.
 
     Returns:
@@ -68,8 +69,7 @@ def train(
 
     Raises:
         ConfigError: ``run.out`` contains a run with other settings, or no run to resume.
-        CheckpointError: A checkpoint cannot be loaded.
-        DataError: A folder of shards cannot be read or does not fit.
+        CheckpointError, DataError: A checkpoint or a folder of shards cannot be read.
         LiquidError: The gradient is not finite, the ranks differ, or a file cannot be written.
     """
     tune_cpu_allocator()
